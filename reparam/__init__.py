@@ -1,0 +1,61 @@
+"""reparam: re-parameterizable blocks for PyTorch, exact at every moment and fused into one convolution."""
+
+from .block import ReparamBlock
+from .blocks import ECB, RepSRBlock, RepVGGBlock
+from .branches import (
+    AvgPoolBranch,
+    Branch,
+    ConvBNBranch,
+    ConvBranch,
+    ExpandSqueezeBranch,
+    IdentityBranch,
+    LaplacianBranch,
+    SequentialBranch,
+    SobelBranch,
+)
+from .errors import FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
+from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
+from .fuse import fuse, fused
+from .inspect import inspect_model
+from .kernels import Kernel
+from .models import PlainSR, RepSR, create_model, list_models
+from .norm import FrozenStatsBN
+from .spec import ConvSpec
+from .verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ECB",
+    "AvgPoolBranch",
+    "Branch",
+    "ConvBNBranch",
+    "ConvBranch",
+    "ConvSpec",
+    "ExpandSqueezeBranch",
+    "FrozenStatsBN",
+    "FuseError",
+    "IdentityBranch",
+    "Kernel",
+    "LaplacianBranch",
+    "NotLinearError",
+    "PlainSR",
+    "RepSR",
+    "RepSRBlock",
+    "RepVGGBlock",
+    "ReparamBlock",
+    "ReparamError",
+    "SequentialBranch",
+    "SobelBranch",
+    "SpecError",
+    "StatisticsError",
+    "create_model",
+    "freeze_bn_stats",
+    "fuse",
+    "fused",
+    "inspect_model",
+    "list_models",
+    "recalibrate_bn_stats",
+    "unfreeze_bn_stats",
+    "verify",
+]

@@ -1,0 +1,21 @@
+"""The errors of this library: all are `ReparamError`, and each is also the builtin kind a caller would expect."""
+
+
+class ReparamError(Exception):
+    """Base of every error raised on purpose by this library."""
+
+
+class SpecError(ReparamError, ValueError):
+    """An argument that no convolution, branch, block or model can have."""
+
+
+class NotLinearError(ReparamError, TypeError):
+    """A module that is not an affine convolution, so that it has no kernel."""
+
+
+class StatisticsError(ReparamError, RuntimeError):
+    """A batch norm whose stored statistics cannot be used as they are."""
+
+
+class FuseError(ReparamError, RuntimeError):
+    """A model that cannot be fused now; the message says why and what to do."""

@@ -1,0 +1,131 @@
+"""Fusing: plain convolutions in place of blocks, on request, in a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from .branches import Branch
+from .errors import FuseError
+from .inspect import find_blocks, inspect_model
+
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
+_KEPT_HOOKS = [name for name in _HOOKS if name.startswith(("_forward", "_backward"))]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, DataParallel, torch.compile and AveragedModel, however nested."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # torch.compile's OptimizedModule, known without importing the compiler
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Replaces every block of a model by the one convolution that it is equal to.
+
+    Kernels are computed in float64 and rounded once. Each convolution keeps the dtype, device, memory format, mode,
+    hooks and `requires_grad` of its block; a block used in several places becomes one convolution used in the same
+    places. Wrappers (DDP, DataParallel, `torch.compile`, `AveragedModel`) are taken off. Fusing what is fused already
+    gives a copy of it.
+
+    Args:
+        model: a model that holds blocks, or a block itself, in eval mode or with frozen batch norms.
+        inplace: change `model` itself instead of a copy.
+
+    Returns:
+        The fused copy, or `model` if `inplace`.
+
+    Raises:
+        FuseError: if no block is found; if a batch norm of a block uses batch statistics or never saw a batch, each
+            named; or if `inplace` is asked for a wrapped model or for a block itself. The model is unchanged then.
+
+    Example:
+        >>> import torch
+        >>> from reparam import ECB
+        >>> net = nn.Sequential(ECB(3, 8), nn.PReLU(8), ECB(8, 3)).eval()
+        >>> x = torch.rand(1, 3, 16, 16)
+        >>> torch.allclose(fuse(net)(x), net(x), atol=1e-5)
+        True
+    """
+    inner = unwrap(model)
+    if inplace and inner is not model:
+        raise FuseError(
+            f"cannot fuse a {type(model).__name__} in place, as the wrapper holds on to what would be replaced; fuse "
+            "the model inside of it, or leave inplace=False for a fused copy without the wrapper"
+        )
+    blocks = find_blocks(inner)
+    if not blocks and not any("fused_from" in vars(module) for module in inner.modules()):
+        raise FuseError(
+            f"found no block to fuse in {type(inner).__name__}; blocks are modules such as RepSRBlock, or "
+            "subclasses of reparam.Branch. inspect_model(model) lists what is found"
+        )
+    if problems := [f"{name}: {why}" for block in inspect_model(inner).blocks for name, why in block.problems.items()]:
+        raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
+    convs: dict[int, nn.Module] = {id(block): block.to_conv() for block in blocks.values()}
+    if inplace:
+        return _replace(inner, blocks, convs)
+    # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
+    memo: dict[int, Any] = dict(convs)
+    plain = copy.deepcopy(inner, memo)
+    for block in blocks.values():
+        _keep_hooks(block, convs[id(block)], memo)
+    return plain
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[nn.Module]:
+    """A fused copy in eval mode for the length of a `with`: for validation in the middle of training.
+
+    The model may be in train mode: the copy uses the running statistics, as the model would in eval mode, and the
+    model is not touched.
+
+    Args:
+        model: as for `fuse`.
+
+    Raises:
+        FuseError: if no block is found, or a batch norm of a block never saw a batch.
+
+    Example:
+        >>> import torch
+        >>> from reparam import create_model
+        >>> net = create_model("repsr_m1c8_x2").train()
+        >>> x = torch.rand(2, 3, 12, 12)
+        >>> _ = net(x)  # a training step
+        >>> with fused(net) as plain, torch.no_grad():
+        ...     y = plain(x)
+        >>> net.training and torch.allclose(net.eval()(x), y, atol=1e-5)
+        True
+    """
+    yield fuse(copy.deepcopy(unwrap(model)).eval())
+
+
+def _replace(model: nn.Module, blocks: dict[str, Branch], convs: dict[int, nn.Module]) -> nn.Module:
+    if id(model) in convs:
+        raise FuseError(
+            f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
+            "the convolution that fuse(block) returns"
+        )
+    for block in blocks.values():
+        _keep_hooks(block, convs[id(block)], None)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in convs:
+                setattr(parent, name, convs[id(child)])
+    return model
+
+
+def _keep_hooks(block: nn.Module, conv: nn.Module, memo: dict[int, Any] | None) -> None:
+    """Hooks that others put on the block go on with the convolution; copied, as deepcopy does, if there is a memo."""
+    for name in _KEPT_HOOKS:
+        hooks = vars(block)[name]
+        vars(conv)[name].update(hooks if memo is None else copy.deepcopy(hooks, memo))

@@ -1,0 +1,119 @@
+"""What a model holds: its blocks, and whether each is ready to be fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from .branches import Branch
+from .norm import FrozenStatsBN, norms, why_not_ready
+from .spec import ConvSpec
+
+
+def find_blocks(model: nn.Module) -> dict[str, Branch]:
+    """The outermost blocks (and branches used on their own) of a model by dotted name, each once."""
+
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, Branch]]:
+        if isinstance(module, Branch):
+            yield name, module
+            return
+        for child_name, child in module.named_children():
+            yield from walk(child, f"{name}.{child_name}" if name else child_name)
+
+    found: dict[int, tuple[str, Branch]] = {}
+    for name, block in walk(model, ""):
+        found.setdefault(id(block), (name, block))
+    return dict(found.values())
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block of a model."""
+
+    name: str
+    """Dotted name; empty for the model itself."""
+    kind: str
+    """Name of its class."""
+    spec: ConvSpec
+    """Geometry of the convolution that it is equal to."""
+    parameters: int
+    """Trained numbers in the block."""
+    fused_parameters: int
+    """Numbers in the convolution."""
+    frozen: bool | None
+    """Whether the statistics of all its batch norms are frozen; None if it has none."""
+    problems: dict[str, str]
+    """Why it cannot be fused now, by the dotted name of the batch norm; empty if it can."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `fuse` takes it as it is."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """All blocks of a model; printed, it is a table."""
+
+    blocks: tuple[BlockReport, ...]
+    """In the order in which the model holds them."""
+    parameters: int
+    """Parameters of the whole model."""
+    fused_parameters: int
+    """Parameters of the whole model after fusing."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `fuse` takes the model as it is."""
+        return bool(self.blocks) and all(block.ready for block in self.blocks)
+
+    def __str__(self) -> str:
+        width = max([len(block.name or "(model)") for block in self.blocks], default=5)
+        lines = [f"{len(self.blocks)} blocks, {self.parameters} parameters, {self.fused_parameters} after fusing"]
+        for block in self.blocks:
+            state = {True: "frozen", False: "not frozen", None: "no BN"}[block.frozen]
+            lines.append(
+                f"{block.name or '(model)':{width}}  {block.kind} ({block.spec})  {block.parameters} -> "
+                f"{block.fused_parameters} parameters, {state}, {'ready' if block.ready else 'NOT READY'}"
+            )
+            lines += [f"{'':{width}}  {name}: {why}" for name, why in block.problems.items()]
+        return "\n".join(lines)
+
+
+def inspect_model(model: nn.Module) -> ModelReport:
+    """Lists the blocks of a model: what is fusable, frozen, ready or not, and why.
+
+    Args:
+        model: any module; wrappers such as DDP only prefix the names.
+
+    Example:
+        >>> from reparam import RepSRBlock
+        >>> report = inspect_model(nn.Sequential(RepSRBlock(8)))
+        >>> report.blocks[0].name, report.ready
+        ('0', False)
+    """
+    reports = []
+    for name, block in find_blocks(model).items():
+        inside = list(norms(block))
+        spec = block.spec
+        taps = 1
+        for size in spec.kernel_size:
+            taps *= size
+        reports.append(
+            BlockReport(
+                name=name,
+                kind=type(block).__name__,
+                spec=spec,
+                parameters=sum(p.numel() for p in block.parameters()),
+                fused_parameters=spec.out_channels * (spec.in_channels // spec.groups * taps + spec.bias),
+                frozen=all(isinstance(bn, FrozenStatsBN) for _, bn in inside) if inside else None,
+                problems={
+                    f"{name}.{inner}" if name else inner: why for inner, bn in inside if (why := why_not_ready(bn))
+                },
+            )
+        )
+    total = sum(p.numel() for p in model.parameters())
+    saved = sum(report.parameters - report.fused_parameters for report in reports)
+    return ModelReport(tuple(reports), total, total - saved)

@@ -1,0 +1,17 @@
+"""One thread, fixed seeds, and how many examples hypothesis draws (HYPOTHESIS_PROFILE=nightly for many)."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("default", max_examples=100, deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

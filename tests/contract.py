@@ -1,0 +1,80 @@
+"""What every branch and every block must be: equal to one convolution, in every way a user may touch it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import torch
+from helpers import assert_close, assert_close_everywhere, slow_conv
+from torch import Tensor
+
+from reparam import Branch
+
+
+def check_equals_its_convolution(branch: Branch, x: Tensor) -> None:
+    """forward = conv with kernel() by the definition of a convolution = to_conv(), borders looked at separately."""
+    y = branch(x)
+    weight, bias = branch.kernel()
+    ring = max(max(pair) for pair in branch.spec.pads) or 1
+    assert_close_everywhere(y, slow_conv(x, weight, bias, branch.spec), ring)
+    conv = branch.to_conv()
+    assert (conv.bias is not None) == branch.spec.bias
+    assert_close_everywhere(y, conv(x), ring)
+
+
+@torch.no_grad()
+def check_is_affine(branch: Branch, x: Tensor) -> None:
+    """f(2 x - 3 z) = 2 f(x) - 3 f(z) + 2 f(0)."""
+    z = x.flip(0) * 0.5 + 1.0
+    expected = 2 * branch(x) - 3 * branch(z) + 2 * branch(torch.zeros_like(x))
+    assert_close(branch(2 * x - 3 * z), expected, 1e-11)
+
+
+def check_gradients(branch: Branch, x: Tensor) -> None:
+    """Gradients to the input and to every parameter are those of the convolution with kernel()."""
+
+    def gradients(forward) -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        y = forward(leaf)
+        weights = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+        inputs = [leaf, *branch.parameters()]
+        found = torch.autograd.grad((y * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
+        return list(found)
+
+    direct = gradients(branch)
+    through_kernel = gradients(lambda leaf: branch.spec.convolve(leaf, *branch.kernel()))
+    scale = max(float(g.abs().max()) for g in through_kernel)
+    for ours, theirs in zip(direct, through_kernel):
+        assert float((ours - theirs).abs().max()) <= 1e-11 * scale, "a gradient differs from the one through kernel()"
+
+
+@torch.no_grad()
+def check_copies(branch: Branch, fresh: Branch, x: Tensor) -> None:
+    """deepcopy, pickle and a state-dict round trip into a fresh module give the same function."""
+    y = branch(x)
+    fresh.load_state_dict(branch.state_dict(), strict=True)
+    for copied in (copy.deepcopy(branch), pickle.loads(pickle.dumps(branch)), fresh):
+        assert torch.equal(copied(x), y)
+
+
+@torch.no_grad()
+def check_dtype(branch: Branch, x: Tensor, dtype: torch.dtype) -> None:
+    """forward and to_conv keep a dtype, and stay near the float64 function."""
+    exact = branch(x)
+    lower = copy.deepcopy(branch).to(dtype)
+    conv = lower.to_conv()
+    assert {p.dtype for p in conv.parameters()} == {dtype}
+    scale = float(slow_conv(x.abs(), *(t.abs() for t in branch.kernel()), branch.spec).max())  # no cancellation in it
+    step = torch.finfo(dtype).eps
+    for y in (lower(x.to(dtype)), conv(x.to(dtype))):
+        assert y.dtype == dtype
+        error = float((y.double() - exact).abs().max())
+        assert error <= 10 * step * scale, f"error {error:.1e} at {dtype} exceeds 10 rounding steps of {scale:.1e}"
+
+
+def check_meta(branch: Branch, x: Tensor) -> None:
+    """Runs on the meta device, where only shapes exist."""
+    on_meta = copy.deepcopy(branch).to("meta")
+    assert on_meta(x.to("meta")).shape == branch(x).shape
+    assert on_meta.to_conv().weight.is_meta

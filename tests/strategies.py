@@ -1,0 +1,137 @@
+"""What hypothesis draws: geometries and seeds, never tensor elements. Sizes are small and mostly different."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from hypothesis import strategies as st
+
+from reparam import (
+    ECB,
+    AvgPoolBranch,
+    Branch,
+    ConvBNBranch,
+    ConvBranch,
+    ConvSpec,
+    ExpandSqueezeBranch,
+    IdentityBranch,
+    LaplacianBranch,
+    ReparamBlock,
+    RepSRBlock,
+    RepVGGBlock,
+    SequentialBranch,
+    SobelBranch,
+)
+from reparam.block import ConvBlock
+from reparam.branches.identity import has_identity
+from reparam.norm import _CLASS
+from reparam.spec import _CONV_CLASS, PADDING_MODES, centre
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def of_spec(block: type[ConvBlock], spec: ConvSpec, **options) -> Branch:
+    """A paper's block of this geometry."""
+    arguments = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+    return block(**arguments, **options)
+
+
+def stack(spec: ConvSpec) -> Branch:
+    """1x1, BN, k x k, BN, 1x1: a batch norm on either side of the spatial operation."""
+    conv, norm = _CONV_CLASS[spec.ndim], _CLASS[spec.ndim]
+    wide = 2 * spec.groups
+    geometry = {"stride": spec.stride, "dilation": spec.dilation, "groups": spec.groups}
+    layers = (
+        conv(spec.in_channels, wide, 1, groups=spec.groups),
+        norm(wide),
+        conv(wide, 3 * spec.groups, spec.kernel_size, **geometry),
+        norm(3 * spec.groups, eps=1e-3),
+        conv(3 * spec.groups, spec.out_channels, 1, groups=spec.groups, bias=False),
+    )
+    return SequentialBranch(spec, *layers)
+
+
+def two_spatial(spec: ConvSpec) -> Branch:
+    """k1 x k1, then k2 x k2 depthwise, which together have the taps of the spec."""
+    conv = _CONV_CLASS[spec.ndim]
+    first = tuple(centre(k) + 1 for k in spec.kernel_size)
+    second = tuple(k - k1 + 1 for k, k1 in zip(spec.kernel_size, first))
+    layers = (
+        conv(spec.in_channels, spec.out_channels, first, dilation=spec.dilation, groups=spec.groups),
+        conv(spec.out_channels, spec.out_channels, second, dilation=spec.dilation, groups=spec.out_channels),
+    )
+    return SequentialBranch(spec.replace(stride=1), *layers)
+
+
+KINDS = {
+    "IdentityBranch": IdentityBranch,
+    "IdentityBranch bn": partial(IdentityBranch, bn=True),
+    "ConvBranch": ConvBranch,
+    "ConvBranch 1x1": partial(ConvBranch, kernel_size=1),
+    "ConvBNBranch": ConvBNBranch,
+    "ExpandSqueezeBranch": partial(ExpandSqueezeBranch, bn=True),
+    "ExpandSqueezeBranch 1x1-kxk": partial(ExpandSqueezeBranch, order="1x1-kxk"),
+    "ExpandSqueezeBranch 1x1-bn-kxk": partial(ExpandSqueezeBranch, order="1x1-kxk", bn=True, bias=False),
+    "SobelBranch": SobelBranch,
+    "LaplacianBranch": LaplacianBranch,
+    "AvgPoolBranch": AvgPoolBranch,
+    "AvgPoolBranch bn": partial(AvgPoolBranch, bn=True),
+    "SequentialBranch": stack,
+    "SequentialBranch two spatial": two_spatial,
+    "ReparamBlock": lambda spec: ReparamBlock(spec, [ConvBNBranch, ConvBranch], bn=spec.bias),
+    "ReparamBlock nested": lambda spec: ReparamBlock(spec, [lambda s: ReparamBlock(s, [ConvBranch]), ConvBNBranch]),
+    "RepSRBlock": partial(of_spec, RepSRBlock, gain=1.0),
+    "ECB": partial(of_spec, ECB, identity=None),
+    "RepVGGBlock": partial(of_spec, RepVGGBlock),
+}
+"""Everything that must obey the contract, by name; each takes a spec."""
+
+
+def fits(kind: str, spec: ConvSpec) -> bool:
+    """Whether this kind exists in this geometry."""
+    if kind.startswith("IdentityBranch"):
+        return has_identity(spec)
+    if kind.startswith("AvgPoolBranch"):
+        return all(d == 1 for d in spec.dilation)
+    if kind in ("SobelBranch", "LaplacianBranch", "ECB"):
+        return all(k >= 3 for k in spec.kernel_size)
+    return True
+
+
+@st.composite
+def specs(draw, kind: str | None = None) -> ConvSpec:
+    """Any geometry: 1d to 3d, odd and even taps, stride, dilation, groups, every padding."""
+    ndim = draw(st.sampled_from([2, 2, 2, 1, 3]))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    inside, outside = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    if kind is not None and kind.startswith("IdentityBranch"):
+        outside = inside
+    high = 5 if ndim < 3 else 3
+    low = 3 if kind in ("SobelBranch", "LaplacianBranch", "ECB") else 1
+    size = tuple(draw(st.integers(low, high)) for _ in range(ndim))
+    plain = kind is not None and kind.startswith("IdentityBranch")
+    stride = 1 if plain else draw(st.sampled_from([1, 1, 1, 2, 3]))
+    pooled = kind is not None and kind.startswith("AvgPool")
+    odd = (1, 3) if plain else (1, 1, 2, 3)
+    dilation = 1 if pooled else tuple(draw(st.sampled_from(odd)) for _ in range(ndim))
+    paddings = [0, 1, 2, "valid"]
+    if stride == 1:
+        paddings += ["same", None, None, None]
+    padding = draw(st.sampled_from(paddings))
+    mode = draw(st.sampled_from(["zeros", *PADDING_MODES]))
+    bias = draw(st.booleans())
+    return ConvSpec(inside, outside, size, stride, padding, dilation, groups, bias, mode, ndim=ndim)
+
+
+@st.composite
+def cases(draw) -> tuple[str, ConvSpec, int, tuple[int, ...]]:
+    """A kind, a geometry that it exists in, a seed, and the size of an image on which the output is not empty."""
+    kind = draw(st.sampled_from(sorted(KINDS)))
+    spec = draw(specs(kind).filter(lambda spec: fits(kind, spec)))
+    if kind == "SequentialBranch two spatial":
+        spec = spec.replace(stride=1)
+    size = []
+    for k, d, s, pads in zip(spec.kernel_size, spec.dilation, spec.stride, spec.pads):
+        least = max(d * (k - 1) + 1 - sum(pads), 1, *(p + 1 for p in pads))  # reflect needs more pixels than it pads
+        size.append(least + s + draw(st.integers(0, 3)))
+    return kind, spec, draw(seeds), tuple(size)

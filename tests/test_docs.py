@@ -1,0 +1,26 @@
+"""Every python fence of the README and the docs runs, and every relative link leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCES = [
+    pytest.param(fence, id=f"{page.name}-{index}")
+    for page in PAGES
+    for index, fence in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+]
+
+
+@pytest.mark.parametrize("fence", FENCES)
+def test_fence_runs(fence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(fence, "fence", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"

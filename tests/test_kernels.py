@@ -1,0 +1,100 @@
+"""The laws of the algebra, each against a convolution written from its definition."""
+
+import pytest
+import torch
+from helpers import assert_close, slow_conv
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
+
+from reparam import ConvSpec, Kernel, SpecError, kernels
+
+
+def random_kernel(outputs, inputs, size, groups, seed) -> Kernel:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn((outputs, inputs // groups, *size), generator=generator, dtype=torch.float64)
+    return Kernel(weight, torch.randn(outputs, generator=generator, dtype=torch.float64))
+
+
+def valid(x, kernel, groups, dilation=1):
+    """A valid convolution by the definition."""
+    weight = kernel.weight
+    spec = ConvSpec(x.shape[1], weight.shape[0], kernel.size, 1, 0, dilation, groups, ndim=weight.dim() - 2)
+    return slow_conv(x, *kernel, spec)
+
+
+@st.composite
+def sizes(draw, ndim):
+    return tuple(draw(st.integers(1, 4 if ndim < 3 else 2)) for _ in range(ndim))
+
+
+@given(st.data(), seeds)
+def test_compose_is_one_convolution_after_the_other(data, seed):
+    ndim = data.draw(st.integers(1, 3))
+    groups = data.draw(st.sampled_from([1, 2, 3]))
+    k1, k2 = data.draw(sizes(ndim)), data.draw(sizes(ndim))
+    dilation = tuple(data.draw(st.sampled_from([1, 2])) for _ in range(ndim))
+    first = random_kernel(2 * groups, 3 * groups, k1, groups, seed)
+    second = random_kernel(3 * groups, 2 * groups, k2, groups, seed + 1)
+    both = kernels.compose(first, second, groups, dilation)
+    x = torch.randn(2, 3 * groups, *(a + d * (b - 1) + 1 for a, b, d in zip(k1, k2, dilation))).double()
+    assert_close(valid(x, both, groups), valid(valid(x, first, groups), second, groups, dilation))
+
+
+@given(seeds, st.sampled_from([(6, 3), (6, 2), (6, 1), (4, 2), (3, 1), (2, 2)]))
+def test_regroup_is_the_same_convolution(seed, groups):
+    fine, coarse = groups
+    kernel = random_kernel(2 * fine, 3 * fine, (2, 3), fine, seed)
+    x = torch.randn(2, 3 * fine, 4, 5).double()
+    regrouped = kernels.regroup(kernel, fine, coarse)
+    assert regrouped.weight.shape[1] == 3 * fine // coarse
+    assert_close(valid(x, regrouped, coarse), valid(x, kernel, fine))
+
+
+@given(st.data(), seeds)
+def test_embed_reads_the_same_pixels(data, seed):
+    small = data.draw(sizes(2))
+    big = tuple(k + data.draw(st.integers(0, 3)) for k in small)
+    kernel = random_kernel(2, 3, small, 1, seed)
+    x = torch.randn(2, 3, 9, 8).double()
+    spec = ConvSpec(3, 2, big, 1, 0)
+    pads = tuple((max(low, 0), max(high, 0)) for low, high in spec.pads_for(small))
+    assert pads == ((0, 0), (0, 0))  # a smaller kernel on an unpadded input only crops
+    rows, cols = (slice(-low, x.shape[2 + i] + high) for i, (low, high) in enumerate(spec.pads_for(small)))
+    assert_close(slow_conv(x, *kernels.embed(kernel, big), spec), valid(x[:, :, rows, cols], kernel, 1))
+
+
+def test_embed_refuses_to_cut():
+    with pytest.raises(SpecError, match=r"\(3, 3\) taps does not fit into kernel_size=\(3, 1\)"):
+        kernels.embed(random_kernel(1, 1, (3, 3), 1, 0), (3, 1))
+
+
+@given(seeds)
+def test_add_sums_kernels_of_different_sizes(seed):
+    a, b = random_kernel(2, 3, (3, 1), 1, seed), random_kernel(2, 3, (1, 5), 1, seed + 1)
+    x = torch.randn(1, 3, 8, 9).double()
+    total = kernels.add(a, b)
+    assert total.size == (3, 5)
+    assert_close(valid(x, total, 1), valid(x[:, :, :, 2:-2], a, 1) + valid(x[:, :, 1:-1], b, 1))
+
+
+@given(seeds)
+def test_affine_scales_and_shifts(seed):
+    kernel = random_kernel(4, 2, (3,), 2, seed)
+    scale, shift = torch.randn(2, 4).double()
+    x = torch.randn(2, 4, 6).double()
+    expected = valid(x, kernel, 2) * scale[:, None] + shift[:, None]
+    assert_close(valid(x, kernels.affine(kernel, scale, shift), 2), expected)
+
+
+@given(seeds, st.sampled_from([(2, 1), (1, 3), (2, 3)]))
+def test_dilate_spreads_the_taps(seed, factors):
+    kernel = random_kernel(2, 2, (2, 3), 1, seed)
+    x = torch.randn(1, 2, 7, 9).double()
+    assert_close(valid(x, kernels.dilate(kernel, factors), 1), valid(x, kernel, 1, factors))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_identity_is_the_identity(groups):
+    x = torch.randn(2, 4, 3, 5).double()
+    assert_close(valid(x, kernels.identity(4, groups, 2, x), groups), x)
