@@ -1,6 +1,6 @@
 """reparam: re-parameterizable blocks for PyTorch, exact at every moment and fused into one convolution."""
 
-from .block import ReparamBlock
+from .block import ReparamBlock, set_fold
 from .blocks import ECB, RepSRBlock, RepVGGBlock
 from .branches import (
     AvgPoolBranch,
@@ -56,6 +56,7 @@ __all__ = [
     "inspect_model",
     "list_models",
     "recalibrate_bn_stats",
+    "set_fold",
     "unfreeze_bn_stats",
     "verify",
 ]

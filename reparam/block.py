@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import kernels
+from . import cost, kernels
 from .branches import Branch
-from .branches.base import ScaleShift
+from .branches.base import ScaleShift, normalise
+from .branches.expand_squeeze import ExpandSqueezeStack, stacked
 from .errors import SpecError
 from .kernels import Kernel
-from .norm import NormChoice, make_norm, stored_scale_shift
-from .spec import ConvSpec
+from .linear import LinearOp, place
+from .moments import PatchMoments, patch_moments, reaches_across, why_no_moments
+from .norm import (
+    NormChoice,
+    Norms,
+    batch_scale_shift,
+    is_norm,
+    make_norm,
+    stored_scale_shift,
+    uses_batch_stats,
+)
+from .spec import ConvSpec, Pads
 
 BranchFactory = Callable[[ConvSpec], Branch]
+Fold = Literal["auto", True, False]
 
 
 class ReparamBlock(Branch):
@@ -32,12 +45,16 @@ class ReparamBlock(Branch):
         branches: callables that take the spec and return a branch: the classes themselves, or `functools.partial` of
             them.
         bn: whether a batch norm follows the sum, or a callable that makes one from the channel count.
+        fold: whether training runs one convolution, with the kernel computed in the graph, in place of the branches:
+            the same function and gradients. On batch statistics it takes the patch moments of the input. "auto" folds
+            where the estimate of `reparam.cost` says so, and always without batch statistics.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: without any branch, for a branch of another spec, or for `bn` where the spec has no bias.
+        SpecError: without any branch, for a branch of another spec, for `bn` where the spec has no bias, or for
+            `fold=True` where the geometry has no patch moments.
 
     Example:
         >>> from functools import partial
@@ -50,7 +67,9 @@ class ReparamBlock(Branch):
         True
     """
 
-    def __init__(self, spec: ConvSpec, branches: Iterable[BranchFactory], *, bn: NormChoice = False) -> None:
+    def __init__(
+        self, spec: ConvSpec, branches: Iterable[BranchFactory], *, bn: NormChoice = False, fold: Fold = "auto"
+    ) -> None:
         super().__init__(spec)
         self.branches = nn.ModuleList(factory(spec) for factory in branches)
         if not self.branches:
@@ -62,6 +81,11 @@ class ReparamBlock(Branch):
         if bn and not spec.bias:
             raise SpecError("a batch norm after the sum shifts it, so that bn needs a spec with bias=True")
         self.norm = make_norm(bn, spec.out_channels, spec.ndim)
+        parts: list[float] = [branch.cost for branch in self.branches]  # type: ignore[misc]  # all are branches
+        self.cost = sum(parts) + cost.ADDITION * spec.out_channels * (len(parts) - 1)
+        self.cost += cost.BATCH_NORM * spec.out_channels * (self.norm is not None)
+        self._no_moments = why_no_moments(spec) or self._closed_branch()
+        self.fold = fold
 
     def kernel(self) -> Kernel:
         """The kernel of the whole block; see `Branch.kernel`."""
@@ -69,16 +93,92 @@ class ReparamBlock(Branch):
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
         """The kernel of the whole block, for batch norms that scale and shift as told."""
-        total = kernels.add(*(branch.kernel_with(scale_shift_of) for branch in self._parts()))
-        return total if self.norm is None else kernels.affine(total, *scale_shift_of(self.norm))
+        total = kernels.add(*(part.kernel_with(scale_shift_of) for part in self._parts()))
+        if self.norm is None:
+            return total
+        whole = LinearOp(total, self.spec.stride, self.spec.dilation, self.spec.groups)
+        return kernels.affine(total, *scale_shift_of([self.norm], whole, ((0, 0),) * self.spec.ndim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of the branches on x (N, in_channels, *size)."""
-        total = reduce(torch.add, (branch(x) for branch in self.branches))
-        return total if self.norm is None else self.norm(total)
+        """The sum of the branches on x (N, in_channels, *size): run one by one, or folded into one convolution."""
+        if self._folds(x):
+            with _no_autocast(x.device.type):
+                kernel = self.kernel_with(self._scale_shift_for(x))
+            return self.spec.convolve(x, *kernel)
+        total = reduce(torch.add, (part(x) for part in self._parts()))
+        return total if self.norm is None else normalise(self.norm, total)
 
-    def _parts(self) -> list[Branch]:
-        return list(self.branches)  # type: ignore[arg-type]  # a ModuleList of branches only
+    @property
+    def fold(self) -> Fold:
+        """Whether the block runs as one convolution: always (True), never (False), or where it pays ("auto")."""
+        return self._fold
+
+    @fold.setter
+    def fold(self, fold: Fold) -> None:
+        if why := self.why_not_fold(fold):
+            raise SpecError(why)
+        self._fold = fold
+
+    def why_not_fold(self, fold: Fold) -> str | None:
+        """Why this block cannot take this value of `fold`, or None if it can."""
+        if fold not in ("auto", True, False):
+            return f"fold must be 'auto', True or False, but got fold={fold!r}"
+        if fold is True and self._no_moments and any(is_norm(module) for module in self.modules()):
+            return (
+                f"fold=True is not possible on batch statistics for {self._no_moments}; with fold='auto' the branches "
+                "run until their batch norms are frozen or in eval mode, and one convolution runs from then on"
+            )
+        return None
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether this forward runs one convolution."""
+        if self.fold is False or not self._uses_batch_stats():
+            return self.fold is not False
+        across = self._no_moments is None and reaches_across(self.spec, tuple(x.shape[2:]))
+        if self.fold is True:
+            if across:
+                raise SpecError(
+                    f"fold=True needs images of at least half the kernel, but got {tuple(x.shape[2:])} with "
+                    f"kernel_size={self.spec.kernel_size}; use fold='auto'"
+                )
+            return True
+        if self._no_moments or across:
+            return False
+        return cost.folded(self.spec, x.numel() // x.shape[1]) < self.cost
+
+    def _uses_batch_stats(self) -> bool:
+        return any(is_norm(module) and uses_batch_stats(module) for module in self.modules())
+
+    def _scale_shift_for(self, x: Tensor) -> ScaleShift:
+        """Scale and shift of each batch norm on this input; its patch moments are worked out at most once."""
+        moments: list[PatchMoments] = []
+
+        def scale_shift_of(bns: Norms, op: LinearOp, ring: Pads) -> tuple[Tensor, Tensor]:
+            if not uses_batch_stats(bns[0]):
+                return stored_scale_shift(bns)
+            if not moments:
+                moments.append(patch_moments(x, self.spec.kernel_size))  # type: ignore[arg-type]  # two axes, as `_folds` made sure
+            mean, var = moments[0].of(place(op, ring, self.spec))
+            return batch_scale_shift(bns, mean, var, moments[0].count)
+
+        return scale_shift_of
+
+    def _closed_branch(self) -> str | None:
+        """Names a branch whose batch norms only it knows of, so that they cannot be told their scale and shift."""
+        for index, branch in enumerate(self.branches):
+            opaque = isinstance(branch, Branch) and type(branch).kernel_with is Branch.kernel_with
+            if opaque and any(is_norm(module) for module in branch.modules()):
+                return f"branch {index}, a {type(branch).__name__} with batch norms and no kernel_with"
+        return None
+
+    def _parts(self) -> list[Branch | ExpandSqueezeStack]:
+        return stacked(self.branches)  # type: ignore[arg-type]  # a ModuleList of branches only
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    """The algebra of kernels stays in the dtype of the parameters; only the convolution is cast."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 class ConvBlock(ReparamBlock):
@@ -97,6 +197,7 @@ class ConvBlock(ReparamBlock):
         device: of the parameters.
         dtype: of the parameters.
         ndim: number of spatial axes, 1, 2 or 3.
+        fold: as in `ReparamBlock`.
         **options: those of the block's `design`.
     """
 
@@ -115,16 +216,44 @@ class ConvBlock(ReparamBlock):
         dtype: torch.dtype | None = None,
         *,
         ndim: int = 2,
+        fold: Fold = "auto",
         **options: Any,
     ) -> None:
         spec = ConvSpec(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
         )
         with torch.device(device if device is not None else torch.get_default_device()):
-            super().__init__(spec, self.design(spec, **options))
+            super().__init__(spec, self.design(spec, **options), fold=fold)
         self.to(dtype=dtype)
 
     @staticmethod
     def design(spec: ConvSpec) -> list[BranchFactory]:
         """The branches that the paper gives a block of this spec; its keyword arguments are the block's options."""
         raise NotImplementedError
+
+
+def set_fold(model: nn.Module, fold: Fold) -> list[str]:
+    """Sets `fold` of every block of a model; see `ReparamBlock`.
+
+    Args:
+        model: any module.
+        fold: "auto", True or False.
+
+    Returns:
+        The dotted names of the blocks.
+
+    Raises:
+        SpecError: if a block cannot take the value; it is named, and nothing is changed.
+
+    Example:
+        >>> from reparam import RepSRBlock
+        >>> set_fold(nn.Sequential(RepSRBlock(8)), False)
+        ['0']
+    """
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ReparamBlock)}
+    for name, block in blocks.items():
+        if why := block.why_not_fold(fold):
+            raise SpecError(f"block {name!r}: {why}")
+    for block in blocks.values():
+        block.fold = fold
+    return list(blocks)

@@ -64,6 +64,14 @@ def affine(kernel: Kernel, scale: Tensor, shift: Tensor) -> Kernel:
     return Kernel(weight, kernel.bias * scale + shift)
 
 
+def affine_before(scale: Tensor, shift: Tensor, kernel: Kernel, groups: int = 1) -> Kernel:
+    """The kernel of `conv(scale * x + shift)`, both of shape (in,): a BN before a convolution, taken into it."""
+    weight = kernel.weight.unflatten(0, (groups, -1))  # (g, out, in, *size)
+    scaled = weight * scale.reshape(groups, 1, -1, *(1,) * len(kernel.size))
+    shifted = weight.flatten(3).sum(3) @ shift.reshape(groups, -1, 1)
+    return Kernel(scaled.flatten(0, 1), kernel.bias + shifted.flatten())
+
+
 def dilate(kernel: Kernel, factors: tuple[int, ...]) -> Kernel:
     """The same function with taps written `factors` times as densely: zeros between the taps."""
     if all(factor == 1 for factor in factors):
@@ -103,10 +111,11 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
     """
     inner = first.weight.unflatten(0, (groups, -1))  # (g, m, i, *k1)
     outer = second.weight.unflatten(0, (groups, -1))  # (g, o, m, *k2)
+    taps = outer.flatten(3)  # (g, o, m, t2)
     if all(k == 1 for k in second.size):
-        weight = torch.einsum("gom,gmi...->goi...", outer.flatten(3).squeeze(3), inner).flatten(0, 1)
+        weight = (taps.squeeze(3) @ inner.flatten(2)).reshape(-1, *inner.shape[2:])
     elif all(k == 1 for k in first.size):
-        weight = torch.einsum("gom...,gmi->goi...", outer, inner.flatten(3).squeeze(3)).flatten(0, 1)
+        weight = (inner.flatten(2).transpose(1, 2).unsqueeze(1) @ taps).reshape(-1, inner.shape[2], *second.size)
         weight = dilate(Kernel(weight, second.bias), dilation).weight
     else:
         # Composing is a full convolution of the two kernels, and torch's convolution is a correlation: flip one.
@@ -117,5 +126,11 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
         flipped = second.weight.flip(spatial)
         result = convolve(image, flipped, None, stride=ones, dilation=dilation, groups=groups, pads=full)
         weight = result.transpose(0, 1)  # (i, g * o, *k) to (g * o, i, *k)
-    shift = torch.einsum("gom,gm->go", outer.flatten(3).sum(3), first.bias.unflatten(0, (groups, -1)))
+    shift = taps.sum(3) @ first.bias.unflatten(0, (groups, -1, 1))
     return Kernel(weight, second.bias + shift.flatten())
+
+
+def spread(point: Kernel, depthwise: Kernel) -> Kernel:
+    """`compose` for a 1x1 kernel and then one filter per channel: W[o, i, t] = W2[o, 0, t] W1[o, i]."""
+    weight = point.weight * depthwise.weight
+    return Kernel(weight, depthwise.bias + depthwise.weight.flatten(1).sum(1) * point.bias)

@@ -7,6 +7,7 @@ from math import gcd
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -103,6 +104,11 @@ def _(module: nn.Identity, channels: int, like: Tensor) -> LinearOp:
 
 def then(first: LinearOp, second: LinearOp) -> LinearOp:
     """The operation `second(first(x))`."""
+    channels = first.kernel.weight.shape[0]
+    if second.groups == second.kernel.weight.shape[0] == channels and all(k == 1 for k in first.kernel.size):
+        stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
+        dilation = tuple(d * s for d, s in zip(second.dilation, first.stride))
+        return LinearOp(kernels.spread(first.kernel, second.kernel), stride, dilation, first.groups)
     groups = gcd(first.groups, second.groups)
     # Where taps lie, in pixels of the input; a kernel of one tap fits every grid, which gcd's neutral 0 says.
     coarse = [d * s for d, s in zip(second.dilation, first.stride)]
@@ -120,6 +126,21 @@ def then(first: LinearOp, second: LinearOp) -> LinearOp:
     )
     stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
     return LinearOp(kernel, stride, grid, groups)
+
+
+def place(op: LinearOp, ring: Pads, spec: ConvSpec) -> Kernel:
+    """The kernel of the first part of a chain, with all taps of `spec`, from the patch of an output position.
+
+    Args:
+        op: what has run so far, of stride 1.
+        ring: what the rest of the chain crops of its output, as negative pads.
+        spec: of the whole chain, dense and without dilation.
+    """
+    kernel = kernels.regroup(op.kernel, op.groups, spec.groups)
+    around = [-pixels for pair in reversed(ring) for pixels in pair]
+    if any(around):
+        kernel = Kernel(F.pad(kernel.weight, around), kernel.bias)
+    return kernels.embed(kernel, spec.kernel_size)
 
 
 def fit(op: LinearOp, spec: ConvSpec, embedded: bool = True) -> Kernel:

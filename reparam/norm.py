@@ -6,12 +6,14 @@ $$\mathrm{BN}(z) = \gamma \frac{z - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta = s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeGuard
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .errors import SpecError, StatisticsError
@@ -19,7 +21,11 @@ from .errors import SpecError, StatisticsError
 BatchNorm = _NormBase
 """What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
 
+TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CLASS: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+Norms = Sequence[BatchNorm]
+"""Batch norms of one kind and one eps, whose channels lie side by side."""
 
 NormChoice = bool | Callable[[int], nn.Module]
 """False: none. True: torch's BatchNorm. A callable: takes the channel count and returns a BatchNorm."""
@@ -159,27 +165,33 @@ def why_unseen(bn: BatchNorm) -> str | None:
     )
 
 
-def scale_shift(bn: BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale s and shift t, both (C,), of a batch norm with these statistics."""
-    scale = torch.rsqrt(var + bn.eps)
-    if bn.weight is not None:
-        scale = scale * bn.weight
+def scale_shift(bns: Norms, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale s and shift t, both (C,), of batch norms side by side with these statistics."""
+    scale = torch.rsqrt(var + bns[0].eps)
+    if bns[0].weight is not None:
+        scale = scale * side_by_side([bn.weight for bn in bns])
     shift = -mean * scale
-    return scale, shift if bn.bias is None else shift + bn.bias
+    return scale, shift if bns[0].bias is None else shift + side_by_side([bn.bias for bn in bns])
 
 
-def stored_scale_shift(bn: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm with its stored statistics.
+def side_by_side(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The tensors one after the other; one alone is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def stored_scale_shift(bns: Norms, *_: object) -> tuple[Tensor, Tensor]:
+    """Scale and shift of batch norms side by side with their stored statistics.
 
     Raises:
-        StatisticsError: if the batch norm uses batch statistics, so that it is no fixed scale and shift.
+        StatisticsError: if one uses batch statistics, so that it is no fixed scale and shift.
     """
-    if uses_batch_stats(bn):
+    if any(map(uses_batch_stats, bns)):
         raise StatisticsError(
             "asked for the kernel of a batch norm that uses batch statistics; it is a fixed scale and shift only in "
             "eval mode or with frozen statistics: call .eval() or freeze_bn_stats(model)"
         )
-    return scale_shift(bn, bn.running_mean, bn.running_var)  # type: ignore[arg-type]  # not None, as checked above
+    mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
+    return scale_shift(bns, mean, var)
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -187,6 +199,51 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
     axes = [axis for axis in range(x.dim()) if axis != 1]
     var, mean = torch.var_mean(x, dim=axes, correction=0)
     return mean, var, x.numel() // x.shape[1]
+
+
+def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift of batch norms side by side on a batch with this mean and biased variance.
+
+    The running statistics follow.
+    """
+    if isinstance(bns[0], nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+        mean, var, count = _over_processes(mean, var, count, bns[0].process_group)
+    if len(bns) == 1:
+        update_running_stats(bns[0], mean, var, count)
+    else:
+        widths = [bn.num_features for bn in bns]
+        for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
+            update_running_stats(bn, its_mean, its_var, count)
+    return scale_shift(bns, mean, var)
+
+
+def fused_batch_norm(bns: Norms, x: Tensor) -> Tensor:
+    """Batch norms side by side on their batch, in torch's one pass over x (N, C, *)."""
+    mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    weight, bias = (
+        None if getattr(bns[0], name) is None else side_by_side([getattr(bn, name) for bn in bns])
+        for name in ("weight", "bias")
+    )
+    y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, bns[0].eps)  # leaves this batch's statistics in mean, var
+    count = x.numel() // x.shape[1]
+    widths = [bn.num_features for bn in bns]
+    for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
+        update_running_stats(bn, its_mean, its_var * ((count - 1) / count), count)
+    return y
+
+
+def _over_processes(
+    mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, int]:
+    """Mean and variance over the batches of all processes, differentiable; two sums, so that nothing cancels."""
+    total = torch.tensor(count, device=mean.device)
+    dist.all_reduce(total, group=group)
+    count_of_all = int(total)
+    share = count / count_of_all
+    group = dist.group.WORLD if group is None else group
+    mean_of_all = all_reduce(mean * share, group=group)
+    var_of_all = all_reduce((var + (mean - mean_of_all).square()) * share, group=group)
+    return mean_of_all, var_of_all, count_of_all
 
 
 @torch.no_grad()

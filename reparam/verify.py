@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .block import set_fold
 from .errors import FuseError
 from .fuse import unwrap
 from .inspect import find_blocks
@@ -89,6 +90,7 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any) -> VerifyReport:
         True
     """
     ours, plain = (copy.deepcopy(unwrap(m)).eval() for m in (model, fused))
+    set_fold(ours, False)  # run the branches: a folded block would be compared with itself
     blocks = find_blocks(ours)
     if not blocks:
         raise FuseError(f"found no block to verify in {type(ours).__name__}; pass the unfused model first")

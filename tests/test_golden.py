@@ -151,9 +151,9 @@ def test_fusing_in_float32_is_as_exact_as_the_official_one(path: Path):
     golden = read(path)
     net, image = golden.net(), golden.tensors["input"]
     error = float((net(image) - fuse(net)(image)).abs().max())
-    # Both errors are the rounding of two float32 sums at one pixel, so which of them is smaller is luck and changes with
-    # the instruction set. Where the official one is lower, three times the noise of the official unfused output, the
-    # tolerance that the collection recommends, is allowed; the next but one test compares what luck cannot touch.
+    # Both errors are the rounding of two float32 sums at one pixel, so which of them is smaller is luck and changes
+    # with the instruction set. Where the official one is lower, three times the noise of the official unfused output,
+    # the tolerance that the collection recommends, is allowed; the next but one test compares what luck cannot touch.
     assert error <= max(golden.meta["fuse_err_f32"], 3 * golden.meta["f32_noise_train"])
 
 

@@ -87,6 +87,15 @@ def test_affine_scales_and_shifts(seed):
     assert_close(valid(x, kernels.affine(kernel, scale, shift), 2), expected)
 
 
+@given(seeds, st.sampled_from([1, 2]))
+def test_affine_before_is_taken_into_the_kernel(seed, groups):
+    kernel = random_kernel(4, 6, (2, 3), groups, seed)
+    scale, shift = torch.randn(2, 6).double()
+    x = torch.randn(2, 6, 4, 5).double()
+    expected = valid(x * scale[:, None, None] + shift[:, None, None], kernel, groups)
+    assert_close(valid(x, kernels.affine_before(scale, shift, kernel, groups), groups), expected)
+
+
 @given(seeds, st.sampled_from([(2, 1), (1, 3), (2, 3)]))
 def test_dilate_spreads_the_taps(seed, factors):
     kernel = random_kernel(2, 2, (2, 3), 1, seed)

@@ -12,6 +12,8 @@ LAYERS = [
     "errors",
     "spec",
     "kernels",
+    "cost",
+    "moments",
     "norm",
     "freeze",
     "linear",

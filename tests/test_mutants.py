@@ -14,12 +14,12 @@ SPEC = ConvSpec(4, 6, 3, groups=2)
 
 class EpsOmitted(ConvBNBranch):
     def kernel(self):
-        return self.kernel_with(lambda bn: scale_shift(bn, bn.running_mean, bn.running_var - bn.eps))
+        return self.kernel_with(lambda bns, *_: scale_shift(bns, bns[0].running_mean, bns[0].running_var - bns[0].eps))
 
 
 class UnbiasedVariance(ConvBNBranch):
     def kernel(self):
-        return self.kernel_with(lambda bn: scale_shift(bn, bn.running_mean, bn.running_var * 1200 / 1199))
+        return self.kernel_with(lambda bns, *_: scale_shift(bns, bns[0].running_mean, bns[0].running_var * 1200 / 1199))
 
 
 class Flipped(ConvBNBranch):

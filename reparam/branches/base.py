@@ -5,29 +5,30 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from .. import kernels
+from .. import cost, kernels
 from ..errors import FuseError, NotLinearError, SpecError
 from ..kernels import Kernel
 from ..linear import LinearOp, fit, identity_op, linear_op, then
 from ..norm import (
     BatchNorm,
+    Norms,
     batch_moments,
+    batch_scale_shift,
     is_norm,
     norms,
-    scale_shift,
     stored_scale_shift,
-    update_running_stats,
     uses_batch_stats,
     why_not_ready,
 )
 from ..spec import ConvSpec, Pads, centre, pad
 
-ScaleShift = Callable[[BatchNorm], tuple[Tensor, Tensor]]
-"""Tells the scale and shift of each batch norm of a branch."""
+ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
+"""Tells the scale and shift of batch norms, given what ran before them and the ring that is cropped after them."""
 
 
 class Branch(nn.Module, ABC):
@@ -52,6 +53,9 @@ class Branch(nn.Module, ABC):
         True
     """
 
+    cost: float
+    """Estimated cost of a training step, per output pixel; see `reparam.cost`."""
+
     like: Tensor
     """An empty buffer that follows the module's dtype and device; make constants with it."""
 
@@ -59,6 +63,7 @@ class Branch(nn.Module, ABC):
         super().__init__()
         self.spec = spec
         self.register_buffer("like", torch.empty(0), persistent=False)
+        self.cost = cost.convolution(spec.out_channels, spec.in_channels // spec.groups, prod(spec.kernel_size))
 
     @abstractmethod
     def kernel(self) -> Kernel:
@@ -147,12 +152,16 @@ class ChainBranch(Branch):
         """
         op = identity_op(self.spec.in_channels, self.spec.ndim, self.like.to("meta"))
         reach = []  # of each stage: taps before and after the centre tap, and stride
+        self.cost = 0.0
         for index, stage in enumerate(self.stages()):
             try:
                 step = self._step_on_meta(stage, op)
             except (NotLinearError, SpecError) as error:
                 raise type(error)(f"{type(self).__name__}, stage {index}: {error}") from None
             size, spread = step.kernel.size, step.dilation
+            channels, inputs = step.kernel.weight.shape[:2]
+            is_bn = is_norm(stage)
+            self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
             reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, spread, step.stride)])
             op = then(op, step)
         size = fit(op, self.spec, embedded=False).size
@@ -171,11 +180,11 @@ class ChainBranch(Branch):
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
         """The composed kernel, for batch norms that scale and shift as told."""
         op: LinearOp | None = None
-        for stage in self.stages():
+        for stage, ring in zip(self.stages(), self._rings):
             channels = self.spec.in_channels if op is None else op.kernel.weight.shape[0]
             if is_norm(stage):
                 op = identity_op(channels, self.spec.ndim, self.like) if op is None else op
-                op = op._replace(kernel=kernels.affine(op.kernel, *scale_shift_of(stage)))
+                op = op._replace(kernel=kernels.affine(op.kernel, *scale_shift_of([stage], op, ring)))
             else:
                 step = linear_op(stage, channels, self.like)
                 op = step if op is None else then(op, step)
@@ -187,7 +196,7 @@ class ChainBranch(Branch):
             return self._run(x, None)
         used: dict[BatchNorm, tuple[Tensor, Tensor]] = {}
         y = self._run(x, used)
-        bias = self.kernel_with(used.__getitem__).bias
+        bias = self.kernel_with(lambda bns, *_: used[bns[0]]).bias
         return y - bias.reshape(-1, *(1,) * self.spec.ndim)
 
     def _run(self, x: Tensor, used: dict[BatchNorm, tuple[Tensor, Tensor]] | None) -> Tensor:
@@ -196,7 +205,7 @@ class ChainBranch(Branch):
         for stage, ring in zip(self.stages(), self._rings):
             if is_norm(stage):
                 x = x if pads is None else pad(x, pads, self.spec.padding_mode)
-                x = _normalise(stage, x, ring, used)
+                x = normalise(stage, x, ring, used)
             else:
                 x = linear_op(stage, x.shape[1], x).apply(x, pads, self.spec.padding_mode)
             pads = None
@@ -230,17 +239,17 @@ def _fits(bn: BatchNorm, ndim: int) -> bool:
     return all(axes == ndim for kind, axes in takes.items() if isinstance(bn, kind))
 
 
-def _normalise(bn: BatchNorm, x: Tensor, ring: Pads, used: dict[BatchNorm, tuple[Tensor, Tensor]] | None) -> Tensor:
+def normalise(
+    bn: BatchNorm, x: Tensor, ring: Pads = (), used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
     """Applies `bn` to x; batch statistics are those of x without its ring."""
     if not uses_batch_stats(bn):
         if used is not None:
-            used[bn] = stored_scale_shift(bn)
+            used[bn] = stored_scale_shift([bn])
         return bn(x)
-    if used is None and not any(map(any, ring)):
+    if used is None and not any(map(any, ring)) and not isinstance(bn, nn.SyncBatchNorm):  # torch's runs on GPUs only
         return bn(x)
-    mean, var, count = batch_moments(pad(x, ring))
-    update_running_stats(bn, mean, var, count)
-    scale, shift = scale_shift(bn, mean, var)
+    scale, shift = batch_scale_shift([bn], *batch_moments(pad(x, ring)))
     if used is not None:
         used[bn] = (scale, shift)
     shape = (-1, *(1,) * (x.dim() - 2))

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .. import kernels
 from ..errors import SpecError
-from ..norm import NormChoice, make_norm
-from ..spec import ConvSpec
-from .base import ChainBranch
+from ..kernels import Kernel
+from ..linear import LinearOp, fit, linear_op, then
+from ..norm import (
+    TORCH_NORMS,
+    NormChoice,
+    batch_moments,
+    batch_scale_shift,
+    fused_batch_norm,
+    make_norm,
+    side_by_side,
+    stored_scale_shift,
+    uses_batch_stats,
+)
+from ..spec import ConvSpec, pad
+from .base import Branch, ChainBranch, ScaleShift
 
 
 class ExpandSqueezeBranch(ChainBranch):
@@ -84,3 +99,69 @@ class ExpandSqueezeBranch(ChainBranch):
 
     def stages(self) -> list[nn.Module]:
         return [self.expand, self.squeeze] if self.norm is None else [self.expand, self.norm, self.squeeze]
+
+
+class ExpandSqueezeStack:
+    """Expand-squeeze branches of one shape as one: the first convolutions side by side, the second ones summed.
+
+    It owns nothing: parameters and statistics stay those of the branches.
+    """
+
+    def __init__(self, branches: Sequence[ExpandSqueezeBranch]) -> None:
+        self.branches = branches
+        first = branches[0]
+        self.spec, self._pads, self._ring = first.spec, first._pads, first._rings[0]
+        self.norms = [branch.norm for branch in branches if branch.norm is not None]
+
+    def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
+        """The kernel of the sum, for batch norms that scale and shift as told."""
+        first, second = self._first(), self._second()
+        if self.norms:  # into the second kernel, which is the smaller one if that is the 1x1
+            scale, shift = scale_shift_of(self.norms, first, self._ring)
+            second = second._replace(kernel=kernels.affine_before(scale, shift, second.kernel))
+        return fit(then(first, second), self.spec)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sum of the branches on x: two convolutions, the scale of the batch norms folded into the second."""
+        first, second = self._first(), self._second()
+        x = first.apply(x, self._pads, self.spec.padding_mode)
+        if self.norms:
+            batch = uses_batch_stats(self.norms[0])
+            if batch and self.spec.bias and not any(map(any, self._ring)) and type(self.norms[0]) in TORCH_NORMS:
+                return second.apply(fused_batch_norm(self.norms, x))
+            statistics = batch_moments(pad(x, self._ring)) if batch else None
+            scale, shift = batch_scale_shift(self.norms, *statistics) if statistics else stored_scale_shift(self.norms)
+            second = second._replace(kernel=kernels.affine_before(scale, shift, second.kernel))
+        if not self.spec.bias:  # the bias of the whole is taken off here, where it costs nothing
+            weight, bias = second.kernel
+            whole = weight.flatten(2).sum(2) @ first.kernel.bias + bias
+            second = second._replace(kernel=Kernel(weight, bias - whole))
+        return second.apply(x)
+
+    def _first(self) -> LinearOp:
+        convs = [branch.expand for branch in self.branches]
+        return _merged(convs, dim=0, bias=side_by_side)
+
+    def _second(self) -> LinearOp:
+        convs = [branch.squeeze for branch in self.branches]
+        return _merged(convs, dim=1, bias=lambda biases: reduce(torch.add, biases))
+
+
+def _merged(convs: Sequence[nn.Module], dim: int, bias: Callable[[Sequence[Tensor]], Tensor]) -> LinearOp:
+    ops = [linear_op(conv, 0, conv.weight) for conv in convs]  # type: ignore[arg-type]  # convolutions know themselves
+    weight = side_by_side([op.kernel.weight for op in ops], dim)
+    return ops[0]._replace(kernel=Kernel(weight, bias([op.kernel.bias for op in ops])))
+
+
+def stacked(branches: Iterable[Branch]) -> list[Branch | ExpandSqueezeStack]:
+    """The branches of a block, those expand-squeeze branches that can be computed as one put together."""
+    parts: list[Branch | ExpandSqueezeStack] = []
+    alike: dict[tuple, list[ExpandSqueezeBranch]] = {}
+    for branch in branches:
+        if isinstance(branch, ExpandSqueezeBranch) and branch.spec.groups == 1:
+            bn = branch.norm
+            kind = () if bn is None else (type(bn), uses_batch_stats(bn), bn.eps, bn.weight is None, bn.bias is None)
+            alike.setdefault((branch.expand.kernel_size, kind), []).append(branch)
+        else:
+            parts.append(branch)
+    return parts + [ExpandSqueezeStack(group) for group in alike.values()]

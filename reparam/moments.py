@@ -1,0 +1,320 @@
+r"""Patch moments: all that a batch norm needs to know of an input, for any linear map of its patches.
+
+Let $p(q)$ be the patch under output position q, of all taps t and channels c, and z = W p + b one output of a
+convolution. Then over all positions and images
+
+$$E[z] = W\,E[p] + b,\qquad \mathrm{Var}[z] = W\,\mathrm{Cov}[p]\,W^\top,$$
+
+so that one covariance serves every batch norm of every branch, nested ones too, and no branch has to be run. Its
+entries depend on the distance of two taps only, but for the border:
+
+$$\sum_{q\in\mathrm{image}} x[q+t]\,x[q+t']^\top = R[t'-t] - \sum_{q\notin\mathrm{image}} x[q+t]\,x[q+t']^\top,\qquad
+  R[\delta] = \sum_u x[u]\,x[u+\delta]^\top = R[-\delta]^\top.$$
+
+R is one correlation of x with itself over half of the distances; the sum on the right is over a ring as wide as half
+the kernel, where only a few taps reach the image. The input is centred first, x = x' + c inside of the image, since a
+variance that is the small difference of large numbers would be lost in float32: then p = (u, e) with u the patches of
+x' and e those of the image of ones, and z = W u + (W c) e + b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kernels import Kernel
+from .spec import ConvSpec
+
+
+def reaches_across(spec: ConvSpec, size: tuple[int, ...]) -> bool:
+    """Whether a patch outside of an image of this size can reach across it, which the ring does not provide for."""
+    return any(n < k // 2 for n, k in zip(size, spec.kernel_size))
+
+
+def why_no_moments(spec: ConvSpec) -> str | None:
+    """Why patch moments do not exist for this geometry, or None if they do."""
+    if spec.ndim != 2:
+        return f"ndim={spec.ndim} (2 is needed)"
+    if any(s != 1 for s in spec.stride):
+        return f"stride={spec.stride} (1 is needed)"
+    if any(d != 1 for d in spec.dilation):
+        return f"dilation={spec.dilation} (1 is needed)"
+    if spec.groups != 1:
+        return f"groups={spec.groups} (1 is needed)"
+    if any(k % 2 == 0 for k in spec.kernel_size):
+        return f"kernel_size={spec.kernel_size} (odd numbers are needed)"
+    if not spec.keeps_size:
+        return f"padding={spec.padding} (the size must be kept)"
+    if spec.padding_mode != "zeros" and spec.kernel_size != (1, 1):
+        return f"padding_mode={spec.padding_mode!r} ('zeros' is needed)"
+    return None
+
+
+@dataclass(frozen=True)
+class PatchMoments:
+    """Mean and covariance of the patches (u, e); D = (C + 1) * taps, by channel, then by tap."""
+
+    count: int
+    """Patches: images times output positions."""
+    centre: Tensor
+    """c, (C,): what was subtracted from the input."""
+    mean: Tensor
+    """(D,)."""
+    covariance: Tensor
+    """(D, D)."""
+
+    def of(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance, (out,) each, of the output of a kernel (out, C, *size) with all taps."""
+        weight = kernel.weight.to(self.mean.dtype)
+        mean, var = _OutputMoments.apply(weight, self.mean, self.covariance, self.centre)
+        return mean.to(kernel.bias.dtype) + kernel.bias, var.to(kernel.bias.dtype)
+
+
+def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
+    """Moments of the patches of x (N, C, H, W) under a zero-padded convolution that keeps the size.
+
+    Differentiable in x; half precision is raised to float32 first.
+    """
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    centre = x.detach().mean((0, 2, 3))
+    mean, covariance = _Moments.apply(x, centre, kernel_size)
+    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance)
+
+
+class _Moments(torch.autograd.Function):
+    """Mean (D,) and covariance (D, D) of the patches of x, of which only x itself is kept for the backward pass.
+
+    Written out, as autograd would keep each of the many small pieces and run twice as many operations.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        (images, channels, height, width), (high, wide) = x.shape, kernel_size
+        count, taps = images * height * width, high * wide
+        # Rows as one line with gaps of zeros: then a distance in the plane is a distance on the line.
+        x = x - centre[:, None, None]
+        plane = F.pad(x, (0, wide - 1, 0, high - 1))
+        distances = [dy * plane.shape[3] + dx for dy, dx in half_plane(kernel_size)]
+        correlation = _correlation(plane.flatten(2), distances)
+
+        # u with e: sums of x' over rectangles, the whole image shifted by two taps and cut to itself each time.
+        grid = _grid_for(x, kernel_size)
+        boxes = _boxes(grid.rows @ x.sum(0).double() @ grid.columns.t(), kernel_size) / count  # (C, t, t')
+        mean_u = boxes[:, :, taps // 2]  # (C, t): the tap in the middle never leaves the image
+        cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
+
+        # What follows is large, and nothing in it cancels any more: the dtype of x will do.
+        size, mean_u = channels * taps, mean_u.flatten().to(x.dtype)
+        covariance = x.new_empty(size + taps, size + taps)
+        second = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
+        second.copy_(_pairs(correlation / count, grid.distances).permute(2, 0, 3, 1))
+        by_tap = second.unflatten(3, (high, wide)).unflatten(1, (high, wide))
+        for line in _ring(x, kernel_size):
+            windows = line.windows.flatten(2, 4)  # (2, N, few taps, position)
+            grams = torch.matmul(windows, windows.transpose(2, 3)).sum(1).div_(count)
+            for place, gram in zip(line.taps, grams):
+                by_tap[place] -= gram.reshape(by_tap[place].shape)
+        covariance[:size, :size].addr_(mean_u, mean_u, alpha=-1)
+        covariance[:size, size:] = cov_ue
+        covariance[size:, :size] = cov_ue.t()
+        covariance[size:, size:] = grid.covariance
+        return torch.cat([mean_u, grid.mean.to(x.dtype)]), covariance
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, centre, ctx.kernel_size = inputs
+        ctx.save_for_backward(x, centre, output[0])
+
+    @staticmethod
+    def backward(ctx, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None, None]:
+        x, centre, mean = ctx.saved_tensors
+        x = x - centre[:, None, None]
+        (images, channels, height, width), (high, wide) = x.shape, ctx.kernel_size
+        count, taps = images * height * width, high * wide
+        size = channels * taps
+        both = of_covariance + of_covariance.t()
+        of_second, of_ue = both[:size, :size], both[:size, size:]
+        of_mean_u = of_mean[:size] - of_second @ mean[:size] - of_ue @ mean[size:]
+
+        by_tap = (of_second / count).reshape(channels, high, wide, channels, high, wide)
+        grid = _grid_for(x, ctx.kernel_size)
+        gradient = F.conv2d(x, _folded_pairs(by_tap, grid.distances), padding=(high - 1, wide - 1))
+        for line in _ring(x, ctx.kernel_size):
+            blocks = torch.stack([by_tap[place].flatten(3).flatten(0, 2) for place in line.taps])
+            of_windows = torch.matmul(blocks[:, None], line.windows.flatten(2, 4)).reshape(line.windows.shape)
+            for part, values in zip(line.parts, _unwindow(line, of_windows, ctx.kernel_size)):
+                gradient[part] -= values
+        of_boxes = of_ue.unflatten(0, (channels, taps)).double().clone()
+        of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
+        of_boxes = of_boxes.reshape(channels, high, wide, high, wide).transpose(2, 3).flatten(3).flatten(1, 2) / count
+        gradient += (grid.rows.t() @ of_boxes @ grid.columns).to(x.dtype)
+        return gradient, None, None
+
+
+Index = tuple[Any, ...]
+"""What a tensor is indexed with."""
+
+
+class _Grid(NamedTuple):
+    """What depends on sizes alone."""
+
+    rows: Tensor
+    """(ty * ty', H), float64: which rows of x' the tap ty reads at positions where ty' is in the image too."""
+    columns: Tensor
+    """(tx * tx', W), the same for columns."""
+    mean: Tensor
+    """(t,), float64: mean of e."""
+    covariance: Tensor
+    """(t, t'), float64: covariance of e, from whole numbers, in which nothing is lost."""
+    distances: Tensor
+    """(t, t'): the number of the distance t' - t, counted row by row over the plane of all distances."""
+
+
+def _grid_for(x: Tensor, kernel_size: tuple[int, int]) -> _Grid:
+    # What a compiler traces with must not be remembered: it is of no use once the compiler is done.
+    tracing = torch.compiler.is_compiling() or type(x) is not Tensor
+    height, width = x.shape[2:]
+    return (_grid if tracing else _remembered_grid)(height, width, kernel_size, x.device)
+
+
+def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
+    rows, columns = (_ranges(n, k, device) for n, k in zip((height, width), kernel_size))
+    both = _boxes((rows.sum(1)[:, None] * columns.sum(1))[None], kernel_size)[0]
+    seen, count = both.diagonal(), height * width
+    covariance = (both * count - torch.outer(seen, seen)) / count**2
+    return _Grid(rows, columns, seen / count, covariance, _distances(kernel_size, device))
+
+
+_remembered_grid = lru_cache(maxsize=64)(_grid)
+
+
+class _OutputMoments(torch.autograd.Function):
+    """Mean W p and variance W Cov W^T, per row of W; only what is kept anyway is kept for the backward pass."""
+
+    @staticmethod
+    def forward(weight: Tensor, mean: Tensor, covariance: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        rows = _rows(weight, centre)
+        var = torch.linalg.vecdot(rows @ covariance, rows)
+        return rows @ mean, var.clamp_min_(0)  # rounding alone makes it negative
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        weight, mean, covariance, centre = ctx.saved_tensors
+        rows = _rows(weight, centre)
+        weighted = rows * of_var[:, None]
+        of_rows = torch.addr(2 * (weighted @ covariance), of_mean, mean)
+        size = weight[0].numel()
+        of_weight = of_rows[:, :size].reshape(weight.shape[0], weight.shape[1], -1)
+        of_weight = of_weight + centre[:, None] * of_rows[:, None, size:]
+        return of_weight.reshape(weight.shape), of_mean @ rows, weighted.t() @ rows, None
+
+
+def _rows(weight: Tensor, centre: Tensor) -> Tensor:
+    """(W, W c): the rows that act on (u, e), (out, D)."""
+    return torch.cat([weight.flatten(1), centre @ weight.flatten(2)], dim=1)
+
+
+def half_plane(kernel_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The distances (dy, dx) of two taps, one of each pair (d, -d): zero first."""
+    high, wide = (k - 1 for k in kernel_size)
+    below = [(dy, dx) for dy in range(1, high + 1) for dx in range(-wide, wide + 1)]
+    return [(0, dx) for dx in range(wide + 1)] + below
+
+
+def _correlation(line: Tensor, distances: list[int]) -> Tensor:
+    """Sum over n and u of line[u] line[u + d]^T for each distance d; line is (N, C, length), its end all zeros."""
+    length = line.shape[2] - max(distances)
+    start = line[:, :, :length]
+    products = [torch.bmm(start, line[:, :, d : d + length].transpose(1, 2)) for d in distances]
+    return torch.stack(products).sum(1)
+
+
+def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:
+    """R[t' - t] for each pair of taps, (t, t', C, C)."""
+    line = torch.cat([correlation[1:].transpose(1, 2).flip(0), correlation])  # by distance, -d ... 0 ... d
+    return line[distances.flatten()].unflatten(0, distances.shape)
+
+
+def _folded_pairs(by_tap: Tensor, distances: Tensor) -> Tensor:
+    """The kernel (C, C, 2 k - 1, 2 k - 1) that sums over all pairs of taps of one distance."""
+    channels, high, wide = by_tap.shape[:3]
+    pairs = by_tap.flatten(4).flatten(1, 2).permute(1, 3, 0, 2).flatten(0, 1)  # (t * t', C, C)
+    places = (2 * high - 1) * (2 * wide - 1)
+    summed = pairs.new_zeros(places, channels, channels)
+    summed.index_add_(0, distances.flatten(), pairs)
+    return summed.permute(1, 2, 0).contiguous().unflatten(2, (2 * high - 1, 2 * wide - 1))
+
+
+def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
+    """(t, t'), as in `_Grid`."""
+    high, wide = kernel_size
+    row, column = torch.arange(high, device=device), torch.arange(wide, device=device)
+    dy = (row[None] - row[:, None] + high - 1)[:, None, :, None]
+    dx = (column[None] - column[:, None] + wide - 1)[None, :, None, :]
+    return (dy * (2 * wide - 1) + dx).flatten(2).flatten(0, 1)
+
+
+class _Line(NamedTuple):
+    """Two lines of positions just outside of the image, on opposite sides, whose patches reach into it."""
+
+    parts: tuple[Index, Index]
+    """What they read of (N, C, H, W)."""
+    taps: tuple[Index, Index]
+    """The taps that read it, to index (C, ty, tx, C, ty', tx')."""
+    windows: Tensor
+    """The patches, without what is zero anyway: (2, N, C, ty, tx, position)."""
+
+
+def _ring(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[_Line]:
+    """The ring around the image, line by line; lines above and below go over the corners."""
+    high, wide = kernel_size
+    every = slice(None)
+    for few in range(high // 2, 0, -1):
+        above, below = (every, every, slice(few)), (every, every, slice(x.shape[2] - few, None))
+        first, last = (every, slice(few), every), (every, slice(high - few, None), every)
+        padded = F.pad(torch.stack([x[above], x[below]]), (2 * (wide // 2),) * 2)
+        yield _Line((above, below), (last * 2, first * 2), padded.unfold(4, wide, 1).transpose(4, 5))
+    for few in range(wide // 2, 0, -1):
+        before, after = (..., slice(few)), (..., slice(x.shape[3] - few, None))
+        first, last = (every, every, slice(few)), (every, every, slice(wide - few, None))
+        padded = F.pad(torch.stack([x[before], x[after]]), (0, 0, high // 2, high // 2))
+        yield _Line((before, after), (last * 2, first * 2), padded.unfold(3, high, 1).permute(0, 1, 2, 5, 4, 3))
+
+
+def _unwindow(line: _Line, values: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """The transpose of `_ring`: values (2, N, C, ty, tx, position) go back to where they were read."""
+    rows = line.parts[0][0] is not ...
+    padding, size = (2 * (kernel_size[1] // 2), kernel_size[1]) if rows else (kernel_size[0] // 2, kernel_size[0])
+    by_tap = values.unbind(4 if rows else 3)  # each (2, N, C, few, position)
+    positions = by_tap[0].shape[4]
+    padded = values.new_zeros(*by_tap[0].shape[:4], positions + size - 1)
+    for tap, of_tap in enumerate(by_tap):
+        padded[..., tap : tap + positions] += of_tap
+    parts = padded[..., padding : padded.shape[4] - padding]
+    return parts if rows else parts.transpose(3, 4)
+
+
+def _boxes(by_axis: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """(C, ty * ty', tx * tx') to (C, t, t')."""
+    high, wide = kernel_size
+    return by_axis.reshape(-1, high, high, wide, wide).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _ranges(length: int, size: int, device: torch.device) -> Tensor:
+    """(t * t', v): whether v, q = v - t and q + t' all lie in the image [0, length); taps count from the middle."""
+    v = torch.arange(length, device=device)
+    taps = torch.arange(size, device=device) - size // 2
+    q = v - taps[:, None]  # (t, v)
+    other = q[:, None] + taps[:, None]  # (t, t', v)
+    seen = (q >= 0) & (q < length)
+    return (seen[:, None] & (other >= 0) & (other < length)).flatten(0, 1).double()
