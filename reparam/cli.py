@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from . import __version__
+from .bench import bench_blocks, bench_training
 
 app = typer.Typer(no_args_is_help=True, help="Re-parameterizable blocks: train branches, ship one convolution.")
 
@@ -57,3 +62,40 @@ def demo(
     table.add_row("rounding alone, float32", "", "", f"{total.noise_floor:.1e}")
     Console().print(table)
     typer.echo(f"fused weights: {result.weights}\npicture:       {result.picture}")
+
+
+@app.command()
+def bench(
+    channels: Annotated[list[int] | None, typer.Option(min=1, help="Widths to measure; may be repeated.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
+    size: Annotated[int, typer.Option(min=3, help="Height and width, in pixels.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is run; the median counts.")] = 20,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves them as they are.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Measure what training the blocks costs on this machine, as ratios to a plain 3x3 convolution."""
+    if threads:
+        torch.set_num_threads(threads)
+    widths = channels or [16, 64]
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Measuring", total=(rounds + 2) * (len(widths) + 1))
+        blocks = [
+            row for width in widths for row in bench_blocks(width, batch, size, rounds, lambda: bar.advance(task))
+        ]
+        training = bench_training(batch=batch, patch=size, rounds=rounds, progress=lambda: bar.advance(task))
+    if as_json:
+        typer.echo(json.dumps({"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}, indent=2))
+        return
+    shape = f"{batch} images of {size}x{size}, {torch.get_num_threads()} threads"
+    title = f"A training step over that of a plain 3x3 convolution ({shape})"
+    table = Table("block", "channels", "phase", "mode", "time", "saved bytes", "fuse (ms)", "fuse error", title=title)
+    for row in blocks:
+        ratios = (f"{row.step:.2f}", f"{row.saved:.2f}", f"{row.fuse_ms:.1f}", f"{row.fuse_error:.0e}")
+        table.add_row(row.block, str(row.channels), row.phase, row.mode, *ratios)
+    Console().print(table)
+    table = Table(
+        "network", "mode", "time", title="A whole training (90 % batch statistics, 10 % frozen) over the plain one"
+    )
+    for whole in training:
+        table.add_row(whole.model, whole.mode, f"{whole.step:.2f}")
+    Console().print(table)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +118,8 @@ class _Moments(torch.autograd.Function):
         for line in _ring(x, kernel_size):
             windows = line.windows.flatten(2, 4)  # (2, N, few taps, position)
             grams = torch.matmul(windows, windows.transpose(2, 3)).sum(1).div_(count)
-            for place, gram in zip(line.taps, grams):
-                by_tap[place] -= gram.reshape(by_tap[place].shape)
+            for place, gram in zip(line.taps(by_tap), grams):
+                place.sub_(gram.reshape(place.shape))
         covariance[:size, :size].addr_(mean_u, mean_u, alpha=-1)
         covariance[:size, size:] = cov_ue
         covariance[size:, :size] = cov_ue.t()
@@ -146,19 +146,15 @@ class _Moments(torch.autograd.Function):
         grid = _grid_for(x, ctx.kernel_size)
         gradient = F.conv2d(x, _folded_pairs(by_tap, grid.distances), padding=(high - 1, wide - 1))
         for line in _ring(x, ctx.kernel_size):
-            blocks = torch.stack([by_tap[place].flatten(3).flatten(0, 2) for place in line.taps])
+            blocks = torch.stack(line.taps(by_tap)).flatten(4).flatten(1, 3)
             of_windows = torch.matmul(blocks[:, None], line.windows.flatten(2, 4)).reshape(line.windows.shape)
-            for part, values in zip(line.parts, _unwindow(line, of_windows, ctx.kernel_size)):
-                gradient[part] -= values
+            for part, values in zip(line.parts(gradient), _unwindow(line, of_windows, ctx.kernel_size)):
+                part.sub_(values)
         of_boxes = of_ue.unflatten(0, (channels, taps)).double().clone()
         of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
         of_boxes = of_boxes.reshape(channels, high, wide, high, wide).transpose(2, 3).flatten(3).flatten(1, 2) / count
         gradient += (grid.rows.t() @ of_boxes @ grid.columns).to(x.dtype)
         return gradient, None, None
-
-
-Index = tuple[Any, ...]
-"""What a tensor is indexed with."""
 
 
 class _Grid(NamedTuple):
@@ -234,9 +230,8 @@ def half_plane(kernel_size: tuple[int, int]) -> list[tuple[int, int]]:
 def _correlation(line: Tensor, distances: list[int]) -> Tensor:
     """Sum over n and u of line[u] line[u + d]^T for each distance d; line is (N, C, length), its end all zeros."""
     length = line.shape[2] - max(distances)
-    start = line[:, :, :length]
-    products = [torch.bmm(start, line[:, :, d : d + length].transpose(1, 2)) for d in distances]
-    return torch.stack(products).sum(1)
+    start, turned = line.narrow(2, 0, length), line.transpose(1, 2)
+    return torch.stack([torch.bmm(start, turned.narrow(1, d, length)) for d in distances]).sum(1)
 
 
 def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:
@@ -267,40 +262,50 @@ def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
 class _Line(NamedTuple):
     """Two lines of positions just outside of the image, on opposite sides, whose patches reach into it."""
 
-    parts: tuple[Index, Index]
-    """What they read of (N, C, H, W)."""
-    taps: tuple[Index, Index]
-    """The taps that read it, to index (C, ty, tx, C, ty', tx')."""
+    axis: int
+    """Of x (N, C, H, W), across the lines."""
+    few: int
+    """Rows or columns of x, and taps across the lines, that meet."""
     windows: Tensor
     """The patches, without what is zero anyway: (2, N, C, ty, tx, position)."""
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the two lines read of x (N, C, H, W): its first and its last rows or columns."""
+        return x.narrow(self.axis, 0, self.few), x.narrow(self.axis, x.shape[self.axis] - self.few, self.few)
+
+    def taps(self, by_tap: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of (C, ty, tx, C, ty', tx') whose taps read that: the last ones above and before, the first ones
+        below and after."""
+        axis, few = self.axis - 1, self.few
+        start = by_tap.shape[axis] - few
+        first, last = by_tap.narrow(axis, 0, few), by_tap.narrow(axis, start, few)
+        return last.narrow(axis + 3, start, few), first.narrow(axis + 3, 0, few)
 
 
 def _ring(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[_Line]:
     """The ring around the image, line by line; lines above and below go over the corners."""
     high, wide = kernel_size
-    every = slice(None)
     for few in range(high // 2, 0, -1):
-        above, below = (every, every, slice(few)), (every, every, slice(x.shape[2] - few, None))
-        first, last = (every, slice(few), every), (every, slice(high - few, None), every)
-        padded = F.pad(torch.stack([x[above], x[below]]), (2 * (wide // 2),) * 2)
-        yield _Line((above, below), (last * 2, first * 2), padded.unfold(4, wide, 1).transpose(4, 5))
+        line = _Line(2, few, x)
+        padded = F.pad(torch.stack(line.parts(x)), (2 * (wide // 2),) * 2)
+        yield line._replace(windows=padded.unfold(4, wide, 1).transpose(4, 5))
     for few in range(wide // 2, 0, -1):
-        before, after = (..., slice(few)), (..., slice(x.shape[3] - few, None))
-        first, last = (every, every, slice(few)), (every, every, slice(wide - few, None))
-        padded = F.pad(torch.stack([x[before], x[after]]), (0, 0, high // 2, high // 2))
-        yield _Line((before, after), (last * 2, first * 2), padded.unfold(3, high, 1).permute(0, 1, 2, 5, 4, 3))
+        line = _Line(3, few, x)
+        padded = F.pad(torch.stack(line.parts(x)), (0, 0, high // 2, high // 2))
+        yield line._replace(windows=padded.unfold(3, high, 1).permute(0, 1, 2, 5, 4, 3))
 
 
 def _unwindow(line: _Line, values: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """The transpose of `_ring`: values (2, N, C, ty, tx, position) go back to where they were read."""
-    rows = line.parts[0][0] is not ...
-    padding, size = (2 * (kernel_size[1] // 2), kernel_size[1]) if rows else (kernel_size[0] // 2, kernel_size[0])
+    high, wide = kernel_size
+    rows = line.axis == 2
+    padding, size = (2 * (wide // 2), wide) if rows else (high // 2, high)
     by_tap = values.unbind(4 if rows else 3)  # each (2, N, C, few, position)
-    positions = by_tap[0].shape[4]
+    positions = values.shape[5]
     padded = values.new_zeros(*by_tap[0].shape[:4], positions + size - 1)
     for tap, of_tap in enumerate(by_tap):
-        padded[..., tap : tap + positions] += of_tap
-    parts = padded[..., padding : padded.shape[4] - padding]
+        padded.narrow(4, tap, positions).add_(of_tap)
+    parts = padded.narrow(4, padding, positions + size - 1 - 2 * padding)
     return parts if rows else parts.transpose(3, 4)
 
 

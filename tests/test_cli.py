@@ -1,5 +1,6 @@
 """The command line as a user types it."""
 
+import json
 import re
 from pathlib import Path
 
@@ -40,11 +41,26 @@ def test_the_demo_in_small(tmp_path: Path):
     assert plain(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
 
 
+def test_bench_prints_ratios_for_every_block_and_phase():
+    small = ("bench", "--channels", "3", "--batch", "2", "--size", "8", "--rounds", "1")
+    result = run(*small, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    ways = {(row["block"], row["phase"], row["mode"]) for row in found["blocks"]}
+    assert ("RepSRBlock", "batch statistics", "folded") in ways and ("ECB", "no BN", "branches") in ways
+    assert len(ways) == 10
+    assert all(row["step"] > 0 and row["fuse_error"] < 1e-5 for row in found["blocks"])
+    assert [row["mode"] for row in found["training"]] == ["folded", "branches"]
+    table = run(*small)
+    assert "RepVGGBlock" in table.output and "repsr_m4c16_x2" in table.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         (["demo", "--steps", "3"], "Invalid value for '--steps'"),
         (["demo", "--out", __file__], "is a file"),
+        (["bench", "--rounds", "0"], "Invalid value for '--rounds'"),
         (["train"], "No such command 'train'"),
     ],
 )

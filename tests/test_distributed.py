@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from reparam import create_model, freeze_bn_stats, fuse
+from reparam import RepSRBlock, RepVGGBlock, create_model, freeze_bn_stats, fuse, set_fold
 
 
 def free_port() -> int:
@@ -36,6 +36,51 @@ def worker(rank: int, port: int, out: str) -> None:
         {"state": net.state_dict(), "fused": plain.state_dict(), "kind": type(plain).__name__}, f"{out}/{rank}.pt"
     )
     dist.destroy_process_group()
+
+
+def synced(fold) -> torch.nn.Module:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(RepSRBlock(3, 4, gain=1.0), torch.nn.PReLU(4), RepVGGBlock(4)).double()
+    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    set_fold(net, fold)
+    return net
+
+
+def joined_batch() -> torch.Tensor:
+    return torch.rand(5, 3, 6, 7, generator=torch.Generator().manual_seed(0)).double()
+
+
+def loss_of(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return net(x).pow(3).sum()
+
+
+def sync_worker(rank: int, port: int, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    results = {}
+    for fold in (True, False):
+        net = synced(fold)  # without DDP, which refuses SyncBatchNorm on the CPU; what it does is the sum below
+        x = joined_batch()[:2] if rank == 0 else joined_batch()[2:]  # batches of different sizes
+        loss_of(net, x).backward()
+        for parameter in net.parameters():
+            dist.all_reduce(parameter.grad)
+        gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+        results[fold] = {"gradients": gradients, "buffers": dict(net.named_buffers())}
+    torch.save(results, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_synced_statistics_are_those_of_the_joined_batch(tmp_path: Path):
+    mp.spawn(sync_worker, args=(free_port(), str(tmp_path)), nprocs=2)
+    for fold in (True, False):
+        alone = synced(fold)
+        loss_of(alone, joined_batch()).backward()
+        for rank in range(2):
+            result = torch.load(tmp_path / f"{rank}.pt")[fold]
+            for name, parameter in alone.named_parameters():
+                torch.testing.assert_close(result["gradients"][name], parameter.grad, rtol=1e-10, atol=1e-10, msg=name)
+            for name, buffer in alone.named_buffers():
+                torch.testing.assert_close(result["buffers"][name], buffer, rtol=1e-12, atol=1e-13, msg=name)
 
 
 def test_ddp(tmp_path: Path):

@@ -24,6 +24,7 @@ LAYERS = [
     "fuse",
     "verify",
     "models",
+    "bench",
     "demo",
     "cli",
 ]
