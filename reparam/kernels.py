@@ -60,12 +60,14 @@ def add(*kernels: Kernel) -> Kernel:
 
 def affine(kernel: Kernel, scale: Tensor, shift: Tensor) -> Kernel:
     """The kernel of `scale * conv(x) + shift`, both of shape (out,): what a BN after a convolution does."""
+    scale, shift = scale.to(kernel.weight), shift.to(kernel.weight)  # a BN may be of higher precision
     weight = kernel.weight * scale.reshape(-1, *(1,) * (kernel.weight.dim() - 1))
     return Kernel(weight, kernel.bias * scale + shift)
 
 
 def affine_before(scale: Tensor, shift: Tensor, kernel: Kernel, groups: int = 1) -> Kernel:
     """The kernel of `conv(scale * x + shift)`, both of shape (in,): a BN before a convolution, taken into it."""
+    scale, shift = scale.to(kernel.weight), shift.to(kernel.weight)  # a BN may be of higher precision
     weight = kernel.weight.unflatten(0, (groups, -1))  # (g, out, in, *size)
     scaled = weight * scale.reshape(groups, 1, -1, *(1,) * len(kernel.size))
     shifted = weight.flatten(3).sum(3) @ shift.reshape(groups, -1, 1)

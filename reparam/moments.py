@@ -19,7 +19,6 @@ x' and e those of the image of ones, and z = W u + (W c) e + b.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -29,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import Kernel
+from .ring import ring, unwindow
 from .spec import ConvSpec
 
 
@@ -71,9 +71,9 @@ class PatchMoments:
 
     def of(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (out,) each, of the output of a kernel (out, C, *size) with all taps."""
-        weight = kernel.weight.to(self.mean.dtype)
+        weight, bias = kernel.weight.to(self.mean), kernel.bias.to(self.mean)
         mean, var = _OutputMoments.apply(weight, self.mean, self.covariance, self.centre)
-        return mean.to(kernel.bias.dtype) + kernel.bias, var.to(kernel.bias.dtype)
+        return mean + bias, var
 
 
 def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
@@ -115,7 +115,7 @@ class _Moments(torch.autograd.Function):
         second = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
         second.copy_(_pairs(correlation / count, grid.distances).permute(2, 0, 3, 1))
         by_tap = second.unflatten(3, (high, wide)).unflatten(1, (high, wide))
-        for line in _ring(x, kernel_size):
+        for line in ring(x, kernel_size):
             windows = line.windows.flatten(2, 4)  # (2, N, few taps, position)
             grams = torch.matmul(windows, windows.transpose(2, 3)).sum(1).div_(count)
             for place, gram in zip(line.taps(by_tap), grams):
@@ -145,10 +145,10 @@ class _Moments(torch.autograd.Function):
         by_tap = (of_second / count).reshape(channels, high, wide, channels, high, wide)
         grid = _grid_for(x, ctx.kernel_size)
         gradient = F.conv2d(x, _folded_pairs(by_tap, grid.distances), padding=(high - 1, wide - 1))
-        for line in _ring(x, ctx.kernel_size):
+        for line in ring(x, ctx.kernel_size):
             blocks = torch.stack(line.taps(by_tap)).flatten(4).flatten(1, 3)
             of_windows = torch.matmul(blocks[:, None], line.windows.flatten(2, 4)).reshape(line.windows.shape)
-            for part, values in zip(line.parts(gradient), _unwindow(line, of_windows, ctx.kernel_size)):
+            for part, values in zip(line.parts(gradient), unwindow(line, of_windows, ctx.kernel_size)):
                 part.sub_(values)
         of_boxes = of_ue.unflatten(0, (channels, taps)).double().clone()
         of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
@@ -257,56 +257,6 @@ def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
     dy = (row[None] - row[:, None] + high - 1)[:, None, :, None]
     dx = (column[None] - column[:, None] + wide - 1)[None, :, None, :]
     return (dy * (2 * wide - 1) + dx).flatten(2).flatten(0, 1)
-
-
-class _Line(NamedTuple):
-    """Two lines of positions just outside of the image, on opposite sides, whose patches reach into it."""
-
-    axis: int
-    """Of x (N, C, H, W), across the lines."""
-    few: int
-    """Rows or columns of x, and taps across the lines, that meet."""
-    windows: Tensor
-    """The patches, without what is zero anyway: (2, N, C, ty, tx, position)."""
-
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the two lines read of x (N, C, H, W): its first and its last rows or columns."""
-        return x.narrow(self.axis, 0, self.few), x.narrow(self.axis, x.shape[self.axis] - self.few, self.few)
-
-    def taps(self, by_tap: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of (C, ty, tx, C, ty', tx') whose taps read that: the last ones above and before, the first ones
-        below and after."""
-        axis, few = self.axis - 1, self.few
-        start = by_tap.shape[axis] - few
-        first, last = by_tap.narrow(axis, 0, few), by_tap.narrow(axis, start, few)
-        return last.narrow(axis + 3, start, few), first.narrow(axis + 3, 0, few)
-
-
-def _ring(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[_Line]:
-    """The ring around the image, line by line; lines above and below go over the corners."""
-    high, wide = kernel_size
-    for few in range(high // 2, 0, -1):
-        line = _Line(2, few, x)
-        padded = F.pad(torch.stack(line.parts(x)), (2 * (wide // 2),) * 2)
-        yield line._replace(windows=padded.unfold(4, wide, 1).transpose(4, 5))
-    for few in range(wide // 2, 0, -1):
-        line = _Line(3, few, x)
-        padded = F.pad(torch.stack(line.parts(x)), (0, 0, high // 2, high // 2))
-        yield line._replace(windows=padded.unfold(3, high, 1).permute(0, 1, 2, 5, 4, 3))
-
-
-def _unwindow(line: _Line, values: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """The transpose of `_ring`: values (2, N, C, ty, tx, position) go back to where they were read."""
-    high, wide = kernel_size
-    rows = line.axis == 2
-    padding, size = (2 * (wide // 2), wide) if rows else (high // 2, high)
-    by_tap = values.unbind(4 if rows else 3)  # each (2, N, C, few, position)
-    positions = values.shape[5]
-    padded = values.new_zeros(*by_tap[0].shape[:4], positions + size - 1)
-    for tap, of_tap in enumerate(by_tap):
-        padded.narrow(4, tap, positions).add_(of_tap)
-    parts = padded.narrow(4, padding, positions + size - 1 - 2 * padding)
-    return parts if rows else parts.transpose(3, 4)
 
 
 def _boxes(by_axis: Tensor, kernel_size: tuple[int, int]) -> Tensor:

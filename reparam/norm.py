@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .errors import SpecError, StatisticsError
@@ -236,6 +235,8 @@ def _over_processes(
     mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, int]:
     """Mean and variance over the batches of all processes, differentiable; two sums, so that nothing cancels."""
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
     total = torch.tensor(count, device=mean.device)
     dist.all_reduce(total, group=group)
     count_of_all = int(total)

@@ -15,33 +15,39 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 _NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """max|a - b| / max|b|, in float64."""
+def relative_error(a: Tensor, b: Tensor, scale: float | None = None) -> float:
+    """max|a - b| / max|b|, in float64; over `scale` instead if a and b are parts of something larger."""
     if not a.numel():
         return 0.0
     a, b = a.detach().double(), b.detach().double()
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+    return float((a - b).abs().max()) / max(float(b.abs().max()) if scale is None else scale, 1e-30)
 
 
-def assert_close(a: Tensor, b: Tensor, tolerance: float | None = None, what: str = "") -> None:
-    """Fails, with the figures, if two tensors differ in shape, dtype or by more than the tolerance of their dtype."""
+def assert_close(
+    a: Tensor, b: Tensor, tolerance: float | None = None, what: str = "", scale: float | None = None
+) -> None:
+    """Fails, with the figures, if two tensors differ in shape, dtype or by more than the tolerance of their dtype.
+
+    The error is relative to max|b|, or to `scale` where a and b are parts of something larger.
+    """
     __tracebackhide__ = True
     assert a.shape == b.shape, f"{what}: shapes differ: {tuple(a.shape)} and {tuple(b.shape)}"
     assert a.dtype == b.dtype, f"{what}: dtypes differ: {a.dtype} and {b.dtype}"
     assert bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all()), f"{what}: a value is not finite"
     tolerance = TOLERANCE[a.dtype] if tolerance is None else tolerance
-    error = relative_error(a, b)
+    error = relative_error(a, b, scale)
     assert error <= tolerance, f"{what}: relative error {error:.2e} exceeds {tolerance:.0e} at shape {tuple(a.shape)}"
 
 
 def assert_close_everywhere(a: Tensor, b: Tensor, ring: int = 1, tolerance: float | None = None) -> None:
-    """Compares (N, C, *size) outputs on the outer `ring` pixels and inside, each against its own largest value."""
+    """Compares (N, C, *size) outputs on the outer `ring` pixels and inside, and says which of them is wrong."""
     __tracebackhide__ = True
     assert a.shape == b.shape, f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}"
     inside = torch.zeros(a.shape[2:], dtype=torch.bool)
     inside[tuple(slice(ring, max(size - ring, ring)) for size in a.shape[2:])] = True
-    assert_close(a[..., ~inside], b[..., ~inside], tolerance, "border")
-    assert_close(a[..., inside], b[..., inside], tolerance, "interior")
+    scale = float(b.detach().abs().max())
+    assert_close(a[..., ~inside], b[..., ~inside], tolerance, "border", scale)
+    assert_close(a[..., inside], b[..., inside], tolerance, "interior", scale)
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:

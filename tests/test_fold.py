@@ -335,12 +335,18 @@ class TestSurroundings:
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.parameters())
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_half_precision_parameters(self, dtype):
+    @pytest.mark.parametrize("norms_in_float", [True, False])
+    def test_half_precision_parameters(self, dtype, norms_in_float):
         net, x = self.net(), torch.rand(4, 4, 16, 16)
         expected = copy.deepcopy(net)(x)
-        y = net.to(dtype)(x.to(dtype))
+        net.to(dtype)
+        for _, bn in norms(net):
+            bn.to(torch.float32 if norms_in_float else dtype)
+        y = net(x.to(dtype))
         assert y.dtype == dtype
         assert relative_error(y, expected) < 0.05
+        freeze_bn_stats(net)
+        assert net(x.to(dtype)).dtype == dtype
 
     def test_channels_last(self):
         net, x = self.net(), torch.rand(4, 4, 16, 12)

@@ -13,6 +13,7 @@ LAYERS = [
     "spec",
     "kernels",
     "cost",
+    "ring",
     "moments",
     "norm",
     "freeze",
