@@ -1,7 +1,7 @@
 """reparam: re-parameterizable blocks for PyTorch, exact at every moment and fused into one convolution."""
 
 from .block import ReparamBlock, set_fold
-from .blocks import ECB, RepSRBlock, RepVGGBlock
+from .blocks import ECB, EDBB, RRRB, ACBlock, Conv3XC, DilatedReparamBlock, MobileOneBlock, RepSRBlock, RepVGGBlock
 from .branches import (
     AvgPoolBranch,
     Branch,
@@ -27,17 +27,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ECB",
+    "EDBB",
+    "RRRB",
+    "ACBlock",
     "AvgPoolBranch",
     "Branch",
+    "Conv3XC",
     "ConvBNBranch",
     "ConvBranch",
     "ConvSpec",
+    "DilatedReparamBlock",
     "ExpandSqueezeBranch",
     "FrozenStatsBN",
     "FuseError",
     "IdentityBranch",
     "Kernel",
     "LaplacianBranch",
+    "MobileOneBlock",
     "NotLinearError",
     "PlainSR",
     "RepSR",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +201,9 @@ class ConvBlock(ReparamBlock):
         **options: those of the block's `design`.
     """
 
+    sum_bn: ClassVar[bool] = False
+    """Whether a batch norm follows the sum of the branches."""
+
     def __init__(
         self,
         in_channels: int,
@@ -223,7 +226,7 @@ class ConvBlock(ReparamBlock):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
         )
         with torch.device(device if device is not None else torch.get_default_device()):
-            super().__init__(spec, self.design(spec, **options), fold=fold)
+            super().__init__(spec, self.design(spec, **options), bn=self.sum_bn, fold=fold)
         self.to(dtype=dtype)
 
     @staticmethod

@@ -17,11 +17,17 @@ from torch import Tensor, nn
 
 from reparam import (
     ECB,
+    EDBB,
+    RRRB,
+    ACBlock,
     Branch,
+    Conv3XC,
     ConvBranch,
     ConvSpec,
+    DilatedReparamBlock,
     IdentityBranch,
     LaplacianBranch,
+    MobileOneBlock,
     ReparamBlock,
     RepSRBlock,
     RepVGGBlock,
@@ -230,12 +236,89 @@ IN_HAT: Rules = [(rf"branch(\d)_{name}", rf"branches.\1.layers.{i}") for i, name
 IN_JLDY: Rules = [(rf"branch(\d)\.{i}", rf"branches.\1.{name}") for i, name in enumerate(("expand", "norm", "squeeze"))]
 
 
+def geometry(config: Config) -> dict[str, Any]:
+    """What the official classes call as torch does."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups", "padding_mode")
+    return {name: config[name] for name in names if name in config} | {"padding": config.get("padding", 0)}
+
+
+def mobileone(config: Config) -> nn.Module:
+    """MobileOne's block: gate before the ReLU."""
+    block = MobileOneBlock(**geometry(config), conv_branches=config.get("num_conv_branches", 1))
+    wide = config["out_channels"]
+    return unit(block=block, se=SqueezeExcite(wide, wide // 16) if config.get("use_se") else None, act=nn.ReLU())
+
+
+def edbb(config: Config) -> nn.Module:
+    """An EDBB with its activation."""
+    narrow, wide = config["inp_planes"], config["out_planes"]
+    expansion = config["depth_multiplier"] if config["with_13"] else None
+    block = EDBB(narrow, wide, expansion=expansion, identity=identity_option(config))
+    acts = {"prelu": nn.PReLU(wide), "relu": nn.ReLU(), "linear": None}
+    return unit(block=block, act=acts[config["act_type"]])
+
+
+def dilated(config: Config) -> nn.Module:
+    """UniRepLKNet's depthwise block."""
+    channels = config["channels"]
+    small = config["kernel_sizes"], config["dilates"]
+    return DilatedReparamBlock(channels, kernel_size=config["kernel_size"], groups=channels, small=small)
+
+
+IN_ACB: Rules = [
+    (rf"{name}_(conv|bn)", lambda match, index=index: f"branches.{index}.{match[1].replace('bn', 'norm')}")
+    for index, name in enumerate(("square", "ver", "hor"))
+]
+
+
+def in_mobileone(config: Config) -> Rules:
+    """Names of MobileOne's branches, whose numbers depend on how many there are."""
+    count = config.get("num_conv_branches", 1)
+    point = config["kernel_size"] > 1
+    return [
+        (r"rbr_conv\.(\d+)", r"block.branches.\1"),
+        (r"rbr_scale", f"block.branches.{count}"),
+        (r"rbr_skip", f"block.branches.{count + point}.norm"),
+        (r"(branches\.\d+)\.bn", r"\1.norm"),
+        (r"se\.reduce", "se.down"),
+        (r"se\.expand", "se.up"),
+    ]
+
+
+def in_dilated(config: Config) -> Rules:
+    """Names of the small kernels, which say their size and dilation."""
+    rules: Rules = [(r"lk_origin", "branches.0.conv"), (r"origin_bn", "branches.0.norm")]
+    for index, (k, r) in enumerate(zip(config["kernel_sizes"], config["dilates"]), start=1):
+        rules += [(f"dil_conv_k{k}_{r}", f"branches.{index}.conv"), (f"dil_bn_k{k}_{r}", f"branches.{index}.norm")]
+    return rules
+
+
+IN_SPAN: Rules = [(r"^conv\.", "branches.1.layers."), (r"^sk\.", "branches.0.conv.")]
+IN_RRRB: Rules = [
+    (r"expand_conv", "branches.0.layers.0"),
+    (r"fea_conv", "branches.0.layers.1.branches.0.conv"),
+    (r"reduce_conv", "branches.0.layers.2"),
+]
+IN_EDBB: Rules = [
+    (r"rep_conv\.", "block.branches.0.conv."),
+    (r"conv1x1\.", "block.branches.1.conv."),
+    (r"conv1x1_3x3\.k0", "block.branches.5.expand.weight"),
+    (r"conv1x1_3x3\.b0", "block.branches.5.expand.bias"),
+    (r"conv1x1_3x3\.k1", "block.branches.5.squeeze.weight"),
+    (r"conv1x1_3x3\.b1", "block.branches.5.squeeze.bias"),
+    *((rf"conv1x1_{name}", f"block.branches.{index}") for index, name in enumerate(("sbx", "sby", "lpl"), start=2)),
+    *EDGE,
+]
+
+
 class Kind(NamedTuple):
     """How to build what a file holds, and the names of its tensors before and after the official fusing."""
 
     build: Callable[[Config], nn.Module]
-    rules: Rules
+    rules: Rules | Callable[[Config], Rules]
     fused_rules: Rules
+    unused: Callable[[Config], str] = lambda config: "(?!)"
+    """Pattern of the keys of caches and placeholders, which the official unfused graph does not read."""
 
 
 KINDS = {
@@ -253,5 +336,16 @@ KINDS = {
     "RepSR": Kind(HatNet, IN_HAT, [(r"\.rep_conv", "")]),
     "RepSR_Block": Kind(lambda config: RepSRBlock(config["c"]), IN_JLDY, []),
     "RepSR_Net": Kind(JldyNet, IN_JLDY, []),
+    "ACBlock": Kind(lambda config: ACBlock(**geometry(config)), IN_ACB, []),
+    "MobileOneBlock": Kind(mobileone, in_mobileone, IN_UNIT),
+    "Conv3XC": Kind(
+        lambda config: Conv3XC(config["c_in"], config["c_out"], stride=config["s"], gain=config["gain1"]),
+        IN_SPAN,
+        [],
+        unused=lambda config: r"eval_conv\.",
+    ),
+    "RRRB": Kind(lambda config: RRRB(8), IN_RRRB, [(r"rep_conv\.", "")]),
+    "EDBB": Kind(edbb, IN_EDBB, IN_UNIT, unused=lambda config: "(?!)" if config["with_13"] else r"conv1x1_3x3\."),
+    "DilatedReparamBlock": Kind(dilated, in_dilated, []),
 }
 """By the name of the official class, which is `block` in a file's metadata."""

@@ -8,14 +8,20 @@ from hypothesis import strategies as st
 
 from reparam import (
     ECB,
+    EDBB,
+    RRRB,
+    ACBlock,
     AvgPoolBranch,
     Branch,
+    Conv3XC,
     ConvBNBranch,
     ConvBranch,
     ConvSpec,
+    DilatedReparamBlock,
     ExpandSqueezeBranch,
     IdentityBranch,
     LaplacianBranch,
+    MobileOneBlock,
     ReparamBlock,
     RepSRBlock,
     RepVGGBlock,
@@ -83,6 +89,12 @@ KINDS = {
     "RepSRBlock": partial(of_spec, RepSRBlock, gain=1.0),
     "ECB": partial(of_spec, ECB, identity=None),
     "RepVGGBlock": partial(of_spec, RepVGGBlock),
+    "ACBlock": partial(of_spec, ACBlock),
+    "MobileOneBlock": partial(of_spec, MobileOneBlock, conv_branches=2),
+    "Conv3XC": partial(of_spec, Conv3XC),
+    "RRRB": partial(of_spec, RRRB),
+    "EDBB": partial(of_spec, EDBB, expansion=2.0),
+    "DilatedReparamBlock": partial(of_spec, DilatedReparamBlock, small=([1, 2], [1, 2])),
 }
 """Everything that must obey the contract, by name; each takes a spec."""
 
@@ -93,7 +105,7 @@ def fits(kind: str, spec: ConvSpec) -> bool:
         return has_identity(spec)
     if kind.startswith("AvgPoolBranch"):
         return all(d == 1 for d in spec.dilation)
-    if kind in ("SobelBranch", "LaplacianBranch", "ECB"):
+    if kind in ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock"):
         return all(k >= 3 for k in spec.kernel_size)
     return True
 
@@ -107,7 +119,7 @@ def specs(draw, kind: str | None = None) -> ConvSpec:
     if kind is not None and kind.startswith("IdentityBranch"):
         outside = inside
     high = 5 if ndim < 3 else 3
-    low = 3 if kind in ("SobelBranch", "LaplacianBranch", "ECB") else 1
+    low = 3 if kind in ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock") else 1
     size = tuple(draw(st.integers(low, high)) for _ in range(ndim))
     plain = kind is not None and kind.startswith("IdentityBranch")
     stride = 1 if plain else draw(st.sampled_from([1, 1, 1, 2, 3]))

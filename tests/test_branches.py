@@ -12,11 +12,13 @@ from reparam import (
     ConvBNBranch,
     ConvBranch,
     ConvSpec,
+    DilatedReparamBlock,
     ExpandSqueezeBranch,
     IdentityBranch,
     Kernel,
     LaplacianBranch,
     NotLinearError,
+    RepSRBlock,
     SequentialBranch,
     SobelBranch,
     SpecError,
@@ -114,7 +116,7 @@ def test_a_spectral_norm_is_seen():
 
 
 def test_small_start():
-    small, usual = (ExpandSqueezeBranch(ConvSpec(64), bn=True, gain=gain) for gain in (0.1, 1.0))
+    small, usual = (ExpandSqueezeBranch(ConvSpec(64), bn=True, gain=gain, bn_weight=gain) for gain in (0.1, 1.0))
     assert small.norm.weight[0].item() == pytest.approx(0.1)
     assert (small.squeeze.weight.std() / usual.squeeze.weight.std()).item() == pytest.approx(0.1, rel=0.05)
 
@@ -160,6 +162,11 @@ class WrongShape(Branch):
         (lambda: AvgPoolBranch(ConvSpec(4, dilation=2)), SpecError, "dilation"),
         (lambda: ExpandSqueezeBranch(SPEC, order="3x3-1x1"), SpecError, "order='3x3-1x1'"),
         (lambda: ExpandSqueezeBranch(SPEC, expansion=0.1), SpecError, "expansion=0.1"),
+        (lambda: ExpandSqueezeBranch(ConvSpec(4, groups=2), expansion=0.75), SpecError, "3 channels .*groups=2"),
+        (lambda: ConvBranch(ConvSpec(4, kernel_size=5, dilation=2), kernel_size=3, dilation=3), SpecError, "dilation"),
+        (lambda: SequentialBranch(SPEC, RepSRBlock(4, 6)), NotLinearError, "RepSRBlock pads its input"),
+        (lambda: SequentialBranch(SPEC, RepSRBlock(4, 6, padding=0)), NotLinearError, "batch norms of its own"),
+        (lambda: DilatedReparamBlock(4, kernel_size=3), SpecError, r"kernel_size=\(3, 3\); give small="),
         (lambda: ConvBNBranch(SPEC, bn=nn.InstanceNorm2d), SpecError, "InstanceNorm2d"),
         (lambda: ConvBNBranch(SPEC).kernel(), StatisticsError, "uses batch statistics"),
         (lambda: WrongShape(SPEC)(torch.zeros(1, 4, 5, 5)), SpecError, r"\(6, 3, 3, 3\)"),

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ from reparam.norm import norms
 
 HERE = Path(__file__).parent / "golden"
 FAMILIES = ("ecb_", "ecbsr_", "repvgg_", "repvggplus_", "repsr_", "srvgg_")
+FAMILIES += ("acb_", "mobileone_dense", "mobileone_dw", "mobileone_k", "mobileone_pw", "mobileone_se_", "span_conv3xc_")
+FAMILIES += ("fmen_rrrb_", "edbb_", "unirep_")
 ROUNDING = 1e-12  # float64, relative
 ROUNDING_F32 = 1e-6  # of a kernel that the official code computes in float32, relative
 
@@ -43,7 +46,12 @@ class Golden(NamedTuple):
 
     def net(self) -> nn.Module:
         """Our network with the official weights, in float32."""
-        return load(self.fresh(), self.official, KINDS[self.meta["block"]].rules)
+        kind = KINDS[self.meta["block"]]
+        rules = kind.rules(self.meta["config"]) if callable(kind.rules) else kind.rules
+        used = {
+            key: value for key, value in self.official.items() if not re.match(kind.unused(self.meta["config"]), key)
+        }
+        return load(self.fresh(), used, rules)
 
     def fused(self, prefix: str) -> dict[str, Tensor]:
         """The official fused tensors ("fused." or "fused64.") under our names."""
@@ -168,7 +176,9 @@ def test_the_fused_kernels_are_the_official_ones(path: Path):
     else:
         check_kernels(fuse(net), golden.fused("fused."), ROUNDING_F32)
     if exact := golden.fused("fused64."):
-        check_kernels(fuse(net.double()), exact, ROUNDING)
+        # Some official conversions go through float32 also when they are asked for float64; the outputs say so.
+        is_exact = golden.meta.get("fuse_err_f64_rel", 0.0) < ROUNDING
+        check_kernels(fuse(net.double()), exact, ROUNDING if is_exact else ROUNDING_F32)
 
 
 @every_file

@@ -1,7 +1,23 @@
 """The blocks of the papers, one paper per file."""
 
+from .acnet import ACBlock
 from .ecb import ECB
+from .efdn import EDBB
+from .fmen import RRRB
+from .mobileone import MobileOneBlock
 from .repsr import RepSRBlock
 from .repvgg import RepVGGBlock
+from .span import Conv3XC
+from .unireplknet import DilatedReparamBlock
 
-__all__ = ["ECB", "RepSRBlock", "RepVGGBlock"]
+__all__ = [
+    "ECB",
+    "EDBB",
+    "RRRB",
+    "ACBlock",
+    "Conv3XC",
+    "DilatedReparamBlock",
+    "MobileOneBlock",
+    "RepSRBlock",
+    "RepVGGBlock",
+]

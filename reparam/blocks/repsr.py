@@ -23,8 +23,8 @@ class RepSRBlock(ConvBlock):
     Source: X. Wang, C. Dong, Y. Shan, "RepSR: Training Efficient VGG-style Super-Resolution Networks with Structural
     Re-Parameterization and Batch Normalization", ACM MM 2022, arXiv 2205.05671. Its code was not released; order, norm
     and biases follow the paper's description and two unofficial codes. We differ in the start: the second convolution
-    and the batch norm begin at a tenth of their usual weights (`gain`), so that a block starts near the identity,
-    which trains far better than torch's default start.
+    begins at three tenths of torch's weights and the batch norm at a weight of a tenth, so that a block starts near the
+    identity. That trains far better than torch's default start; see the page on freezing for figures.
 
     Args:
         in_channels, ..., dtype, ndim: as in `ConvBlock`.
@@ -32,7 +32,8 @@ class RepSRBlock(ConvBlock):
         paths: number of expand-squeeze paths.
         identity: whether there is an identity; None means where the geometry has one.
         bn: whether the paths have batch norms, or a callable that makes one from the channel count.
-        gain: factor on the initial weights of the second convolution and of the batch norm.
+        gain: factor on the initial weights of the second convolutions.
+        bn_weight: initial weight of the batch norms.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
@@ -58,9 +59,10 @@ class RepSRBlock(ConvBlock):
         paths: int = 2,
         identity: bool | None = None,
         bn: NormChoice = True,
-        gain: float = 0.1,
+        gain: float = 0.3,
+        bn_weight: float = 0.1,
     ) -> list[BranchFactory]:
         """The identity, if any, and the paths."""
         identity = has_identity(spec) if identity is None else identity
-        path = partial(ExpandSqueezeBranch, expansion=expansion, bn=bn, gain=gain)
+        path = partial(ExpandSqueezeBranch, expansion=expansion, bn=bn, gain=gain, bn_weight=bn_weight)
         return [*[IdentityBranch] * identity, *[path] * paths]

@@ -233,6 +233,21 @@ class ChainBranch(Branch):
         return step
 
 
+@linear_op.register
+def _(module: Branch, channels: int, like: Tensor) -> LinearOp:
+    spec = module.spec
+    if any(map(any, spec.pads)):
+        raise NotLinearError(
+            f"{type(module).__name__} pads its input ({spec}), but inside a branch only the input is padded, by the "
+            "padding of the ConvSpec; build it with padding=0"
+        )
+    if any(True for _ in norms(module)):
+        raise NotLinearError(f"{type(module).__name__} holds batch norms of its own; put them into the branch itself")
+    weight, bias = module.kernel()
+    kernel = Kernel(weight, bias if spec.bias else torch.zeros_like(bias))
+    return LinearOp(kernel, spec.stride, spec.dilation, spec.groups)
+
+
 def _fits(bn: BatchNorm, ndim: int) -> bool:
     """Whether a batch norm accepts inputs of this many spatial axes."""
     takes = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}

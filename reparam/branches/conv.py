@@ -11,10 +11,14 @@ from ..spec import ConvSpec
 from .base import ChainBranch
 
 
-def _own_conv(spec: ConvSpec, kernel_size: int | Sequence[int] | None, bias: bool) -> nn.Module:
-    """An unpadded convolution of the spec, perhaps with another number of taps."""
+def _own_conv(
+    spec: ConvSpec, kernel_size: int | Sequence[int] | None, dilation: int | Sequence[int] | None, bias: bool
+) -> nn.Module:
+    """An unpadded convolution of the spec, perhaps with fewer taps, or with taps that lie farther apart."""
     size = spec.kernel_size if kernel_size is None else kernel_size
-    return spec.replace(kernel_size=size, padding=0, padding_mode="zeros", bias=bias).new_conv()
+    spread = spec.dilation if dilation is None else dilation
+    plain = {"padding": 0, "padding_mode": "zeros", "bias": bias}
+    return spec.replace(kernel_size=size, dilation=spread, **plain).new_conv()
 
 
 class ConvBranch(ChainBranch):
@@ -23,13 +27,14 @@ class ConvBranch(ChainBranch):
     Args:
         spec: the geometry; a smaller kernel lies with its centre tap on the spec's.
         kernel_size: taps of this branch; None means the spec's.
+        dilation: distance of its taps, in pixels; None means the spec's, of which it must be a multiple.
         bias: whether the convolution has a bias of its own.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: if `kernel_size` exceeds the spec's.
+        SpecError: if the taps reach farther than the spec's, or lie where it has none.
 
     Example:
         >>> branch = ConvBranch(ConvSpec(4, 6, 3), kernel_size=1)
@@ -37,9 +42,16 @@ class ConvBranch(ChainBranch):
         True
     """
 
-    def __init__(self, spec: ConvSpec, *, kernel_size: int | Sequence[int] | None = None, bias: bool = True) -> None:
+    def __init__(
+        self,
+        spec: ConvSpec,
+        *,
+        kernel_size: int | Sequence[int] | None = None,
+        dilation: int | Sequence[int] | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__(spec)
-        self.conv = _own_conv(spec, kernel_size, bias)
+        self.conv = _own_conv(spec, kernel_size, dilation, bias)
         self.check()
 
     def stages(self) -> list[nn.Module]:
@@ -56,6 +68,7 @@ class ConvBNBranch(ChainBranch):
     Args:
         spec: the geometry; a smaller kernel lies with its centre tap on the spec's.
         kernel_size: taps of this branch; None means the spec's.
+        dilation: distance of its taps, in pixels; None means the spec's, of which it must be a multiple.
         bias: whether the convolution has a bias, which the batch norm takes off again in training.
         bn: True, or a callable that makes the batch norm from the channel count.
 
@@ -63,7 +76,7 @@ class ConvBNBranch(ChainBranch):
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: if `kernel_size` exceeds the spec's.
+        SpecError: if the taps reach farther than the spec's, or lie where it has none.
 
     Example:
         >>> branch = ConvBNBranch(ConvSpec(4)).eval()
@@ -76,11 +89,12 @@ class ConvBNBranch(ChainBranch):
         spec: ConvSpec,
         *,
         kernel_size: int | Sequence[int] | None = None,
+        dilation: int | Sequence[int] | None = None,
         bias: bool = False,
         bn: NormChoice = True,
     ) -> None:
         super().__init__(spec)
-        self.conv = _own_conv(spec, kernel_size, bias)
+        self.conv = _own_conv(spec, kernel_size, dilation, bias)
         self.norm = make_norm(bn, spec.out_channels, spec.ndim)
         self.check()
 

@@ -47,8 +47,9 @@ class ExpandSqueezeBranch(ChainBranch):
         order: "kxk-1x1" or "1x1-kxk".
         bn: whether a batch norm lies between, or a callable that makes one from the channel count.
         bias: whether the two convolutions have biases.
-        gain: factor on the initial weights of the second convolution and of the batch norm. Below 1 the branch starts
-            small, so that a block with an identity starts near the identity.
+        gain: factor on the initial weights of the second convolution. Below 1 the branch starts small, so that a block
+            with an identity starts near the identity.
+        bn_weight: initial weight of the batch norm, which does the same.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
@@ -72,6 +73,7 @@ class ExpandSqueezeBranch(ChainBranch):
         bn: NormChoice = False,
         bias: bool = True,
         gain: float = 1.0,
+        bn_weight: float = 1.0,
     ) -> None:
         super().__init__(spec)
         if order not in ("kxk-1x1", "1x1-kxk"):
@@ -81,6 +83,11 @@ class ExpandSqueezeBranch(ChainBranch):
             raise SpecError(
                 f"the middle of an expand-squeeze branch needs at least one channel, but got expansion={expansion}, "
                 f"hidden_channels={hidden_channels} for out_channels={spec.out_channels}"
+            )
+        if hidden % spec.groups:
+            raise SpecError(
+                f"the middle of an expand-squeeze branch has {hidden} channels (expansion={expansion}, hidden_channels="
+                f"{hidden_channels}, out_channels={spec.out_channels}), which groups={spec.groups} does not divide"
             )
         plain = spec.replace(padding=0, padding_mode="zeros", bias=bias)
         wide = plain.replace(out_channels=hidden), plain.replace(in_channels=hidden)
@@ -94,7 +101,7 @@ class ExpandSqueezeBranch(ChainBranch):
         with torch.no_grad():
             self.squeeze.weight.mul_(gain)
             if self.norm is not None and self.norm.affine:
-                self.norm.weight.mul_(gain)
+                self.norm.weight.fill_(bn_weight)
         self.check()
 
     def stages(self) -> list[nn.Module]:
