@@ -1,7 +1,19 @@
 """reparam: re-parameterizable blocks for PyTorch, exact at every moment and fused into one convolution."""
 
 from .block import ReparamBlock, set_fold
-from .blocks import ECB, EDBB, RRRB, ACBlock, Conv3XC, DilatedReparamBlock, MobileOneBlock, RepSRBlock, RepVGGBlock
+from .blocks import (
+    ECB,
+    EDBB,
+    RRRB,
+    ACBlock,
+    CollapsibleLinearBlock,
+    Conv3XC,
+    DilatedReparamBlock,
+    DiverseBranchBlock,
+    MobileOneBlock,
+    RepSRBlock,
+    RepVGGBlock,
+)
 from .branches import (
     AvgPoolBranch,
     Branch,
@@ -32,11 +44,13 @@ __all__ = [
     "ACBlock",
     "AvgPoolBranch",
     "Branch",
+    "CollapsibleLinearBlock",
     "Conv3XC",
     "ConvBNBranch",
     "ConvBranch",
     "ConvSpec",
     "DilatedReparamBlock",
+    "DiverseBranchBlock",
     "ExpandSqueezeBranch",
     "FrozenStatsBN",
     "FuseError",

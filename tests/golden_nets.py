@@ -25,6 +25,7 @@ from reparam import (
     ConvBranch,
     ConvSpec,
     DilatedReparamBlock,
+    DiverseBranchBlock,
     IdentityBranch,
     LaplacianBranch,
     MobileOneBlock,
@@ -293,6 +294,28 @@ def in_dilated(config: Config) -> Rules:
     return rules
 
 
+def dbb(config: Config) -> nn.Module:
+    """DBB without an activation."""
+    return DiverseBranchBlock(**geometry(config), hidden_channels=config.get("internal_channels_1x1_3x3"))
+
+
+def in_dbb(config: Config) -> Rules:
+    """Names of DBB's terms; depthwise there is no 1x1."""
+    depthwise = config.get("groups", 1) == config["out_channels"]
+    return [
+        (r"dbb_origin\.", "branches.0."),
+        (r"dbb_1x1\.", "branches.1."),
+        (r"(branches\.[01])\.bn", r"\1.norm"),
+        (r"dbb_avg\.bn\.bn", f"branches.{2 - depthwise}.conv_norm"),
+        (r"dbb_avg\.avgbn", f"branches.{2 - depthwise}.norm"),
+        (r"dbb_avg\.conv", f"branches.{2 - depthwise}.conv"),
+        (r"dbb_1x1_kxk\.(id)?conv1", f"branches.{3 - depthwise}.layers.0"),
+        (r"dbb_1x1_kxk\.bn1\.bn", f"branches.{3 - depthwise}.layers.1"),
+        (r"dbb_1x1_kxk\.conv2", f"branches.{3 - depthwise}.layers.2"),
+        (r"dbb_1x1_kxk\.bn2", f"branches.{3 - depthwise}.layers.3"),
+    ]
+
+
 IN_SPAN: Rules = [(r"^conv\.", "branches.1.layers."), (r"^sk\.", "branches.0.conv.")]
 IN_RRRB: Rules = [
     (r"expand_conv", "branches.0.layers.0"),
@@ -337,6 +360,7 @@ KINDS = {
     "RepSR_Block": Kind(lambda config: RepSRBlock(config["c"]), IN_JLDY, []),
     "RepSR_Net": Kind(JldyNet, IN_JLDY, []),
     "ACBlock": Kind(lambda config: ACBlock(**geometry(config)), IN_ACB, []),
+    "DiverseBranchBlock": Kind(dbb, in_dbb, []),
     "MobileOneBlock": Kind(mobileone, in_mobileone, IN_UNIT),
     "Conv3XC": Kind(
         lambda config: Conv3XC(config["c_in"], config["c_out"], stride=config["s"], gain=config["gain1"]),

@@ -13,11 +13,13 @@ from reparam import (
     ACBlock,
     AvgPoolBranch,
     Branch,
+    CollapsibleLinearBlock,
     Conv3XC,
     ConvBNBranch,
     ConvBranch,
     ConvSpec,
     DilatedReparamBlock,
+    DiverseBranchBlock,
     ExpandSqueezeBranch,
     IdentityBranch,
     LaplacianBranch,
@@ -91,6 +93,8 @@ KINDS = {
     "RepVGGBlock": partial(of_spec, RepVGGBlock),
     "ACBlock": partial(of_spec, ACBlock),
     "MobileOneBlock": partial(of_spec, MobileOneBlock, conv_branches=2),
+    "DiverseBranchBlock": partial(of_spec, DiverseBranchBlock),
+    "CollapsibleLinearBlock": partial(of_spec, CollapsibleLinearBlock, hidden_channels=12),
     "Conv3XC": partial(of_spec, Conv3XC),
     "RRRB": partial(of_spec, RRRB),
     "EDBB": partial(of_spec, EDBB, expansion=2.0),
@@ -103,7 +107,7 @@ def fits(kind: str, spec: ConvSpec) -> bool:
     """Whether this kind exists in this geometry."""
     if kind.startswith("IdentityBranch"):
         return has_identity(spec)
-    if kind.startswith("AvgPoolBranch"):
+    if kind.startswith(("AvgPoolBranch", "DiverseBranchBlock")):
         return all(d == 1 for d in spec.dilation)
     if kind in ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock"):
         return all(k >= 3 for k in spec.kernel_size)
@@ -123,7 +127,7 @@ def specs(draw, kind: str | None = None) -> ConvSpec:
     size = tuple(draw(st.integers(low, high)) for _ in range(ndim))
     plain = kind is not None and kind.startswith("IdentityBranch")
     stride = 1 if plain else draw(st.sampled_from([1, 1, 1, 2, 3]))
-    pooled = kind is not None and kind.startswith("AvgPool")
+    pooled = kind is not None and kind.startswith(("AvgPool", "DiverseBranch"))
     odd = (1, 3) if plain else (1, 1, 2, 3)
     dilation = 1 if pooled else tuple(draw(st.sampled_from(odd)) for _ in range(ndim))
     paddings = [0, 1, 2, "valid"]

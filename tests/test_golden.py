@@ -27,7 +27,7 @@ from reparam.norm import norms
 HERE = Path(__file__).parent / "golden"
 FAMILIES = ("ecb_", "ecbsr_", "repvgg_", "repvggplus_", "repsr_", "srvgg_")
 FAMILIES += ("acb_", "mobileone_dense", "mobileone_dw", "mobileone_k", "mobileone_pw", "mobileone_se_", "span_conv3xc_")
-FAMILIES += ("fmen_rrrb_", "edbb_", "unirep_")
+FAMILIES += ("dbb_", "fmen_rrrb_", "edbb_", "unirep_")
 ROUNDING = 1e-12  # float64, relative
 ROUNDING_F32 = 1e-6  # of a kernel that the official code computes in float32, relative
 
