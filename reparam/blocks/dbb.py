@@ -22,8 +22,8 @@ class DiverseBranchBlock(ConvBlock):
     $$y = \mathrm{BN}(W * x) + \mathrm{BN}(W_1 x) + \mathrm{BN}(\mathrm{pool}(\mathrm{BN}(W_p x)))
       + \mathrm{BN}(W_b * \mathrm{BN}((I + W_a) x))$$
 
-    No convolution has a bias. Where groups = in_channels = out_channels, the 1x1 term and $W_p$ are left out, as the authors do, and
-    $(I + W_a)$ becomes a 1x1 convolution to twice the channels.
+    No convolution has a bias. Where groups = in_channels = out_channels, the 1x1 term and $W_p$ are left out, as the
+    authors do, and $(I + W_a)$ becomes a 1x1 convolution to twice the channels.
 
     Source: X. Ding, X. Zhang, J. Han, G. Ding, "Diverse Branch Block: Building a Convolution as an Inception-like
     Unit", CVPR 2021, arXiv 2103.13425. They fill the ring around a 1x1's output with what its batch norm's *running*
