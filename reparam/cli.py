@@ -70,7 +70,7 @@ def bench(
     channels: Annotated[list[int] | None, typer.Option(min=1, help="Widths to measure; may be repeated.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
     size: Annotated[int, typer.Option(min=3, help="Height and width, in pixels.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="How often everything is run; the median counts.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is run; the median counts.")] = 10,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves them as they are.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
 ) -> None:
