@@ -186,7 +186,7 @@ class ChainBranch(Branch):
                 op = identity_op(channels, self.spec.ndim, self.like) if op is None else op
                 op = op._replace(kernel=kernels.affine(op.kernel, *scale_shift_of([stage], op, ring)))
             else:
-                step = linear_op(stage, channels, self.like)
+                step = _op_of(stage, channels, self.like)
                 op = step if op is None else then(op, step)
         return fit(op or identity_op(self.spec.in_channels, self.spec.ndim, self.like), self.spec)
 
@@ -207,7 +207,7 @@ class ChainBranch(Branch):
                 x = x if pads is None else pad(x, pads, self.spec.padding_mode)
                 x = normalise(stage, x, ring, used)
             else:
-                x = linear_op(stage, x.shape[1], x).apply(x, pads, self.spec.padding_mode)
+                x = _op_of(stage, x.shape[1], x).apply(x, pads, self.spec.padding_mode)
             pads = None
         return x if pads is None else pad(x, pads, self.spec.padding_mode)
 
@@ -221,7 +221,7 @@ class ChainBranch(Branch):
             if not _fits(stage, ndim):
                 raise SpecError(f"{type(stage).__name__} does not take the {ndim} spatial axes of ndim={ndim}")
         else:
-            step = linear_op(stage, channels, self.like.to("meta"))
+            step = _op_of(stage, channels, self.like.to("meta"))
             step = step._replace(kernel=Kernel(*(tensor.detach().to("meta") for tensor in step.kernel)))
             takes = step.kernel.weight.shape[1] * step.groups
             if len(step.kernel.size) != ndim:
@@ -233,8 +233,10 @@ class ChainBranch(Branch):
         return step
 
 
-@linear_op.register
-def _(module: Branch, channels: int, like: Tensor) -> LinearOp:
+def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
+    """The operation of a stage, which may be a branch or a block itself."""
+    if not isinstance(module, Branch):  # not registered: singledispatch on an abstract class cannot be compiled
+        return linear_op(module, channels, like)
     spec = module.spec
     if any(map(any, spec.pads)):
         raise NotLinearError(
