@@ -30,7 +30,7 @@ from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
 from .inspect import inspect_model
 from .kernels import Kernel
-from .models import PlainSR, RepSR, create_model, list_models
+from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
 from .norm import FrozenStatsBN
 from .spec import ConvSpec
 from .verify import verify
@@ -39,8 +39,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ECB",
+    "ECBSR",
     "EDBB",
+    "EDSR",
     "RRRB",
+    "SESR",
     "ACBlock",
     "AvgPoolBranch",
     "Branch",
@@ -63,6 +66,7 @@ __all__ = [
     "RepSR",
     "RepSRBlock",
     "RepVGGBlock",
+    "RepVGGSR",
     "ReparamBlock",
     "ReparamError",
     "SequentialBranch",

@@ -1,5 +1,9 @@
 """The networks: names, shapes, parameter counts, and files that load in the programs people have."""
 
+import copy
+import pickle
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +11,7 @@ from helpers import assert_close, randomise
 from spandrel import ModelLoader
 from torch import nn
 
-from reparam import PlainSR, RepSR, SpecError, create_model, fuse, list_models
+from reparam import ECBSR, EDSR, SESR, PlainSR, RepSR, RepSRBlock, RepVGGSR, SpecError, create_model, fuse, list_models
 
 
 def ready(name: str) -> nn.Module:
@@ -26,17 +30,19 @@ def compact(state: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> torc
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("luma", ["", "_y"])
-@pytest.mark.parametrize("family", ["plain", "repsr"])
+@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr"])
 def test_every_scale_and_colour(family, scale, luma):
     net = ready(f"{family}_m2c6_x{scale}{luma}").double()
-    plain = fuse(net) if family == "repsr" else net
+    plain = net if family == "plain" else fuse(net)
     x = torch.rand(2, 1 if luma else 3, 7, 9).double()
     expected = compact(plain.state_dict(), x, scale)
     assert_close(plain(x), expected)
     assert_close(net(x), expected)
 
 
-@pytest.mark.parametrize("name", ["repsr_m4c16_x2", "repsr_m4c16_x2_y", "repsr_m3c8_x3", "repsr_m4c8_x4"])
+@pytest.mark.parametrize(
+    "name", ["repsr_m4c16_x2", "repsr_m4c16_x2_y", "repsr_m3c8_x3", "ecbsr_m4c8_x4", "repvggsr_m4c8_x2"]
+)
 def test_fused_weights_load_in_spandrel(name):
     plain = fuse(ready(name))
     loaded = ModelLoader().load_from_state_dict(plain.state_dict())
@@ -45,18 +51,63 @@ def test_fused_weights_load_in_spandrel(name):
     assert_close(loaded.model(x), plain(x))
 
 
-def test_parameter_counts_of_the_field():
-    """Fused, with PReLU: the counts that ECBSR and ETDS publish for these sizes."""
-    for name, count in [
-        ("m4c8_x2_y", 2748),
-        ("m4c16_x2_y", 10100),
-        ("m10c32_x4_y", 97776),
-        ("m16c64_x2_y", 594884),
-        ("m4c16_x2", 11548),
-        ("m4c16_x4", 16768),
-    ]:
-        assert sum(p.numel() for p in create_model(f"plain_{name}").parameters()) == count
-        assert list(create_model(f"plain_{name}").state_dict())[:3] == ["body.0.weight", "body.0.bias", "body.1.weight"]
+ACTS = {
+    "prelu": lambda z: F.prelu(z, torch.tensor([0.25]).to(z)),
+    "relu": F.relu,
+    "leakyrelu": lambda z: torch.where(z < 0, z / 10, z),
+    "softplus": lambda z: z.exp().log1p(),
+    "linear": lambda z: z,
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_activations(act):
+    net = create_model("ecbsr_m1c6_x2", act=act).double()
+    x = torch.rand(1, 3, 6, 5).double()
+    y = x
+    for index in (0, 2, 4):  # where the compact network has its convolutions, whatever lies between
+        y = net.body[index](ACTS[act](y) if index else y)
+    assert_close(net(x), F.pixel_shuffle(y, 2) + F.interpolate(x, scale_factor=2))
+    assert_close(pickle.loads(pickle.dumps(net))(x), net(x))
+
+
+# Of fused networks, by (size, scale): the convolutions for luma; with the slopes of the PReLUs, all of it for luma; all
+# of it for RGB.
+COUNTS = {
+    ("m4c8", 2): (2708, 2748, 3476),
+    ("m4c8", 4): (3584, 3624, 6104),
+    ("m4c16", 2): (10020, 10100, 11548),
+    ("m4c16", 4): (11760, 11840, 16768),
+    ("m10c16", 2): (23940, 24116, 25564),
+    ("m10c16", 4): (25680, 25856, 30784),
+    ("m10c32", 2): (93956, 94308, 97196),
+    ("m10c32", 4): (97424, 97776, 107600),
+    ("m16c64", 2): (593796, 594884, 600652),
+    ("m16c64", 4): (600720, 601808, 621424),
+}
+
+
+def count(net: nn.Module, *kinds: type[nn.Module]) -> int:
+    """Parameters of a network, or of its modules of some kinds."""
+    modules = [module for module in net.modules() if not kinds or isinstance(module, kinds)]
+    return sum(p.numel() for module in modules for p in module.parameters(recurse=False))
+
+
+@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr"])
+@pytest.mark.parametrize(("size", "scale"), COUNTS)
+def test_parameter_counts_of_the_field(family, size, scale):
+    luma, rgb = (ready(f"{family}_{size}_x{scale}{end}") for end in ("_y", ""))
+    luma, rgb = (luma, rgb) if family == "plain" else (fuse(luma), fuse(rgb))
+    assert (count(luma, nn.Conv2d), count(luma), count(rgb)) == COUNTS[size, scale]
+    assert list(rgb.state_dict())[:3] == ["body.0.weight", "body.0.bias", "body.1.weight"]
+
+
+def test_ecbsr_has_identities_only_if_asked_for():
+    off = [len(layer.branches) for layer in create_model("ecbsr_m2c16_x2").body if hasattr(layer, "branches")]
+    on = create_model("ecbsr_m2c16_x4_y", identity=None, expansion=3)
+    assert off == [5, 5, 5, 5]
+    assert [len(layer.branches) for layer in on.body if hasattr(layer, "branches")] == [5, 6, 6, 6]
+    assert on.body[2].branches[1].expand.out_channels == 48
 
 
 def test_repsr_has_identities_where_channels_match():
@@ -71,22 +122,36 @@ def test_options_reach_the_block():
     assert isinstance(net, RepSR) and isinstance(create_model("plain_m1c4_x2"), PlainSR)
 
 
-def test_every_listed_name_can_be_built():
+def test_listed_names_can_be_built():
     names = list_models()
-    assert len(names) == len(set(names)) == 80
+    assert len(names) == len(set(names)) == 4 * 5 * 4 * 2 + 5 * 2 + 2 * 3 * 2
     with torch.device("meta"):
         for name in names:
-            assert create_model(name).scale == int(name.split("_x")[1][0])
+            if "_x2" not in name and "m4c8" not in name:
+                continue  # every size at one scale and every scale at one size will do
+            net = create_model(name)
+            luma = name.startswith("sesr") or name.endswith("_y")
+            assert (net.scale, net.colors) == (int(re.search(r"_x(\d)", name)[1]), 1 if luma else 3)
     assert list_models("plain_m4c8_x?") == [f"plain_m4c8_x{scale}" for scale in (1, 2, 3, 4)]
+    assert list_models("sesr_*_x4") == [f"sesr_{size}_x4" for size in ("m3", "m5", "m7", "m11", "xl")]
 
 
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("repsr", "no model is named 'repsr'; a name is FAMILY_m"),
-        ("repsr_m4c16_x5", "'repsr_m4c16_x5'.*scales: 1 to 4"),
-        ("resnet_m4c16_x2", "families: plain, repsr"),
-        ("plain_m4c0_x2", "channels must be an integer from 1"),
+        ("repsr", "no model is named 'repsr'; a name is repsr_SIZE_x<scale>, with _y for luma; sizes: m<blocks>c<chan"),
+        ("repsr_m4c16_x5", "'repsr_m4c16_x5'.*scales: 1, 2, 3, 4"),
+        ("repsr_m4c16_x2_y_y", "'repsr_m4c16_x2_y_y'"),
+        (
+            "resnet_m4c16_x2",
+            "'resnet_m4c16_x2'; a name is FAMILY_.*families: plain, repsr, ecbsr, repvggsr, sesr, edsr",
+        ),
+        ("plain_m4c0_x2", "channels must be an integer from 1 on, but got channels=0"),
+        ("plain_xl_x2", "'plain_xl_x2'.*usually m4c8, m4c16"),
+        ("sesr_m4_x2", "'sesr_m4_x2'.*usually m3, m5, m7, m11, xl; scales: 2, 4"),
+        ("sesr_m5_x3", "'sesr_m5_x3'; a name is sesr_SIZE_x<scale>; sizes"),
+        ("sesr_m5_x2_y", "'sesr_m5_x2_y'; a name is sesr_SIZE_x<scale>; sizes"),
+        ("edsr_m16c64_x1", "'edsr_m16c64_x1'.*usually m16c64, m32c256; scales: 2, 3, 4"),
     ],
 )
 def test_wrong_names(name, match):
@@ -95,7 +160,39 @@ def test_wrong_names(name, match):
 
 
 def test_wrong_options():
-    with pytest.raises(SpecError, match="'repsr_m4c16_x2' already decides colors, scale"):
+    with pytest.raises(SpecError, match="'repsr_m4c16_x2' already decides colors, scale; .* build RepSR"):
         create_model("repsr_m4c16_x2", scale=3, colors=1)
-    with pytest.raises(SpecError, match="scale must be an integer from 1 to 4, but got scale=2.0"):
+    with pytest.raises(SpecError, match="'sesr_xl_x2' already decides channels, hidden_channels; .* build SESR"):
+        create_model("sesr_xl_x2", channels=16, hidden_channels=8)
+    with pytest.raises(SpecError, match="scale must be one of 1, 2, 3, 4, but got scale=2.0"):
         PlainSR(scale=2.0)
+    with pytest.raises(SpecError, match="scale must be one of 2, 4, but got scale=3"):
+        SESR(scale=3)
+    with pytest.raises(SpecError, match="scale must be one of 2, 3, 4, but got scale=1"):
+        EDSR(scale=1)
+    with pytest.raises(SpecError, match="num_blocks must be an integer from 0 on, but got num_blocks=-1"):
+        RepVGGSR(num_blocks=-1)
+    with pytest.raises(SpecError, match="hidden_channels must be an integer from 1 on, but got hidden_channels=0"):
+        SESR(hidden_channels=0)
+    with pytest.raises(SpecError, match="'prelu', 'relu', 'leakyrelu', 'softplus', 'linear', but got act='rrelu'"):
+        ECBSR(act="rrelu")
+    with pytest.raises(SpecError, match=r"each of the 1 colors, but got mean=\(0.4, 0.5\)"):
+        EDSR(colors=1, mean=[0.4, 0.5])
+
+
+TRAINED = {name: {} for name in ("repsr_m1c6_x3", "ecbsr_m1c6_x4", "repvggsr_m1c6_x1", "sesr_m3_x4")}
+TRAINED["edsr_m1c6_x2"] = {"block": RepSRBlock}
+
+
+@pytest.mark.parametrize(("name", "options"), TRAINED.items())
+def test_every_network_trains_and_takes_every_dtype_and_device(name, options):
+    net = create_model(name, **options)
+    x = torch.rand(2, net.colors, 8, 7)
+    y = net(x)
+    assert y.shape == (2, net.colors, 8 * net.scale, 7 * net.scale)
+    y.square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
+    assert_close(fuse(net.eval())(x), net(x))
+    assert_close(copy.deepcopy(net).bfloat16()(x.bfloat16()), net(x).bfloat16())
+    with torch.device("meta"):
+        assert create_model(name, **options)(torch.rand(x.shape)).shape == y.shape

@@ -1,6 +1,8 @@
 """Super-resolution networks made of the blocks."""
 
-from .net import PlainSR, RepSR, SRNet
+from .edsr import EDSR
+from .net import ECBSR, PlainSR, RepSR, RepVGGSR, SRNet
 from .registry import create_model, list_models
+from .sesr import SESR
 
-__all__ = ["PlainSR", "RepSR", "SRNet", "create_model", "list_models"]
+__all__ = ["ECBSR", "EDSR", "SESR", "PlainSR", "RepSR", "RepVGGSR", "SRNet", "create_model", "list_models"]

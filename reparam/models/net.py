@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import RepSRBlock
+from ..block import ConvBlock
+from ..blocks import ECB, RepSRBlock, RepVGGBlock
 from ..errors import SpecError
+from .sizes import check_sizes
 
 ConvFactory = Callable[[int, int], nn.Module]
+
+conv3x3: ConvFactory = partial(nn.Conv2d, kernel_size=3, padding=1)
+
+_ACTS: dict[str, Callable[[int], nn.Module]] = {
+    "prelu": nn.PReLU,
+    "relu": lambda channels: nn.ReLU(),
+    "leakyrelu": lambda channels: nn.LeakyReLU(0.1),
+    "softplus": lambda channels: nn.Softplus(),
+    "linear": lambda channels: nn.Identity(),
+}
 
 
 class SRNet(nn.Module):
     r"""A VGG-style super-resolution network; subclasses choose the block in place of its 3x3 convolutions.
 
     $$y = \mathrm{shuffle}_s\big(\mathrm{conv}(f_M(\dots f_0(x))) + x^{\uparrow}\big), \qquad
-      f_i(z) = \mathrm{PReLU}(\mathrm{conv}_i(z))$$
+      f_i(z) = \mathrm{act}(\mathrm{conv}_i(z))$$
 
     $x^{\uparrow}$ repeats every colour s² times, so that after the shuffle it is x enlarged by nearest neighbour.
     Fused, the state dict has the keys `body.0.weight`, `body.0.bias`, `body.1.weight`, ... of SRVGGNetCompact,
@@ -29,27 +43,36 @@ class SRNet(nn.Module):
         num_blocks: M, convolutions between the first and the last one.
         channels: C, width of the body.
         colors: channels of the image: 3 (RGB) or 1 (luma).
+        act: the activation after every convolution but the last: "prelu" (one slope per channel), "relu", "leakyrelu"
+            (slope 0.1), "softplus", or "linear" for none.
         block: makes the layer from its numbers of input and output channels; it must keep the spatial size.
 
     Shape:
         (N, colors, H, W) to (N, colors, scale * H, scale * W), values of any range (usually 0 to 1), RGB order.
 
     Raises:
-        SpecError: for an argument out of range.
+        SpecError: for an argument out of range, or an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> from reparam import ACBlock
+        >>> net = SRNet(scale=2, num_blocks=1, channels=8, colors=3, act="relu", block=ACBlock)
+        >>> net(torch.rand(1, 3, 5, 7)).shape == (1, 3, 10, 14)
+        True
     """
 
-    def __init__(self, *, scale: int, num_blocks: int, channels: int, colors: int, block: ConvFactory) -> None:
+    def __init__(
+        self, *, scale: int, num_blocks: int, channels: int, colors: int, act: str = "prelu", block: ConvFactory
+    ) -> None:
         super().__init__()
-        limits = {"scale": (1, 4), "num_blocks": (0, 1000), "channels": (1, 100000), "colors": (1, 4)}
-        for name, value in (("scale", scale), ("num_blocks", num_blocks), ("channels", channels), ("colors", colors)):
-            low, high = limits[name]
-            if not isinstance(value, int) or not low <= value <= high:
-                raise SpecError(f"{name} must be an integer from {low} to {high}, but got {name}={value!r}")
+        check_sizes(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors)
+        if act not in _ACTS:
+            raise SpecError(f"act must be one of {', '.join(map(repr, _ACTS))}, but got act={act!r}")
         self.scale, self.num_blocks, self.channels, self.colors = scale, num_blocks, channels, colors
         widths = [colors] + [channels] * (num_blocks + 1)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
-            layers += [block(narrow, wide), nn.PReLU(wide)]
+            layers += [block(narrow, wide), _ACTS[act](wide)]
         self.body = nn.Sequential(*layers, block(channels, colors * scale**2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +87,7 @@ class PlainSR(SRNet):
     Source of the layout: X. Wang et al., "Real-ESRGAN", ICCVW 2021, arXiv 2107.10833 (SRVGGNetCompact).
 
     Args:
-        scale, num_blocks, channels, colors: as in `SRNet`.
+        scale, num_blocks, channels, colors, act: as in `SRNet`.
 
     Example:
         >>> import torch
@@ -72,18 +95,39 @@ class PlainSR(SRNet):
         True
     """
 
-    def __init__(self, *, scale: int = 2, num_blocks: int = 4, channels: int = 16, colors: int = 3) -> None:
-        super().__init__(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors, block=_conv3x3)
+    def __init__(
+        self, *, scale: int = 2, num_blocks: int = 4, channels: int = 16, colors: int = 3, act: str = "prelu"
+    ) -> None:
+        super().__init__(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors, act=act, block=conv3x3)
 
 
-class RepSR(SRNet):
+class _BlockSR(SRNet):
+    """A network whose convolutions are all blocks; the classes below say which."""
+
+    Block: ClassVar[type[ConvBlock]]
+
+    def __init__(
+        self,
+        *,
+        scale: int = 2,
+        num_blocks: int = 4,
+        channels: int = 16,
+        colors: int = 3,
+        act: str = "prelu",
+        **block_options: Any,
+    ) -> None:
+        block = partial(self.Block, **block_options)
+        super().__init__(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors, act=act, block=block)
+
+
+class RepSR(_BlockSR):
     """The network of RepSR: `RepSRBlock` in place of every convolution.
 
     Source: X. Wang, C. Dong, Y. Shan, "RepSR", ACM MM 2022, arXiv 2205.05671. The first and the last layer are blocks
     too (without identity, as their channels differ), which trains better than plain ends.
 
     Args:
-        scale, num_blocks, channels, colors: as in `SRNet`.
+        scale, num_blocks, channels, colors, act: as in `SRNet`.
         **block_options: options of `RepSRBlock`.
 
     Example:
@@ -92,14 +136,44 @@ class RepSR(SRNet):
         True
     """
 
-    def __init__(
-        self, *, scale: int = 2, num_blocks: int = 4, channels: int = 16, colors: int = 3, **block_options
-    ) -> None:
-        def block(narrow: int, wide: int) -> RepSRBlock:
-            return RepSRBlock(narrow, wide, **block_options)
-
-        super().__init__(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors, block=block)
+    Block = RepSRBlock
 
 
-def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+class ECBSR(_BlockSR):
+    """The network of ECBSR: `ECB` in place of every convolution.
+
+    Source: X. Zhang, H. Zeng, L. Zhang, "Edge-oriented Convolution Block for Real-time Super Resolution on Mobile
+    Devices", ACM MM 2021. The authors train it on luma of range 0 to 255; BasicSR has it for three colours too.
+
+    Args:
+        scale, num_blocks, channels, colors, act: as in `SRNet`.
+        **block_options: options of `ECB`: `expansion=2.0`, and `identity=False` as in the authors' configurations;
+            their `with_idt` is `identity=None`, an identity where the channels match.
+
+    Example:
+        >>> import torch
+        >>> net = ECBSR(scale=2, num_blocks=1, channels=8, colors=1, identity=None)
+        >>> net(torch.rand(2, 1, 5, 7)).shape == (2, 1, 10, 14)
+        True
+    """
+
+    Block = ECB
+
+
+class RepVGGSR(_BlockSR):
+    """The network of real-time super-resolution with `RepVGGBlock` in place of every convolution.
+
+    Source of the block: X. Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, arXiv 2101.03697.
+    There it is in a classifier; this network is ours.
+
+    Args:
+        scale, num_blocks, channels, colors, act: as in `SRNet`.
+        **block_options: options of `RepVGGBlock`.
+
+    Example:
+        >>> import torch
+        >>> RepVGGSR(scale=4, num_blocks=1, channels=8)(torch.rand(2, 3, 5, 7)).shape == (2, 3, 20, 28)
+        True
+    """
+
+    Block = RepVGGBlock

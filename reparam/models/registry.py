@@ -3,24 +3,67 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import SpecError
-from .net import PlainSR, RepSR, SRNet
+from .edsr import EDSR
+from .net import ECBSR, PlainSR, RepSR, RepVGGSR, SRNet
+from .sesr import SESR
 
-_FAMILIES: dict[str, Callable[..., SRNet]] = {"plain": PlainSR, "repsr": RepSR}
-_SIZES = ("m4c8", "m4c16", "m10c16", "m10c32", "m16c64")
-_NAME = re.compile(r"(?P<family>[a-z0-9]+)_m(?P<num_blocks>\d+)c(?P<channels>\d+)_x(?P<scale>[1-4])(?P<luma>_y)?")
+Network = SRNet | SESR | EDSR
+Sizes = Mapping[str, Mapping[str, int | float]]
+
+_COMPACT: Sizes = {"m4c8": {}, "m4c16": {}, "m10c16": {}, "m10c32": {}, "m16c64": {}}
+_SESR: Sizes = {
+    "m3": {"num_blocks": 3},
+    "m5": {"num_blocks": 5},
+    "m7": {"num_blocks": 7},
+    "m11": {"num_blocks": 11, "hidden_channels": 64},
+    "xl": {"num_blocks": 11, "channels": 32, "hidden_channels": 64},
+}
+_EDSR: Sizes = {"m16c64": {}, "m32c256": {"res_scale": 0.1}}
 
 
-def create_model(name: str, **options: Any) -> SRNet:
+class Family(NamedTuple):
+    """The networks of one class, and how they are named."""
+
+    network: Callable[..., Network]
+    sizes: Sizes
+    """The usual sizes, and what each decides beyond the numbers of blocks and channels in its name."""
+    scales: tuple[int, ...] = (1, 2, 3, 4)
+    luma_only: bool = False
+
+    def read(self, rest: str) -> dict[str, Any] | None:
+        """The arguments that the rest of a name, "m4c16_x2_y", decides; None if it is no name of this family."""
+        luma = "(?P<luma>)" if self.luma_only else "(?P<luma>_y)?"
+        size = "|".join(["m(?P<num_blocks>[0-9]+)c(?P<channels>[0-9]+)", *self.sizes])
+        match = re.fullmatch(f"(?P<size>{size})_x(?P<scale>[{''.join(map(str, self.scales))}]){luma}", rest)
+        if match is None:
+            return None
+        numbers = {key: int(match[key]) for key in ("num_blocks", "channels", "scale") if match[key]}
+        colors = {} if self.luma_only else {"colors": 1 if match["luma"] else 3}
+        return {**numbers, **self.sizes.get(match["size"], {}), **colors}
+
+
+_FAMILIES = {
+    "plain": Family(PlainSR, _COMPACT),
+    "repsr": Family(RepSR, _COMPACT),
+    "ecbsr": Family(ECBSR, _COMPACT),
+    "repvggsr": Family(RepVGGSR, _COMPACT),
+    "sesr": Family(SESR, _SESR, scales=(2, 4), luma_only=True),
+    "edsr": Family(EDSR, _EDSR, scales=(2, 3, 4)),
+}
+
+
+def create_model(name: str, **options: Any) -> Network:
     """Builds a network from its name, such as "repsr_m4c16_x2": M=4 blocks of C=16 channels, scale 2, RGB.
 
     Args:
-        name: family, blocks, channels, scale, and "_y" at the end for one colour (luma) in place of three. Any
-            numbers will do; `list_models` shows the usual ones.
+        name: family, size, scale, and "_y" at the end for one colour (luma) in place of three. A size is
+            m<blocks>c<channels> with any numbers, or one that the family's paper names ("sesr_xl_x4"); `list_models`
+            shows the usual ones. SESR is luma only, and its names have no "_y".
         **options: further arguments of the network's class.
 
     Returns:
@@ -33,18 +76,16 @@ def create_model(name: str, **options: Any) -> SRNet:
         >>> create_model("repsr_m4c16_x2_y").colors
         1
     """
-    match = _NAME.fullmatch(name)
-    if match is None or match["family"] not in _FAMILIES:
-        families = ", ".join(_FAMILIES)
-        raise SpecError(
-            f"no model is named {name!r}; a name is FAMILY_m<blocks>c<channels>_x<scale>, with _y for luma, for "
-            f"example repsr_m4c16_x2 or repsr_m4c16_x4_y; families: {families}; scales: 1 to 4"
-        )
-    decided = {key: int(match[key]) for key in ("num_blocks", "channels", "scale")}
-    decided["colors"] = 1 if match["luma"] else 3
+    start, _, rest = name.partition("_")
+    family = _FAMILIES.get(start)
+    decided = family.read(rest) if family else None
+    if family is None or decided is None:
+        raise SpecError(f"no model is named {name!r}; {_how_to_name(start)}")
     if clash := sorted(decided.keys() & options.keys()):
-        raise SpecError(f"the name {name!r} already decides {', '.join(clash)}; change the name instead")
-    return _FAMILIES[match["family"]](**decided, **options)
+        raise SpecError(
+            f"the name {name!r} already decides {', '.join(clash)}; change the name, or build {family.network.__name__}"
+        )
+    return family.network(**decided, **options)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -55,10 +96,23 @@ def list_models(pattern: str = "*") -> list[str]:
         ['repsr_m4c16_x2', 'repsr_m4c16_x2_y']
     """
     names = (
-        f"{family}_{size}_x{scale}{luma}"
-        for family in _FAMILIES
-        for size in _SIZES
-        for scale in (1, 2, 3, 4)
-        for luma in ("", "_y")
+        f"{name}_{size}_x{scale}{luma}"
+        for name, family in _FAMILIES.items()
+        for size in family.sizes
+        for scale in family.scales
+        for luma in ([""] if family.luma_only else ["", "_y"])
     )
     return [name for name in names if fnmatch(name, pattern)]
+
+
+def _how_to_name(start: str) -> str:
+    if start not in _FAMILIES:
+        return (
+            "a name is FAMILY_SIZE_x<scale>, with _y for luma, for example repsr_m4c16_x2, repsr_m4c16_x4_y or "
+            f"sesr_xl_x2; families: {', '.join(_FAMILIES)}"
+        )
+    _, sizes, scales, luma_only = _FAMILIES[start]
+    return (
+        f"a name is {start}_SIZE_x<scale>{'' if luma_only else ', with _y for luma'}; sizes: m<blocks>c<channels> with "
+        f"any numbers, usually {', '.join(sizes)}; scales: {', '.join(map(str, scales))}"
+    )
