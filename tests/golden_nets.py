@@ -9,7 +9,6 @@ import re
 from ast import literal_eval
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -17,10 +16,13 @@ from torch import Tensor, nn
 
 from reparam import (
     ECB,
+    ECBSR,
     EDBB,
     RRRB,
+    SESR,
     ACBlock,
     Branch,
+    CollapsibleLinearBlock,
     Conv3XC,
     ConvBranch,
     ConvSpec,
@@ -93,8 +95,8 @@ def ecbsr(config: Config) -> nn.Module:
     names = ("module_nums", "channel_nums", "colors")
     names = names if "colors" in config else ("num_block", "num_channel", "num_in_ch")
     num_blocks, channels, colors = (config[name] for name in names)
-    block = partial(ECB, identity=identity_option(config))
-    return SRNet(scale=config["scale"], num_blocks=num_blocks, channels=channels, colors=colors, block=block)
+    identity = identity_option(config)
+    return ECBSR(scale=config["scale"], num_blocks=num_blocks, channels=channels, colors=colors, identity=identity)
 
 
 EDGE: Rules = [
@@ -120,17 +122,14 @@ IN_UNIT: Rules = [(r"^(weight|bias)$", r"block.\1")]
 
 def srvgg(config: Config) -> nn.Module:
     """SRVGGNetCompact with a branch in place of every convolution, so that there is something to fuse."""
-    net = SRNet(
+    return SRNet(
         scale=config["upscale"],
         num_blocks=config["num_conv"],
         channels=config["num_feat"],
         colors=config["num_in_ch"],
+        act=config["act_type"],
         block=lambda narrow, wide: ConvBranch(ConvSpec(narrow, wide)),
     )
-    if config["act_type"] == "leakyrelu":
-        for index in range(1, len(net.body), 2):
-            net.body[index] = nn.LeakyReLU(0.1)
-    return net
 
 
 REPVGG_A0: Config = {"num_blocks": [2, 4, 14, 1], "width_multiplier": [0.75, 0.75, 0.75, 2.5], "num_classes": 1000}
@@ -334,6 +333,30 @@ IN_EDBB: Rules = [
 ]
 
 
+def sesr_block(config: Config) -> nn.Module:
+    """SESR's block; without biases there, it has no bias here, as then their collapsed block has none either."""
+    narrow, wide = config["in_filters"], config["out_filters"]
+    hidden, bias = config["feature_size"], not config["bias_zero"]
+    return CollapsibleLinearBlock(narrow, wide, config["kernel_size"], bias=bias, hidden_channels=hidden)
+
+
+def sesr(config: Config) -> nn.Module:
+    """SESR."""
+    sizes = {"num_blocks": config["m"], "channels": config["int_features"], "hidden_channels": config["feature_size"]}
+    return SESR(scale=config["scale"], **sizes)
+
+
+IN_SESR: Rules = [
+    (r"conv_kxk", "branches.0.expand"),
+    (r"conv_1x1", "branches.0.squeeze"),
+    (r"kernel$", "weight"),
+    (r"^input", "conv_first"),
+    (r"^output", "conv_last"),
+    (r"^block(\d+)", lambda match: f"body.{2 * int(match[1])}"),
+    (r"^prelu(\d+)\.alpha", lambda match: f"body.{2 * int(match[1]) + 1}.weight"),
+]
+
+
 class Kind(NamedTuple):
     """How to build what a file holds, and the names of its tensors before and after the official fusing."""
 
@@ -371,5 +394,7 @@ KINDS = {
     "RRRB": Kind(lambda config: RRRB(8), IN_RRRB, [(r"rep_conv\.", "")]),
     "EDBB": Kind(edbb, IN_EDBB, IN_UNIT, unused=lambda config: "(?!)" if config["with_13"] else r"conv1x1_3x3\."),
     "DilatedReparamBlock": Kind(dilated, in_dilated, []),
+    "LinearBlock_e (train) -> LinearBlock_c (collapsed)": Kind(sesr_block, IN_SESR, []),
+    "SESR": Kind(sesr, IN_SESR, []),
 }
 """By the name of the official class, which is `block` in a file's metadata."""
