@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,13 @@ def test_parameter_counts_of_the_field(family, size, scale):
     luma, rgb = (luma, rgb) if family == "plain" else (fuse(luma), fuse(rgb))
     assert (count(luma, nn.Conv2d), count(luma), count(rgb)) == COUNTS[size, scale]
     assert list(rgb.state_dict())[:3] == ["body.0.weight", "body.0.bias", "body.1.weight"]
+
+
+def test_parameter_counts_in_the_docs():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| (m\d+c\d+) \| (.*) \|$", page, re.MULTILINE)
+    shown = {size: [int(cell.replace(",", "")) for cell in cells.split(" | ")] for size, cells in rows}
+    assert shown == {size: [COUNTS[size, scale][column] for column in (1, 2) for scale in (2, 4)] for size, _ in COUNTS}
 
 
 def test_ecbsr_has_identities_only_if_asked_for():

@@ -62,8 +62,9 @@ def create_model(name: str, **options: Any) -> Network:
 
     Args:
         name: family, size, scale, and "_y" at the end for one colour (luma) in place of three. A size is
-            m<blocks>c<channels> with any numbers, or one that the family's paper names ("sesr_xl_x4"); `list_models`
-            shows the usual ones. SESR is luma only, and its names have no "_y".
+            m<blocks>c<channels> with any numbers, which leaves all else at the defaults of the class, or one of those
+            that the family's paper names, such as "sesr_xl_x4". `list_models` shows the usual names. SESR is luma only,
+            and its names have no "_y".
         **options: further arguments of the network's class.
 
     Returns:
