@@ -97,15 +97,13 @@ class _Moments(torch.autograd.Function):
     def forward(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         (images, channels, height, width), (high, wide) = x.shape, kernel_size
         count, taps = images * height * width, high * wide
-        # Rows as one line with gaps of zeros: then a distance in the plane is a distance on the line.
-        x = x - centre[:, None, None]
-        plane = F.pad(x, (0, wide - 1, 0, high - 1))
-        distances = [dy * plane.shape[3] + dx for dy, dx in half_plane(kernel_size)]
-        correlation = _correlation(plane.flatten(2), distances)
+        x = _centred(x, centre)
+        correlation = _correlation(x, kernel_size)
 
         # u with e: sums of x' over rectangles, the whole image shifted by two taps and cut to itself each time.
         grid = _grid_for(x, kernel_size)
-        boxes = _boxes(grid.rows @ x.sum(0).double() @ grid.columns.t(), kernel_size) / count  # (C, t, t')
+        summed = x.movedim(1, -1).sum(0).movedim(-1, 0).double()  # in channels last, sum(0) takes ten times as long
+        boxes = _boxes(grid.rows @ summed @ grid.columns.t(), kernel_size) / count  # (C, t, t')
         mean_u = boxes[:, :, taps // 2]  # (C, t): the tap in the middle never leaves the image
         cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
 
@@ -134,7 +132,8 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None, None]:
         x, centre, mean = ctx.saved_tensors
-        x = x - centre[:, None, None]
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        x = _centred(x, centre)
         (images, channels, height, width), (high, wide) = x.shape, ctx.kernel_size
         count, taps = images * height * width, high * wide
         size = channels * taps
@@ -144,7 +143,8 @@ class _Moments(torch.autograd.Function):
 
         by_tap = (of_second / count).reshape(channels, high, wide, channels, high, wide)
         grid = _grid_for(x, ctx.kernel_size)
-        gradient = F.conv2d(x, _folded_pairs(by_tap, grid.distances), padding=(high - 1, wide - 1))
+        pairs = _folded_pairs(by_tap, grid.distances).to(memory_format=_layout(x))
+        gradient = F.conv2d(x, pairs, padding=(high - 1, wide - 1)).contiguous(memory_format=layout)
         for line in ring(x, ctx.kernel_size):
             blocks = torch.stack(line.taps(by_tap)).flatten(4).flatten(1, 3)
             of_windows = torch.matmul(blocks[:, None], line.windows.flatten(2, 4)).reshape(line.windows.shape)
@@ -220,18 +220,25 @@ def _rows(weight: Tensor, centre: Tensor) -> Tensor:
     return torch.cat([weight.flatten(1), centre @ weight.flatten(2)], dim=1)
 
 
-def half_plane(kernel_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """The distances (dy, dx) of two taps, one of each pair (d, -d): zero first."""
-    high, wide = (k - 1 for k in kernel_size)
-    below = [(dy, dx) for dy in range(1, high + 1) for dx in range(-wide, wide + 1)]
-    return [(0, dx) for dx in range(wide + 1)] + below
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels last on a CPU, where the two convolutions of the moments were measured to be a third faster so."""
+    return torch.channels_last if x.device.type == "cpu" else torch.preserve_format
 
 
-def _correlation(line: Tensor, distances: list[int]) -> Tensor:
-    """Sum over n and u of line[u] line[u + d]^T for each distance d; line is (N, C, length), its end all zeros."""
-    length = line.shape[2] - max(distances)
-    start, turned = line.narrow(2, 0, length), line.transpose(1, 2)
-    return torch.stack([torch.bmm(start, turned.narrow(1, d, length)) for d in distances]).sum(1)
+def _centred(x: Tensor, centre: Tensor) -> Tensor:
+    return x.clone(memory_format=_layout(x)).sub_(centre[:, None, None])
+
+
+def _correlation(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """R[d], (C, C) each, for one of each pair of distances (d, -d): zero first, then to the right, then below.
+
+    It is the gradient to the weight of a convolution of x that gives x.
+    """
+    high, wide = kernel_size
+    shape = (x.shape[1], x.shape[1], high, 2 * wide - 1)
+    below = F.pad(x, (0, 0, 0, high - 1))
+    both = torch.nn.grad.conv2d_weight(below, shape, x, padding=(0, wide - 1))
+    return both.flatten(2).permute(2, 0, 1)[wide - 1 :]
 
 
 def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:
