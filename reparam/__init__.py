@@ -25,10 +25,11 @@ from .branches import (
     SequentialBranch,
     SobelBranch,
 )
-from .errors import FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
+from .errors import CheckpointError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
 from .inspect import inspect_model
+from .interop import fuse_file, fuse_state_dict, load_checkpoint, save_checkpoint
 from .kernels import Kernel
 from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
 from .norm import FrozenStatsBN
@@ -47,6 +48,7 @@ __all__ = [
     "ACBlock",
     "AvgPoolBranch",
     "Branch",
+    "CheckpointError",
     "CollapsibleLinearBlock",
     "Conv3XC",
     "ConvBNBranch",
@@ -76,10 +78,14 @@ __all__ = [
     "create_model",
     "freeze_bn_stats",
     "fuse",
+    "fuse_file",
+    "fuse_state_dict",
     "fused",
     "inspect_model",
     "list_models",
+    "load_checkpoint",
     "recalibrate_bn_stats",
+    "save_checkpoint",
     "set_fold",
     "unfreeze_bn_stats",
     "verify",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +18,27 @@ from rich.table import Table
 
 from . import __version__
 from .bench import bench_blocks, bench_training
+from .errors import ReparamError
+from .interop import fuse_file, inspect_file
 
 app = typer.Typer(no_args_is_help=True, help="Re-parameterizable blocks: train branches, ship one convolution.")
+
+
+class Keys(str, Enum):
+    """Whose keys a fused file gets."""
+
+    source = "source"
+    reparam = "reparam"
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """A mistake of the user's is a message and exit code 1, not a traceback."""
+    try:
+        yield
+    except (ReparamError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _version(wanted: bool) -> None:
@@ -63,6 +85,52 @@ def demo(
     table.add_row("rounding alone, float32", "", "", f"{total.noise_floor:.1e}")
     Console().print(table)
     typer.echo(f"fused weights: {result.weights}\npicture:       {result.picture}")
+
+
+@app.command()
+def fuse(
+    source: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .pt or .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="File to write; .safetensors, or torch's format.")],
+    keys: Annotated[Keys, typer.Option(help="Whose keys to write: those of the code the file is from, or ours.")] = (
+        Keys.source
+    ),
+    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
+    eps: Annotated[float | None, typer.Option(help="Of the batch norms, if not torch's 1e-5.")] = None,
+    identity: Annotated[
+        bool | None, typer.Option("--identity/--no-identity", help="Where the keys do not tell (with_idt of ECBSR).")
+    ] = None,
+    act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
+    with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
+    options = {key: value for key, value in {"identity": identity, "act": act}.items() if value is not None}
+    with _user_errors():
+        report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, eps=eps, with_13=with_13, **options)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    table = Table("block", "kind", "numbers", "fused", "error", title=report.network or "Blocks of an unknown network")
+    for row in report.blocks:
+        table.add_row(row.name, row.kind, f"{row.before:,}", f"{row.after:,}", f"{row.error:.0e}")
+    table.add_row("the whole file", "", f"{report.before:,}", f"{report.after:,}", "")
+    Console().print(table)
+    typer.echo(f"written: {target}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .pt or .safetensors.")],
+    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Say what a checkpoint holds: network, blocks, sizes, and what stands in the way of fusing it."""
+    with _user_errors():
+        report = inspect_file(file, wrapper=wrapper)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    typer.echo(str(report))
 
 
 @app.command()

@@ -19,3 +19,7 @@ class StatisticsError(ReparamError, RuntimeError):
 
 class FuseError(ReparamError, RuntimeError):
     """A model that cannot be fused now; the message says why and what to do."""
+
+
+class CheckpointError(ReparamError, ValueError):
+    """A file or a state dict that cannot be used; the message says what was looked for and what was found."""

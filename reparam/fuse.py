@@ -109,6 +109,16 @@ def fused(model: nn.Module) -> Iterator[nn.Module]:
     yield fuse(copy.deepcopy(unwrap(model)).eval())
 
 
+def skeleton(model: nn.Module) -> nn.Module:
+    """The structure that `fuse(model)` has, with fresh weights, in place: a model into which fused weights load."""
+    blocks = find_blocks(model)
+    convs: dict[int, nn.Module] = {}
+    for block in blocks.values():
+        convs[id(block)] = conv = block.spec.new_conv()
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]
+    return _replace(model, blocks, convs)
+
+
 def _replace(model: nn.Module, blocks: dict[str, Branch], convs: dict[int, nn.Module]) -> nn.Module:
     if id(model) in convs:
         raise FuseError(

@@ -25,6 +25,7 @@ LAYERS = [
     "fuse",
     "verify",
     "models",
+    "interop",
     "bench",
     "demo",
     "cli",

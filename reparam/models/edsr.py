@@ -71,6 +71,13 @@ class EDSR(nn.Module):
         super().__init__()
         check_sizes(scale=scale, scales=(2, 3, 4), num_blocks=num_blocks, channels=channels, colors=colors)
         self.scale, self.num_blocks, self.channels, self.colors = scale, num_blocks, channels, colors
+        self.options: dict[str, Any] = {
+            "scale": scale,
+            "num_blocks": num_blocks,
+            "channels": channels,
+            "colors": colors,
+        }
+        self.options |= {"res_scale": res_scale, "img_range": img_range, "mean": mean, "block": block}
         self.img_range = img_range
         self.register_buffer("mean", _mean(mean, colors), persistent=False)
         self.conv_first = conv3x3(colors, channels)

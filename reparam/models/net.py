@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ _ACTS: dict[str, Callable[[int], nn.Module]] = {
     "softplus": lambda channels: nn.Softplus(),
     "linear": lambda channels: nn.Identity(),
 }
+_BASES = ("nearest", "bilinear")
 
 
 class SRNet(nn.Module):
@@ -45,13 +45,15 @@ class SRNet(nn.Module):
         colors: channels of the image: 3 (RGB) or 1 (luma).
         act: the activation after every convolution but the last: "prelu" (one slope per channel), "relu", "leakyrelu"
             (slope 0.1), "softplus", or "linear" for none.
+        base: how x is enlarged before it is added, "nearest" or "bilinear" (of pixel areas, as in the code of JL-DY).
         block: makes the layer from its numbers of input and output channels; it must keep the spatial size.
+        ends: makes the first and the last layer, if not by `block`.
 
     Shape:
         (N, colors, H, W) to (N, colors, scale * H, scale * W), values of any range (usually 0 to 1), RGB order.
 
     Raises:
-        SpecError: for an argument out of range, or an unknown activation.
+        SpecError: for an argument out of range, or an unknown activation or base.
 
     Example:
         >>> import torch
@@ -61,22 +63,39 @@ class SRNet(nn.Module):
         True
     """
 
+    options: dict[str, Any]
+    """The arguments that the network was built with; its class and these are what a checkpoint says of it."""
+
     def __init__(
-        self, *, scale: int, num_blocks: int, channels: int, colors: int, act: str = "prelu", block: ConvFactory
+        self,
+        *,
+        scale: int,
+        num_blocks: int,
+        channels: int,
+        colors: int,
+        act: str = "prelu",
+        base: str = "nearest",
+        block: ConvFactory,
+        ends: ConvFactory | None = None,
     ) -> None:
         super().__init__()
         check_sizes(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors)
-        if act not in _ACTS:
-            raise SpecError(f"act must be one of {', '.join(map(repr, _ACTS))}, but got act={act!r}")
+        for name, value, known in (("act", act, tuple(_ACTS)), ("base", base, _BASES)):
+            if value not in known:
+                raise SpecError(f"{name} must be one of {', '.join(map(repr, known))}, but got {name}={value!r}")
         self.scale, self.num_blocks, self.channels, self.colors = scale, num_blocks, channels, colors
-        widths = [colors] + [channels] * (num_blocks + 1)
-        layers: list[nn.Module] = []
-        for narrow, wide in pairwise(widths):
-            layers += [block(narrow, wide), _ACTS[act](wide)]
-        self.body = nn.Sequential(*layers, block(channels, colors * scale**2))
+        self.base = base
+        ends = block if ends is None else ends
+        layers: list[nn.Module] = [ends(colors, channels), _ACTS[act](channels)]
+        for _ in range(num_blocks):
+            layers += [block(channels, channels), _ACTS[act](channels)]
+        self.body = nn.Sequential(*layers, ends(channels, colors * scale**2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges x of shape (N, colors, H, W)."""
+        if self.base == "bilinear":
+            enlarged = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
+            return F.pixel_shuffle(self.body(x), self.scale) + enlarged
         y = self.body(x).unflatten(1, (self.colors, -1))  # (N, colors, scale², H, W)
         return F.pixel_shuffle((y + x.unsqueeze(2)).flatten(1, 2), self.scale)
 
@@ -87,7 +106,7 @@ class PlainSR(SRNet):
     Source of the layout: X. Wang et al., "Real-ESRGAN", ICCVW 2021, arXiv 2107.10833 (SRVGGNetCompact).
 
     Args:
-        scale, num_blocks, channels, colors, act: as in `SRNet`.
+        scale, num_blocks, channels, colors, act, base: as in `SRNet`.
 
     Example:
         >>> import torch
@@ -96,9 +115,18 @@ class PlainSR(SRNet):
     """
 
     def __init__(
-        self, *, scale: int = 2, num_blocks: int = 4, channels: int = 16, colors: int = 3, act: str = "prelu"
+        self,
+        *,
+        scale: int = 2,
+        num_blocks: int = 4,
+        channels: int = 16,
+        colors: int = 3,
+        act: str = "prelu",
+        base: str = "nearest",
     ) -> None:
-        super().__init__(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors, act=act, block=conv3x3)
+        sizes = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
+        super().__init__(**sizes, act=act, base=base, block=conv3x3)
+        self.options = {**sizes, "act": act, "base": base}
 
 
 class _BlockSR(SRNet):
@@ -114,10 +142,14 @@ class _BlockSR(SRNet):
         channels: int = 16,
         colors: int = 3,
         act: str = "prelu",
+        base: str = "nearest",
+        plain_ends: bool = False,
         **block_options: Any,
     ) -> None:
+        sizes = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
         block = partial(self.Block, **block_options)
-        super().__init__(scale=scale, num_blocks=num_blocks, channels=channels, colors=colors, act=act, block=block)
+        super().__init__(**sizes, act=act, base=base, block=block, ends=conv3x3 if plain_ends else None)
+        self.options = {**sizes, "act": act, "base": base, "plain_ends": plain_ends, **block_options}
 
 
 class RepSR(_BlockSR):
@@ -127,7 +159,8 @@ class RepSR(_BlockSR):
     too (without identity, as their channels differ), which trains better than plain ends.
 
     Args:
-        scale, num_blocks, channels, colors, act: as in `SRNet`.
+        scale, num_blocks, channels, colors, act, base: as in `SRNet`.
+        plain_ends: whether the first and the last layer are plain convolutions.
         **block_options: options of `RepSRBlock`.
 
     Example:
@@ -146,7 +179,8 @@ class ECBSR(_BlockSR):
     Devices", ACM MM 2021. The authors train it on luma of range 0 to 255; BasicSR has it for three colours too.
 
     Args:
-        scale, num_blocks, channels, colors, act: as in `SRNet`.
+        scale, num_blocks, channels, colors, act, base: as in `SRNet`.
+        plain_ends: whether the first and the last layer are plain convolutions.
         **block_options: options of `ECB`: `expansion=2.0`, and `identity=False` as in the authors' configurations;
             their `with_idt` is `identity=None`, an identity where the channels match.
 
@@ -167,7 +201,8 @@ class RepVGGSR(_BlockSR):
     There it is in a classifier; this network is ours.
 
     Args:
-        scale, num_blocks, channels, colors, act: as in `SRNet`.
+        scale, num_blocks, channels, colors, act, base: as in `SRNet`.
+        plain_ends: whether the first and the last layer are plain convolutions.
         **block_options: options of `RepVGGBlock`.
 
     Example:

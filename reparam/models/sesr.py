@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ class SESR(nn.Module):
             scale=scale, scales=(2, 4), num_blocks=num_blocks, channels=channels, hidden_channels=hidden_channels
         )
         self.scale, self.num_blocks, self.channels, self.colors = scale, num_blocks, channels, 1
+        self.options: dict[str, Any] = {"scale": scale, "num_blocks": num_blocks, "channels": channels}
+        self.options["hidden_channels"] = hidden_channels
         block = partial(CollapsibleLinearBlock, hidden_channels=hidden_channels)
         self.conv_first = block(1, channels, 5, identity=False)
         layers = [layer for _ in range(num_blocks) for layer in (block(channels), nn.PReLU(channels))]

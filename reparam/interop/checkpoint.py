@@ -1,0 +1,160 @@
+"""From a file to a network, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, ReparamError
+from ..fuse import skeleton, unwrap
+from ..models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR
+from ..models.net import conv3x3
+from ..models.registry import Network
+from .files import Contents, read_file, write_file
+from .networks import LAYOUTS, Recipe, recognise
+from .state_dict import looked_for, matched
+
+_CLASSES: dict[str, type[Network]] = {c.__name__: c for c in (PlainSR, RepSR, ECBSR, RepVGGSR, SESR, EDSR)}
+_NEEDS_ACT = (PlainSR, RepSR, ECBSR, RepVGGSR)
+
+Path = str | os.PathLike[str]
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -> Network:
+    """Builds the network that a file holds the weights of, and loads them.
+
+    The layout is recognised by the keys, sizes are read off the shapes, and masks and ranges are those of the file. Known
+    are the files of `save_checkpoint`, ECBSR (the authors' and BasicSR's), RepSR in JL-DY's code, SRVGGNetCompact, SESR
+    with tensors in torch's layout, EDSR (BasicSR's and the authors' keys), and what `fuse_state_dict` makes of these.
+    Nothing in a file is executed. What DDP and torch.compile put before the keys is taken off.
+
+    Args:
+        path: a `.safetensors` file or a file of torch.
+        wrapper: the key under which a torch file has the state dict; None looks for `params_ema`, `params`,
+            `state_dict` and `model`, in this order, and for a state dict without one.
+        **options: arguments of the network's class which the layout leaves open, in place of their defaults: `act` where
+            the file has no slopes of PReLU, `identity=None` for an ECBSR trained with `with_idt`, `res_scale` and
+            `img_range` of EDSR.
+
+    Returns:
+        The network in eval mode, on the CPU, in the dtype of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged, holds code, or no state dict of a known layout. Where the layout
+            is known but does not fit, the first differing key and both shapes are named.
+
+    Example:
+        >>> import tempfile
+        >>> from reparam import create_model
+        >>> net = create_model("plain_m1c8_x2_y").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(net, f"{folder}/net.safetensors")
+        ...     same = load_checkpoint(f"{folder}/net.safetensors")
+        >>> x = torch.rand(1, 1, 5, 7)
+        >>> torch.equal(net(x), same(x))
+        True
+    """
+    contents = read_file(path, wrapper)
+    try:
+        return network_of(contents, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot load {os.fspath(path)}: {error}") from error
+
+
+def network_of(contents: Contents, **options: Any) -> Network:
+    """The network of a file that was read; see `load_checkpoint`."""
+    tensors = contents.state_dict
+    name, recipe = _noted(contents) or recognise(tensors) or (None, None)
+    if recipe is None:
+        kinds = ", ".join(dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS))
+        raise CheckpointError(f"no known network; looked for {kinds}. {looked_for(tensors)}")
+    wanted = {**recipe.options, **options}
+    if recipe.network in _NEEDS_ACT and "act" not in wanted:
+        raise CheckpointError(
+            f"looks like {name} ({_text(wanted)}), but there are no slopes of PReLU, so that the activation is another "
+            "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
+        )
+    try:
+        with torch.device("meta"):
+            shapes = recipe.network(**wanted).state_dict()
+        ours = matched(shapes, tensors, recipe.names or {key: key for key in tensors})
+        net = recipe.network(**wanted)
+    except (ReparamError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"looks like {name} ({_text(wanted)}), but does not fit: {error}") from error
+    net.to(next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point()))
+    net.load_state_dict(ours)
+    return net.eval()
+
+
+def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None) -> None:
+    """Writes the weights of a model, whole or not at all: an existing file is replaced in one step, at the end.
+
+    A network of this library is described beside its weights, where there is room (in a safetensors file, or beside the
+    wrapper of a torch file), so that `load_checkpoint` needs no options. A fused network has the keys of
+    SRVGGNetCompact if it is of that kind, and loads wherever that does.
+
+    Args:
+        model: any module; wrappers (DDP, `torch.compile`, `AveragedModel`) are taken off.
+        path: a name that ends in `.safetensors`, or another one for a file of torch.
+        wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
+
+    Raises:
+        CheckpointError: for a wrapper in a safetensors file.
+    """
+    model = unwrap(model)
+    write_file(model.state_dict(), path, wrapper=wrapper, note=_note(model))
+
+
+def _note(model: nn.Module) -> dict[str, Any] | None:
+    """What a network of ours is, if its class and plain values tell."""
+    options = {key: value for key, value in getattr(model, "options", {}).items() if value is not conv3x3}
+    if _CLASSES.get(type(model).__name__) is not type(model) or not _is_plain(options):
+        return None
+    keys = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    for fused in (False, True):
+        recipe = _recipe(type(model), options, fused)
+        with torch.device("meta"):
+            built = recipe.network(**recipe.options).state_dict()
+        if {key: tensor.shape for key, tensor in built.items()} == keys:
+            return {"model": type(model).__name__, "options": options, "fused": fused}
+    return None  # it was changed after it was built
+
+
+def _is_plain(options: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _noted(contents: Contents) -> tuple[str, Recipe] | None:
+    """What the file says of itself."""
+    note = contents.note
+    if not note:
+        return None
+    name, options = note.get("model"), note.get("options")
+    if name not in _CLASSES or not isinstance(options, dict):
+        raise CheckpointError(f"the file says that it holds {name!r}; known are {', '.join(_CLASSES)}")
+    total = sum(tensor.numel() for tensor in contents.state_dict.values())
+    for key, value in options.items():
+        if isinstance(value, (int, float)) and value > (
+            len(contents.state_dict) if key == "num_blocks" else total + 255
+        ):
+            raise CheckpointError(f"the file says {key}={value}, but holds {total} numbers only")
+    return name, _recipe(_CLASSES[name], options, bool(note.get("fused")))
+
+
+def _recipe(network: type[Network], options: dict[str, Any], fused: bool) -> Recipe:
+    return Recipe((lambda **o: skeleton(network(**o))) if fused else network, options, {})  # type: ignore[arg-type]
+
+
+def _text(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items())

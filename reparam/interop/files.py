@@ -1,0 +1,179 @@
+"""Reading and writing files of tensors: nothing that a file holds is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import uuid
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+WRAPPERS = ("params_ema", "params", "state_dict", "model")
+"""Under which keys files hold the state dict, best first."""
+_PREFIXES = ("module.", "_orig_mod.")
+_NOTE = "reparam"
+"""Under which key our files say what they hold."""
+
+
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    state_dict: dict[str, Tensor]
+    wrapper: str | None
+    """The key that the state dict was found under."""
+    note: dict[str, Any]
+    """What `save_checkpoint` wrote about the model; empty for other files."""
+
+
+def read_file(path: str | os.PathLike[str], wrapper: str | None = None) -> Contents:
+    """Reads the state dict of a `.pth`, `.pt` or `.safetensors` file; the format is known by its content.
+
+    Args:
+        path: the file.
+        wrapper: the key under which the state dict is; None looks for `params_ema`, `params`, `state_dict` and
+            `model`, in this order, and for a state dict without one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged, holds code, or no state dict.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:9] == b"{":  # eight bytes of length, then JSON
+        content, note = _read_safetensors(path)
+    else:
+        content = _read_torch(path, zipped=head[:2] == b"PK")
+        note = content.get(_NOTE) if isinstance(content, dict) else None
+    state_dict, wrapper = _unwrap(content, wrapper, path)
+    _check(state_dict, path)
+    return Contents(_without_prefixes(state_dict), wrapper, note if isinstance(note, dict) else {})
+
+
+def write_file(
+    state_dict: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    wrapper: str | None = None,
+    note: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a state dict as `.safetensors`, or as a torch file for any other ending: whole, or not at all.
+
+    Args:
+        state_dict: tensors by key.
+        path: where to; an existing file is replaced at the end, in one step.
+        wrapper: the key to put the state dict under, in a torch file only.
+        note: JSON values about the model; a torch file takes it beside a wrapper only.
+
+    Raises:
+        CheckpointError: for a wrapper in a safetensors file, which has none.
+    """
+    path = Path(path)
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state_dict.items()}
+    if path.suffix == ".safetensors" and wrapper:
+        raise CheckpointError(
+            f"a safetensors file holds tensors only, but wrapper={wrapper!r} was asked for {path.name}; "
+            "leave the wrapper out, or write a .pth file"
+        )
+    partial = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}.part"
+    )  # beside it: replacing must not cross file systems
+    try:
+        if path.suffix == ".safetensors":
+            save_file(tensors, partial, {_NOTE: json.dumps(note)} if note else None)
+        elif wrapper:
+            torch.save({wrapper: tensors, **({_NOTE: dict(note)} if note else {})}, partial)
+        else:
+            torch.save(tensors, partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
+            return tensors, json.loads((file.metadata() or {}).get(_NOTE, "null"))
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot read {path}: not a whole safetensors file ({error})") from error
+
+
+def _read_torch(path: Path, zipped: bool) -> Any:
+    if zipped:
+        _check_zip(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = str(error).partition("WeightsUnpickler error: ")[2].split("\n")[0] or "it is no file of tensors"
+        raise CheckpointError(
+            f"cannot read {path}: {why} Files are read without executing what they hold; if you trust this one, load "
+            "it with torch and save its state dict"
+        ) from error
+    except Exception as error:  # torch raises whatever a damaged file runs it into
+        raise CheckpointError(
+            f"cannot read {path}: not a whole file of torch or safetensors ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses archives that are packed: torch writes none, and they may be far larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise CheckpointError(f"cannot read {path}: a damaged archive ({error})") from error
+    size = sum(entry.file_size for entry in entries)
+    if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"cannot read {path}: a packed archive of {size} bytes in a file of {path.stat().st_size}, which torch "
+            "never writes"
+        )
+
+
+def _unwrap(content: Any, wrapper: str | None, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    if wrapper is not None and not isinstance(content.get(wrapper), dict):
+        raise CheckpointError(f"{path} holds no state dict under {wrapper!r}; its keys are {_some(content)}")
+    names = [wrapper] if wrapper else [name for name in WRAPPERS if isinstance(content.get(name), dict)]
+    return (content[names[0]], names[0]) if names else (content, None)
+
+
+def _check(state_dict: Mapping[Any, Any], path: Path) -> None:
+    for key, tensor in state_dict.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{path} is no state dict: entry {key!r} is a {type(tensor).__name__}, not a tensor; its keys are "
+                f"{_some(state_dict)}; looked for a state dict under {', '.join(WRAPPERS)} too"
+            )
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: tensor {key!r} of shape {tuple(tensor.shape)} is not stored in full")
+    if not state_dict:
+        raise CheckpointError(f"{path} holds no tensors")
+
+
+def _without_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what DDP, torch.compile and torch's AveragedModel put before the keys."""
+    if "n_averaged" in state_dict:
+        state_dict = {key: tensor for key, tensor in state_dict.items() if key != "n_averaged"}
+    for prefix in _PREFIXES:
+        if state_dict and all(key.startswith(prefix) for key in state_dict):
+            return _without_prefixes({key[len(prefix) :]: tensor for key, tensor in state_dict.items()})
+    return state_dict
+
+
+def _some(content: Mapping[Any, Any]) -> str:
+    keys = [repr(key) for key in content]
+    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")

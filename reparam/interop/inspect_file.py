@@ -1,0 +1,107 @@
+"""What a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+from ..errors import CheckpointError
+from ..inspect import inspect_model
+from ..norm import norms, why_unseen
+from .checkpoint import Path, network_of
+from .files import Contents, read_file
+from .state_dict import find_blocks_in
+
+
+@dataclass(frozen=True)
+class FileInspection:
+    """The result of `inspect_file`; printed, it is a few lines."""
+
+    wrapper: str | None
+    """Key under which the state dict was found."""
+    tensors: int
+    """How many there are."""
+    numbers: int
+    """How many they hold, those of integer tensors left out."""
+    fused_numbers: int
+    """How many are left after fusing."""
+    dtypes: tuple[str, ...]
+    """Of the tensors that are not integers."""
+    network: str | None
+    """What `load_checkpoint` makes of it; None if it is no network that is known."""
+    blocks: dict[str, int]
+    """How many blocks of each kind there are."""
+    problems: tuple[str, ...]
+    """What stands in the way of loading or fusing."""
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in self.blocks.items()) or "none"
+        lines = [
+            f"network:  {self.network or 'not known'}",
+            f"blocks:   {kinds}",
+            f"numbers:  {self.numbers:,} in {self.tensors} tensors ({', '.join(self.dtypes)}), "
+            + (f"{self.fused_numbers:,} after fusing" if self.blocks else "nothing to fuse"),
+            f"wrapper:  {self.wrapper or 'none'}",
+        ]
+        return "\n".join([*lines, *(f"problem:  {problem}" for problem in self.problems)])
+
+
+def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
+    """Says what a checkpoint holds: network, blocks, sizes, and what stands in the way of loading or fusing it.
+
+    Args:
+        path: as for `load_checkpoint`.
+        wrapper: as for `load_checkpoint`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged, holds code, or no state dict.
+    """
+    contents = read_file(path, wrapper)
+    problems: list[str] = []
+    network, blocks, saved = _network(contents, problems)
+    if not blocks:
+        blocks, saved = _blocks(contents, problems)
+    real = [tensor for tensor in contents.state_dict.values() if tensor.is_floating_point()]
+    numbers = sum(tensor.numel() for tensor in real)
+    dtypes = tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in real}))
+    sizes = (len(contents.state_dict), numbers, numbers - saved)
+    return FileInspection(contents.wrapper, *sizes, dtypes, network, blocks, tuple(problems))
+
+
+def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[str, int], int]:
+    """Name, blocks by kind, and the numbers that fusing saves."""
+    try:
+        net = network_of(contents)
+    except CheckpointError as error:
+        if not str(error).startswith("no known network"):
+            problems.append(str(error))
+        return None, {}, 0
+    report = inspect_model(net)
+    for block in report.blocks:
+        problems += [f"{name}: {why}" for name, why in block.problems.items()]
+    options = ", ".join(f"{key}={value}" for key, value in net.options.items())
+    inside = sum(t.numel() for b in report.blocks for t in _real(net.get_submodule(b.name)))
+    saved = inside - sum(block.fused_parameters for block in report.blocks)
+    return f"{type(net).__name__}({options})", dict(Counter(block.kind for block in report.blocks)), saved
+
+
+def _blocks(contents: Contents, problems: list[str]) -> tuple[dict[str, int], int]:
+    try:
+        found = find_blocks_in(contents.state_dict)
+    except CheckpointError as error:
+        problems.append(str(error))
+        return {}, 0
+    for block in found:
+        for name, bn in norms(block.block):
+            if why := why_unseen(bn):
+                problems.append(f"{block.name}, {block.layout}, {name}: {why}")
+    before = sum(t.numel() for block in found for t in _real(block.block) if block.keys)
+    specs = [block.block.spec for block in found if block.keys]
+    after = sum(s.out_channels * (s.in_channels // s.groups * prod(s.kernel_size) + 1) for s in specs)
+    return dict(Counter(block.layout for block in found)), before - after
+
+
+def _real(module):
+    return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]

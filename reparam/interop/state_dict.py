@@ -1,0 +1,219 @@
+"""Fusing a state dict without the code that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor
+
+from ..branches import Branch
+from ..errors import CheckpointError, FuseError, ReparamError
+from ..norm import norms
+from .layouts import LAYOUTS, Layout, Names, Options, Part
+
+
+@dataclass(frozen=True)
+class FoundBlock:
+    """A block of a state dict."""
+
+    name: str
+    """Dotted name of the module in the authors' code; empty for a block on its own."""
+    layout: str
+    block: Branch
+    """Ours, with the weights in, in float64 and eval mode."""
+    fused: str
+    """Dotted name of the convolution in the authors' inference code."""
+    keys: tuple[str, ...]
+    """What the convolution replaces."""
+
+
+def find_blocks_in(
+    state_dict: Mapping[str, Tensor],
+    *,
+    eps: float | Mapping[str, float] | None = None,
+    identity: bool | None = None,
+    with_13: bool = False,
+) -> list[FoundBlock]:
+    """The blocks of a state dict, recognised by their keys; arguments and errors are those of `fuse_state_dict`."""
+    found = []
+    for name, layout, part in parts_in(state_dict, Options(identity, with_13)):
+        prefix = f"{name}." if name else ""
+        inside = _inside(state_dict, prefix)
+        with _named(name, layout):
+            block = _filled(part, inside, eps_of(eps, name))
+        used = () if layout.keeps else tuple(prefix + key for key in inside if translate(part.names, key) is not None)
+        found.append(FoundBlock(name, layout.name, block, f"{prefix}{part.fused}".removesuffix("."), used))
+    return found
+
+
+def parts_in(state_dict: Mapping[str, Tensor], options: Options) -> Iterator[tuple[str, Layout, Part]]:
+    """The blocks of a state dict, not yet filled, with their dotted names.
+
+    Raises:
+        CheckpointError: if the shapes make up no block.
+    """
+    for prefix, layout in _recognised(state_dict):
+        name = prefix.removesuffix(".")
+        with _named(name, layout):
+            parts = layout.parts(_inside(state_dict, prefix), options)
+        for part in parts:
+            yield name, layout, part
+
+
+@contextmanager
+def _named(name: str, layout: Layout) -> Iterator[None]:
+    try:
+        yield
+    except ReparamError as error:
+        where = f"the block {name!r}" if name else "the state dict"
+        raise CheckpointError(f"{where} has the keys of {layout.name}, but cannot be used: {error}") from error
+
+
+def _inside(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+
+
+def fuse_state_dict(
+    state_dict: Mapping[str, Tensor],
+    *,
+    eps: float | Mapping[str, float] | None = None,
+    identity: bool | None = None,
+    with_13: bool = False,
+) -> dict[str, Tensor]:
+    """Turns a state dict from training into the one of the authors' inference code, without any model.
+
+    Blocks are recognised by their keys and computed in float64; each fused weight is rounded once, to the dtype that it
+    had. Everything that is not a block goes through as it is.
+
+    Recognised are the blocks of RepVGG, RepVGGplus, MobileOne, DBB, ACNet, ECBSR (the authors' and BasicSR's), RepSR
+    (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay and `eval_conv` is computed anew), FMEN, EFDN,
+    UniRepLKNet, OREPA and QARepVGG.
+
+    Args:
+        state_dict: tensors by key; a wrapper such as `params` must be off.
+        eps: of the batch norms, where it is not torch's 1e-5, which no state dict tells: one number, or numbers by shell
+            pattern of the block's name.
+        identity: whether blocks whose keys do not show it have an identity where their channels match. None is
+            the papers' default: none in ECBSR and EFDN (their `with_idt`), one in RepSR, SESR and QARepVGG.
+        with_13: whether EFDN's blocks use their 1x1-3x3 path, the keys of which are there in any case.
+
+    Returns:
+        A new dict; tensors that are not fused are those of `state_dict` themselves.
+
+    Raises:
+        CheckpointError: if no block is recognised, or one lacks a tensor or has one of another shape.
+        FuseError: if a batch norm never saw a batch.
+
+    Example:
+        >>> conv, bn = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8)
+        >>> point, point_bn = torch.nn.Conv2d(3, 8, 1, bias=False), torch.nn.BatchNorm2d(8)
+        >>> parts = {"rbr_dense.conv": conv, "rbr_dense.bn": bn, "rbr_1x1.conv": point, "rbr_1x1.bn": point_bn}
+        >>> _ = [norm.num_batches_tracked.fill_(1) for norm in (bn, point_bn)]
+        >>> sd = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        >>> sorted(fuse_state_dict(sd))
+        ['rbr_reparam.bias', 'rbr_reparam.weight']
+    """
+    blocks = find_blocks_in(state_dict, eps=eps, identity=identity, with_13=with_13)
+    if not blocks:
+        raise CheckpointError(f"found no block to fuse; {looked_for(state_dict)}")
+    return fuse_found(state_dict, blocks)
+
+
+def fuse_found(state_dict: Mapping[str, Tensor], blocks: Sequence[FoundBlock]) -> dict[str, Tensor]:
+    """The state dict with its blocks, as `find_blocks_in` found them, fused."""
+    dropped = {key for block in blocks for key in block.keys}
+    fused = {key: tensor for key, tensor in state_dict.items() if key not in dropped}
+    for block in blocks:
+        inside = _inside(state_dict, f"{block.name}." if block.name else "")
+        dtype = next(tensor.dtype for tensor in inside.values() if tensor.is_floating_point())
+        try:
+            conv = block.block.to_conv()
+        except FuseError as error:
+            raise FuseError(f"block {block.name!r} ({block.layout}): {error}") from error
+        for key, tensor in conv.state_dict().items():
+            fused[f"{block.fused}.{key}".removeprefix(".")] = tensor.to(dtype)
+    return fused
+
+
+def looked_for(state_dict: Mapping[str, Tensor]) -> str:
+    """What the keys were compared with, and what they are."""
+    kinds = dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS)
+    first = ", ".join(list(state_dict)[:5]) or "nothing"
+    return f"looked for keys of {', '.join(kinds)}; found {len(state_dict)} keys: {first}, ..."
+
+
+def _recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]:
+    """The prefix of every block, and its layout: the first whose marks are all there."""
+    taken: set[str] = set()
+    for layout in LAYOUTS:
+        mark, *others = layout.marks
+        for key in state_dict:
+            prefix = key.removesuffix(mark)
+            if prefix == key or prefix in taken or (prefix and not prefix.endswith(".")):
+                continue
+            if all(prefix + other in state_dict for other in others):
+                taken.add(prefix)
+                yield prefix, layout
+
+
+def translate(names: Names, key: str) -> str | None:
+    """Our name of an official key; "" for one that the function does not depend on, None for a stranger."""
+    for official, ours in names.items():
+        if key == official or key.startswith(f"{official}."):
+            return "" if ours is None else ours + key[len(official) :]
+    return None
+
+
+def _filled(part: Part, tensors: Mapping[str, Tensor], eps: float | None) -> Branch:
+    """The block of a part with its weights in."""
+    block = part.block.double().eval()
+    wanted, known = block.state_dict(), {key: tensor for key, tensor in tensors.items() if translate(part.names, key)}
+    biases = {key for key in wanted if key.endswith(".bias") and f"{key[:-4]}running_var" not in wanted}
+    if not biases & {translate(part.names, key) for key in known}:  # a variant of the block without biases
+        known |= {translate(turned(part.names), key) or key: torch.zeros_like(wanted[key]) for key in biases}
+    block.load_state_dict(matched(wanted, known, part.names))
+    for _, bn in norms(block):
+        bn.eps = bn.eps if eps is None else eps
+    return block
+
+
+def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Foreign tensors under our names: every wanted one, in its shape, and no other.
+
+    Raises:
+        CheckpointError: for the first key that is missing, has another shape, or belongs nowhere.
+    """
+    given: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        ours = translate(names, key)
+        if ours == "":
+            continue
+        if ours not in wanted:
+            raise CheckpointError(f"{key!r} of shape {tuple(tensor.shape)} belongs nowhere")
+        if tensor.shape != wanted[ours].shape:
+            came, expected = tuple(tensor.shape), tuple(wanted[ours].shape)
+            raise CheckpointError(f"{key!r} has shape {came}, but {expected} was expected")
+        given[ours] = tensor
+    for key, tensor in wanted.items():
+        if key not in given and key.endswith("num_batches_tracked"):  # from before torch counted them
+            given[key] = torch.ones((), dtype=torch.long)
+        if key not in given:
+            theirs = translate(turned(names), key) or key
+            raise CheckpointError(f"{theirs!r} of shape {tuple(tensor.shape)} is missing")
+    return given
+
+
+def turned(names: Names) -> Names:
+    """Ours to official."""
+    return {ours: official for official, ours in names.items() if ours}
+
+
+def eps_of(eps: float | Mapping[str, float] | None, name: str) -> float | None:
+    """The eps that was given for a block of this name, if any."""
+    if not isinstance(eps, Mapping):
+        return eps
+    return next((value for pattern, value in eps.items() if fnmatch(name, pattern)), None)
