@@ -11,6 +11,8 @@ from .blocks import (
     DilatedReparamBlock,
     DiverseBranchBlock,
     MobileOneBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
     RepSRBlock,
     RepVGGBlock,
 )
@@ -59,6 +61,8 @@ __all__ = [
     "LaplacianBranch",
     "MobileOneBlock",
     "NotLinearError",
+    "OREPABlock",
+    "OREPARepVGGBlock",
     "PlainSR",
     "RepSR",
     "RepSRBlock",

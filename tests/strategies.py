@@ -24,6 +24,8 @@ from reparam import (
     IdentityBranch,
     LaplacianBranch,
     MobileOneBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
     ReparamBlock,
     RepSRBlock,
     RepVGGBlock,
@@ -99,8 +101,13 @@ KINDS = {
     "RRRB": partial(of_spec, RRRB),
     "EDBB": partial(of_spec, EDBB, expansion=2.0),
     "DilatedReparamBlock": partial(of_spec, DilatedReparamBlock, small=([1, 2], [1, 2])),
+    "OREPABlock": partial(of_spec, OREPABlock, expansion=2),
+    "OREPARepVGGBlock": partial(of_spec, OREPARepVGGBlock, expansion=2),
 }
 """Everything that must obey the contract, by name; each takes a spec."""
+
+WITH_SUM_BN = ("OREPABlock",)
+"""Kinds with a batch norm after the sum, which has a bias."""
 
 
 def fits(kind: str, spec: ConvSpec) -> bool:
@@ -111,7 +118,7 @@ def fits(kind: str, spec: ConvSpec) -> bool:
         return all(d == 1 for d in spec.dilation)
     if kind in ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock"):
         return all(k >= 3 for k in spec.kernel_size)
-    return True
+    return spec.bias or kind not in WITH_SUM_BN
 
 
 @st.composite
@@ -135,7 +142,7 @@ def specs(draw, kind: str | None = None) -> ConvSpec:
         paddings += ["same", None, None, None]
     padding = draw(st.sampled_from(paddings))
     mode = draw(st.sampled_from(["zeros", *PADDING_MODES]))
-    bias = draw(st.booleans())
+    bias = kind in WITH_SUM_BN or draw(st.booleans())
     return ConvSpec(inside, outside, size, stride, padding, dilation, groups, bias, mode, ndim=ndim)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from golden_nets import KINDS, load, rename
+from golden_nets import KINDS as BLOCKS
+from golden_nets import load, rename
+from golden_vision import KINDS as VISION
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from reparam import PlainSR, fuse
 from reparam.models import SRNet
 from reparam.norm import norms
 
+KINDS = BLOCKS | VISION
 HERE = Path(__file__).parent / "golden"
 FAMILIES = ("ecb_", "ecbsr_", "repvgg_", "repvggplus_", "repsr_", "srvgg_")
 FAMILIES += ("acb_", "mobileone_dense", "mobileone_dw", "mobileone_k", "mobileone_pw", "mobileone_se_", "span_conv3xc_")
-FAMILIES += ("dbb_", "fmen_rrrb_", "edbb_", "unirep_")
+FAMILIES += ("dbb_", "fmen_rrrb_", "edbb_", "unirep_", "orepa_")
 ROUNDING = 1e-12  # float64, relative
 ROUNDING_F32 = 1e-6  # of a kernel that the official code computes in float32, relative
 
@@ -46,12 +48,7 @@ class Golden(NamedTuple):
 
     def net(self) -> nn.Module:
         """Our network with the official weights, in float32."""
-        kind = KINDS[self.meta["block"]]
-        rules = kind.rules(self.meta["config"]) if callable(kind.rules) else kind.rules
-        used = {
-            key: value for key, value in self.official.items() if not re.match(kind.unused(self.meta["config"]), key)
-        }
-        return load(self.fresh(), used, rules)
+        return load(self.fresh(), KINDS[self.meta["block"]].ours(self.official, self.meta["config"]))
 
     def fused(self, prefix: str) -> dict[str, Tensor]:
         """The official fused tensors ("fused." or "fused64.") under our names."""
@@ -204,15 +201,16 @@ def test_a_fused_network_loads_into_the_plain_one(path: Path):
     assert max(errors(plain.eval(), golden).values()) <= ROUNDING
 
 
-@files(lambda name: name.startswith("ecb") and "maskrand" not in name)
-def test_our_own_masks_are_the_official_ones(path: Path):
-    # Loading overwrites our masks, so that nothing else here looks at them.
+@files(lambda name: name.startswith(("ecb", "orepa_k3", "orepa_repvgg")) and "maskrand" not in name)
+def test_our_own_constants_are_the_official_ones(path: Path):
+    # Loading overwrites ours, so that nothing else here looks at them.
     golden = read(path)
     fresh = golden.fresh().state_dict()
-    masks = {key: value for key, value in golden.official.items() if key.endswith("mask")}
-    masks = rename(masks, KINDS[golden.meta["block"]].rules)
-    assert masks
-    assert all(torch.equal(fresh[key], mask) for key, mask in masks.items())
+    official = KINDS[golden.meta["block"]].ours(golden.official, golden.meta["config"])
+    constants = {key: value for key, value in official.items() if key.endswith(("mask", "unit"))}
+    assert constants
+    for key, value in constants.items():
+        torch.testing.assert_close(fresh[key], value, rtol=1e-6, atol=1e-6)
 
 
 def use_the_official_eps(net: nn.Module) -> None:
@@ -250,7 +248,8 @@ def check_sums(fused: nn.Module, golden: Golden, fill: ModuleType) -> None:
 
 def test_the_files_here_are_of_every_kind():
     kinds = {read(path).meta["block"] for path in PATHS}
-    assert kinds == set(KINDS) - {"RepVGG-A0", "RepSR_Net"}  # left to $REPARAM_GOLDEN for their size
+    elsewhere = {"RepVGG-A0", "RepSR_Net", "RepVGG(OREPA_VGG)"}
+    assert kinds == set(KINDS) - elsewhere  # left to $REPARAM_GOLDEN for their size
 
 
 # That the checks above can fail --------------------------------------------------------------------------------------
@@ -305,13 +304,13 @@ def test_a_single_wrong_pixel_is_seen_in_its_region(row: int, seen: str):
 def test_the_loader_refuses_what_does_not_fit():
     conv, official = nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1).state_dict()
     with pytest.raises(KeyError, match=r"left over: \['scale'\]"):
-        load(conv, {**official, "scale": torch.ones(1)}, [])
+        load(conv, {**official, "scale": torch.ones(1)})
     with pytest.raises(KeyError, match=r"not filled: \['bias'\]"):
-        load(conv, {"weight": official["weight"]}, [])
+        load(conv, {"weight": official["weight"]})
     with pytest.raises(KeyError, match="'bias' becomes 'weight'"):
-        load(conv, official, [("bias", "weight")])
+        rename(official, [("bias", "weight")])
     with pytest.raises(RuntimeError, match="size mismatch"):
-        load(conv, {**official, "bias": torch.ones(1)}, [])
+        load(conv, {**official, "bias": torch.ones(1)})
 
 
 def test_a_changed_file_and_an_empty_folder_are_refused(tmp_path: Path):

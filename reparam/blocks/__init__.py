@@ -6,6 +6,7 @@ from .ecb import ECB
 from .efdn import EDBB
 from .fmen import RRRB
 from .mobileone import MobileOneBlock
+from .orepa import OREPABlock, OREPARepVGGBlock
 from .repsr import RepSRBlock
 from .repvgg import RepVGGBlock
 from .sesr import CollapsibleLinearBlock
@@ -22,6 +23,8 @@ __all__ = [
     "DilatedReparamBlock",
     "DiverseBranchBlock",
     "MobileOneBlock",
+    "OREPABlock",
+    "OREPARepVGGBlock",
     "RepSRBlock",
     "RepVGGBlock",
 ]
