@@ -23,9 +23,11 @@ from reparam import (
     ExpandSqueezeBranch,
     IdentityBranch,
     Kernel,
+    MBRConvBlock,
     OREPABlock,
     OREPARepVGGBlock,
     ReparamBlock,
+    RepMBConvBlock,
     RepSRBlock,
     RepVGGBlock,
     SequentialBranch,
@@ -62,6 +64,9 @@ BRANCHES = {
     "identity": partial(IdentityBranch, bn=True),
     "frozen": partial(ConvBNBranch, bn=lambda channels: frozen_norm(channels)),
     "block": lambda spec: ReparamBlock(spec, [ConvBNBranch, ConvBranch], bn=spec.bias),
+    "mbrconv": partial(of_spec, MBRConvBlock, expansion=1),
+    "mbrconv own": partial(of_spec, MBRConvBlock, expansion=1, shared=False),
+    "repmbconv": partial(of_spec, RepMBConvBlock),
     "orepa": lambda spec: of_spec(OREPARepVGGBlock, spec, expansion=2, identity=False),
 }
 

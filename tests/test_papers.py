@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_close, assert_close_everywhere, image, randomise
 
-from reparam import ConvSpec, OREPABlock, OREPARepVGGBlock, SpecError, set_fold
+from reparam import (
+    ConvSpec,
+    MBRConvBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
+    QARepVGGBlock,
+    RepMBConvBlock,
+    RepRFNBlock,
+    SpecError,
+    set_fold,
+)
 from reparam.blocks.orepa import cosines
 
 
@@ -70,3 +80,99 @@ class TestOREPA:
         with pytest.raises(SpecError, match="bn needs a spec with bias=True"):
             OREPABlock(4, bias=False)
         assert_close(*(block(torch.ones(1, 4, 5, 5)) for block in [OREPABlock(4, bias=False, sum_bn=False)] * 2))
+
+
+class TestQARepVGG:
+    def test_the_second_version_of_yolov6(self):
+        b, conv = ready(QARepVGGBlock(4, groups=2, pool=True)), {"padding": 1, "groups": 2}
+        x = image(b.spec, 0, (7, 9))
+        dense, point = b.branches[:2]
+        assert point.conv.bias is None
+        expected = bn(F.conv2d(x, dense.conv.weight, **conv), dense.norm) + F.conv2d(x, point.conv.weight, groups=2)
+        expected += x + F.avg_pool2d(x, 3, 1, 1)
+        assert_close_everywhere(b(x), bn(expected, b.norm))
+
+    def test_where_there_is_no_identity_there_is_no_pool(self):
+        assert len(QARepVGGBlock(4, stride=2, pool=True, dilation=2).branches) == 2
+        with pytest.raises(SpecError, match=r"stride=\(2, 2\)"):
+            QARepVGGBlock(4, stride=2, identity=True)
+
+    def test_alpha_is_one_number_that_starts_at_one(self):
+        scale = QARepVGGBlock(4, alpha=True).branches[1].layers[1].scale
+        assert scale.tolist() == [1.0] and scale.requires_grad
+
+    def test_without_the_norm_after_the_sum(self):
+        assert QARepVGGBlock(4, sum_bn=False, bias=False).norm is None
+        with pytest.raises(SpecError, match="bn needs a spec with bias=True"):
+            QARepVGGBlock(4, bias=False)
+
+
+def test_reprfn_is_the_sum_of_its_branches():
+    b = ready(RepRFNBlock(4))
+    x = image(b.spec, 0, (7, 9))
+    expected = x.clone()
+    shapes = [(3, 3), (3, 1), (1, 3), (1, 1)]
+    for branch, (height, width) in zip(b.branches, shapes):
+        expected += F.conv2d(x, branch.conv.weight, branch.conv.bias, padding=(height // 2, width // 2))
+    pair = b.branches[4]
+    assert pair.expand.bias is None and pair.squeeze.bias is None and pair.expand.out_channels == 8
+    expected += F.conv2d(F.conv2d(x, pair.expand.weight), pair.squeeze.weight, padding=1)
+    sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    for branch, mask in zip(b.branches[5:8], (sobel, sobel.T, laplacian)):
+        point = F.conv2d(F.pad(x, (1, 1, 1, 1)), branch.conv.weight, branch.conv.bias)  # its bias around the 1x1
+        expected += F.conv2d(point, branch.filter.scale * mask, branch.filter.bias, groups=4)
+    assert_close_everywhere(b(x), expected)
+
+
+class TestRepMBConv:
+    def test_a_wider_middle_and_other_channels(self):
+        b = ready(RepMBConvBlock(4, 6, expansion=3))
+        x = image(b.spec, 0, (7, 9))
+        expand, inner, reduce = b.branches[0].layers
+        conv, gate = inner.branches[0].layers
+        e = F.conv2d(F.pad(x, (1, 1, 1, 1)), expand.weight, expand.bias)
+        hidden = F.silu(gate.reduce.weight @ gate.vector.flatten())
+        g = torch.sigmoid(gate.expand.weight @ hidden).reshape(1, -1, 1, 1)
+        middle = g * F.conv2d(e, conv.weight, conv.bias) + e[:, :, 1:-1, 1:-1]
+        assert_close_everywhere(b(x), F.conv2d(middle, reduce.weight, reduce.bias))
+
+    def test_the_start_of_the_gate(self):
+        gate = RepMBConvBlock(8).branches[0].layers[1].branches[0].layers[1]
+        hidden = 1.6 / (1 + math.exp(-1.6))  # silu of 16 times 0.1
+        assert gate.gate().tolist() == pytest.approx([1 / (1 + math.exp(-4 * hidden))] * 16)
+        assert RepMBConvBlock(1).branches[0].layers[1].branches[0].layers[1].reduce.out_features == 1
+
+
+class TestMBRConv:
+    @pytest.mark.parametrize("shared", [True, False])
+    @pytest.mark.parametrize(
+        ("size", "shapes"),
+        [(1, [(1, 1)]), (3, [(3, 3), (1, 1), (3, 1), (1, 3)]), (5, [(5, 5), (1, 1), (3, 3), (3, 1), (1, 3)])],
+    )
+    def test_raw_and_normed_side_by_side(self, size, shapes, shared):
+        b = ready(MBRConvBlock(4, 3, size, expansion=2, shared=shared))
+        x = image(b.spec, 0, (7, 9))
+        branch = b.branches[0]
+        assert [conv.kernel_size for conv in branch.convs] == shapes
+
+        def run(conv):
+            return F.conv2d(x, conv.weight, conv.bias, padding=[k // 2 for k in conv.kernel_size])
+
+        normed = branch.convs if shared else branch.norm_convs
+        parts = [run(conv) for conv in branch.convs]
+        parts += [bn(run(conv), norm) for conv, norm in zip(normed, branch.norms)]
+        assert_close_everywhere(b(x), F.conv2d(torch.cat(parts, 1), branch.out.weight, branch.out.bias))
+
+    def test_without_norms_there_are_the_raw_ones_only(self):
+        branch = MBRConvBlock(4, bn=False, shared=False).branches[0]
+        assert len(branch.convs) == 4 and not branch.norms and not branch.norm_convs
+        assert branch.out.in_channels == 4 * 16
+
+    def test_groups_stay_apart(self):
+        b = ready(MBRConvBlock(4, 6, groups=2, expansion=1))
+        x = image(b.spec, 0, (7, 9))
+        changed = x.clone()
+        changed[:, 2:] += 1
+        assert torch.equal(b(x)[:, :3], b(changed)[:, :3])
+        assert not torch.allclose(b(x)[:, 3:], b(changed)[:, 3:])
