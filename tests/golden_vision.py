@@ -1,14 +1,14 @@
-"""The golden blocks and networks of classification: OREPA, and how their tensors become ours."""
+"""The golden blocks and networks of classification: OREPA, QARepVGG, MobileOne, and how their tensors become ours."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from golden_nets import Config, Kind, Rules, geometry, unit
+from golden_nets import Config, Kind, Rules, geometry, in_mobileone, unit
 from torch import Tensor, nn
 
-from reparam import OREPABlock, OREPARepVGGBlock
+from reparam import MobileOneBlock, OREPABlock, OREPARepVGGBlock, QARepVGGBlock
 
 
 def orepa(config: Config) -> nn.Module:
@@ -97,6 +97,55 @@ def orepa_vgg(config: Config) -> nn.Module:
     return unit(**stages, gap=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=linear)
 
 
+def qarepvgg(config: Config) -> nn.Module:
+    """The block of super-gradients."""
+    options = {
+        name: config[name] for name in ("in_channels", "out_channels", "stride", "dilation", "groups") if name in config
+    }
+    options |= {"identity": config.get("use_residual_connection", True), "alpha": config.get("use_alpha", False)}
+    options |= {"point_bias": config.get("use_1x1_bias", True), "sum_bn": config.get("use_post_bn", True)}
+    return unit(block=QARepVGGBlock(**options), act=nn.ReLU())
+
+
+def in_qarepvgg(config: Config) -> Rules:
+    """Names in the block of super-gradients; with alpha the 1x1 convolution is part of a chain."""
+    point = "layers.0" if config.get("use_alpha") else "conv"
+    return [
+        (r"branch_3x3\.bn", "block.branches.0.norm"),
+        (r"branch_3x3", "block.branches.0"),
+        (r"branch_1x1", f"block.branches.1.{point}"),
+        (r"alpha", "block.branches.1.layers.1.scale"),
+        (r"post_bn", "block.norm"),
+    ]
+
+
+def mobileone_s0(config: Config) -> nn.Module:
+    """MobileOne-S0: depthwise and pointwise blocks in turn, each with four convolutions side by side."""
+    channels, stages = 48, {"stage0": unit(block=MobileOneBlock(3, 48, stride=2), act=nn.ReLU())}
+    for stage, (width, count) in enumerate(zip((48, 128, 256, 1024), (2, 8, 10, 1)), start=1):
+        units = []
+        for index in range(count):
+            deep = MobileOneBlock(channels, stride=1 if index else 2, groups=channels, conv_branches=4)
+            point = MobileOneBlock(channels, width, 1, conv_branches=4)
+            units += [unit(block=block, act=nn.ReLU()) for block in (deep, point)]
+            channels = width
+        stages[f"stage{stage}"] = nn.Sequential(*units)
+    return unit(**stages, gap=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, 1000))
+
+
+def in_mobileone_s0(config: Config) -> Rules:
+    """As those of one block, of which the first, the depthwise and the pointwise ones have different branches."""
+    first = in_mobileone({"kernel_size": 3})
+    deep = in_mobileone({"kernel_size": 3, "num_conv_branches": 4})
+    point = in_mobileone({"kernel_size": 1, "num_conv_branches": 4})
+    return [
+        *((rf"(?<=^stage0\.){pattern}", new) for pattern, new in first[1:2]),
+        *((rf"(?<=[1-4]\.[02468]\.|\.1[02468]\.){pattern}", new) for pattern, new in deep[1:3]),
+        *((rf"(?<=[13579]\.){pattern}", new) for pattern, new in point[2:3]),
+        *(rule for rule in first if "rbr_conv" in rule[0] or "bn" in rule[0]),
+    ]
+
+
 IN_UNIT: Rules = [(r"^(weight|bias)$", r"block.\1")]
 FIFTH_ROW = r".*vector\.5$"  # allocated in OREPA's RepVGG block where it has an identity, but neither set nor read
 KINDS = {
@@ -112,5 +161,7 @@ KINDS = {
     "RepVGG(OREPA_VGG)": Kind(
         orepa_vgg, IN_OREPA_REPVGG, IN_OREPA_REPVGG, unused=lambda config: FIFTH_ROW, reshape=of_orepa
     ),
+    "QARepVGGBlock": Kind(qarepvgg, in_qarepvgg, IN_UNIT, unused=lambda config: r"rbr_reparam\."),
+    "MobileOne-s0": Kind(mobileone_s0, in_mobileone_s0, [(r"reparam_conv", "block")]),
 }
 """By the name of the official class, which is `block` in a file's metadata."""
