@@ -217,7 +217,7 @@ class ConvBlock(ReparamBlock):
         **options: those of the block's `design`.
     """
 
-    has_sum_bn: ClassVar[bool] = False
+    sum_bn: ClassVar[bool] = False
     """Whether the paper has a batch norm after the sum of the branches."""
 
     def __init__(
@@ -243,7 +243,7 @@ class ConvBlock(ReparamBlock):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
         )
         with torch.device(device if device is not None else torch.get_default_device()):
-            bn = self.has_sum_bn if sum_bn is None else sum_bn
+            bn = self.sum_bn if sum_bn is None else sum_bn
             super().__init__(spec, self.design(spec, **options), bn=bn, fold=fold)
         self.to(dtype=dtype)
 

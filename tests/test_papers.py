@@ -1,11 +1,14 @@
 """The papers' blocks against torch expressions of the papers, where no golden file says it, and what they refuse."""
 
+import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_close, assert_close_everywhere, image, randomise
+from helpers import assert_close, assert_close_everywhere, image, randomise, relative_error
+from torch import nn
 
 from reparam import (
     ConvSpec,
@@ -16,6 +19,7 @@ from reparam import (
     RepMBConvBlock,
     RepRFNBlock,
     SpecError,
+    freeze_bn_stats,
     set_fold,
 )
 from reparam.blocks.orepa import cosines
@@ -29,6 +33,55 @@ def ready(block):
 
 def bn(x, norm):
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+BLOCKS = {
+    "orepa": OREPABlock,
+    "orepa 1x1": partial(OREPABlock, kernel_size=1),
+    "orepa repvgg": OREPARepVGGBlock,
+    "qarepvgg": partial(QARepVGGBlock, alpha=True, point_bias=True, pool=True),
+    "reprfn": RepRFNBlock,
+    "repmbconv": RepMBConvBlock,
+    "mbrconv": MBRConvBlock,
+    "syenet": partial(MBRConvBlock, shared=False),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
+def test_compiles_in_one_graph_in_training_and_frozen(block):
+    net, x = nn.Sequential(block(4)), torch.rand(4, 4, 16, 16)
+    for freeze in (False, True):
+        if freeze:
+            freeze_bn_stats(net)
+        twin = copy.deepcopy(net)
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        y, expected = compiled(x), twin(x)
+        assert_close(y, expected)
+        for ours, theirs in zip(net.buffers(), twin.buffers()):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.compiler.reset()
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
+def test_under_autocast_the_folded_block_is_near_the_branches(block):
+    net, x = block(4), torch.rand(4, 4, 16, 16)
+    expected = copy.deepcopy(net).double()(x.double())
+    for fold in (True, False):
+        twin = copy.deepcopy(net)
+        set_fold(twin, fold)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = twin(x)
+        assert relative_error(y, expected) < 0.03
+        y.float().square().sum().backward()
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in twin.parameters())
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
+def test_starts_on_the_meta_device_and_in_another_dtype(block):
+    assert all(tensor.is_meta for tensor in block(4, device="meta").state_dict().values())
+    half = block(4, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert half(torch.rand(2, 4, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 class TestOREPA:

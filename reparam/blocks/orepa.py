@@ -58,7 +58,7 @@ class OREPABlock(ConvBlock):
         True
     """
 
-    has_sum_bn = True
+    sum_bn = True
 
     @staticmethod
     def design(
@@ -70,9 +70,10 @@ class OREPABlock(ConvBlock):
     ) -> list[BranchFactory]:
         """The six terms, or the two of a 1x1."""
         if all(k == 1 for k in spec.kernel_size):
-            hidden = hidden_channels or min(spec.in_channels, spec.out_channels)
+            hidden = min(spec.in_channels, spec.out_channels) if hidden_channels is None else hidden_channels
             return _scaled([partial(_dense, slope=1.0), partial(_two_points, hidden=hidden)], scales, (1.0, 0.5))
-        hidden = hidden_channels or spec.in_channels * (1 if spec.groups <= 4 else 2)
+        usual = spec.in_channels * (1 if spec.groups <= 4 else 2)
+        hidden = usual if hidden_channels is None else hidden_channels
         terms: list[Callable] = [_dense, _mean, _cosine, partial(_point_then_dense, hidden=hidden), _point]
         return _scaled([*terms, partial(_separable, expansion=expansion)], scales, (0.25, 0.25, 0.0, 0.5, 1.0, 0.5))
 
@@ -123,7 +124,8 @@ class OREPARepVGGBlock(ConvBlock):
     ) -> list[BranchFactory]:
         """The sum of terms, the 1x1 convolution, and the identity, if any."""
         identity = has_identity(spec) if identity is None else identity
-        hidden = hidden_channels or spec.in_channels * (1 if spec.groups < spec.out_channels else 2)
+        usual = spec.in_channels * (1 if spec.groups < spec.out_channels else 2)
+        hidden = usual if hidden_channels is None else hidden_channels
         inner = partial(_point_then_dense, hidden=hidden, unit=hidden == spec.in_channels)
         kinds: list[Callable] = [_dense, _mean, _cosine, inner, partial(_separable, expansion=expansion)]
         terms = _scaled([partial(kind, slope=1.0) for kind in kinds], scales, (0.25, 0.25, 0.0, 0.5, 0.5))

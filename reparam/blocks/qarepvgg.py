@@ -49,7 +49,7 @@ class QARepVGGBlock(ConvBlock):
         True
     """
 
-    has_sum_bn = True
+    sum_bn = True
 
     @staticmethod
     def design(
