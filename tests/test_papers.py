@@ -84,6 +84,9 @@ def test_starts_on_the_meta_device_and_in_another_dtype(block):
     assert half(torch.rand(2, 4, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+MIDDLES = [(1, {}), (5, {}), (1, {"hidden_channels": 10})]
+
+
 class TestOREPA:
     def test_with_groups_and_dilation_it_is_the_sum_of_weights(self):
         b = ready(OREPABlock(4, 6, groups=2, dilation=2, stride=2, hidden_channels=8, expansion=3))
@@ -121,6 +124,20 @@ class TestOREPA:
         assert not torch.equal(
             OREPABlock(4, 6, kernel_size=1, hidden_channels=6).branches[1].layers[0].weight[:4, :, 0, 0], torch.eye(4)
         )
+
+    def test_the_width_of_the_middle(self):
+        def middle(block):
+            return block.branches[3].layers[0]
+
+        assert middle(OREPABlock(4, groups=4)).weight.shape == (4, 1, 1, 1)
+        assert middle(OREPABlock(5, groups=5)).weight.shape == (10, 1, 1, 1)
+        of_repvgg = [OREPARepVGGBlock(5, groups=groups, **wide).branches[0].layers[0] for groups, wide in MIDDLES]
+        assert [middle(block).weight.shape[0] for block in of_repvgg] == [5, 10, 10]
+        assert [hasattr(middle(block), "unit") for block in of_repvgg] == [True, False, False]
+
+    def test_the_start_with_one_tap(self):
+        scales = [branch.layers[-1].scale.unique().tolist() for branch in OREPABlock(4, kernel_size=1).branches]
+        assert scales == [[1.0], [0.5]]
 
     def test_scales_are_one_per_term(self):
         assert OREPABlock(4, scales=(1, 0, 0, 0, 0, 0)).branches[0].layers[1].scale.unique().tolist() == [1.0]
