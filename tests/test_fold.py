@@ -425,9 +425,10 @@ class TestSurroundings:
             found.append(torch.autograd.grad(first.square().sum(), x)[0])
         assert_close(*found, 1e-9)
 
-    @pytest.mark.parametrize("phase", ["batch", "frozen"])
+    @pytest.mark.parametrize("phase", ["batch", "auto", "frozen"])
     def test_compile_in_one_graph(self, phase):
         net, x = self.net(), torch.rand(4, 4, 16, 16)
+        set_fold(net, "auto" if phase == "auto" else True)
         if phase == "frozen":
             net(x)
             freeze_bn_stats(net)
