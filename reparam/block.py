@@ -93,7 +93,7 @@ class ReparamBlock(Branch):
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
         """The kernel of the whole block, for batch norms that scale and shift as told."""
-        total = kernels.add(*(part.kernel_with(scale_shift_of) for part in self._parts()))
+        total = self._sum_of_kernels(scale_shift_of)
         if self.norm is None:
             return total
         whole = LinearOp(total, self.spec.stride, self.spec.dilation, self.spec.groups)
@@ -105,7 +105,7 @@ class ReparamBlock(Branch):
             with _no_autocast(x.device.type):
                 kernel = self.kernel_with(self._scale_shift_for(x))
             return self.spec.convolve(x, *kernel)
-        total = reduce(torch.add, (part(x) for part in self._parts()))
+        total = self._sum(x)
         return total if self.norm is None else normalise(self.norm, total)
 
     @property
@@ -123,7 +123,7 @@ class ReparamBlock(Branch):
         """Why this block cannot take this value of `fold`, or None if it can."""
         if fold not in ("auto", True, False):
             return f"fold must be 'auto', True or False, but got fold={fold!r}"
-        if fold is True and self._no_moments and any(is_norm(module) for module in self.modules()):
+        if fold is True and self._no_moments and any(is_norm(module) for module in self.branches.modules()):
             return (
                 f"fold=True is not possible on batch statistics for {self._no_moments}; with fold='auto' the branches "
                 "run until their batch norms are frozen or in eval mode, and one convolution runs from then on"
@@ -132,8 +132,10 @@ class ReparamBlock(Branch):
 
     def _folds(self, x: Tensor) -> bool:
         """Whether this forward runs one convolution."""
-        if self.fold is False or not self._uses_batch_stats():
+        if self.fold is False or not _on_batch_stats(self):
             return self.fold is not False
+        if not _on_batch_stats(self.branches):  # the norm after the sum alone takes its own from the sum
+            return False
         across = self._no_moments is None and reaches_across(self.spec, tuple(x.shape[2:]))
         if self.fold is True:
             if across:
@@ -146,8 +148,16 @@ class ReparamBlock(Branch):
             return False
         return cost.folded(self.spec, x.numel() // x.shape[1]) < self.cost
 
-    def _uses_batch_stats(self) -> bool:
-        return any(is_norm(module) and uses_batch_stats(module) for module in self.modules())
+    def _sum(self, x: Tensor) -> Tensor:
+        """The sum of the branches on x: one by one, or as one convolution if none of them is on batch statistics."""
+        if self.fold is False or _on_batch_stats(self.branches):
+            return reduce(torch.add, (part(x) for part in self._parts()))
+        with _no_autocast(x.device.type):
+            kernel = self._sum_of_kernels(stored_scale_shift)
+        return self.spec.convolve(x, *kernel)
+
+    def _sum_of_kernels(self, scale_shift_of: ScaleShift) -> Kernel:
+        return kernels.add(*(part.kernel_with(scale_shift_of) for part in self._parts()))
 
     def _scale_shift_for(self, x: Tensor) -> ScaleShift:
         """Scale and shift of each batch norm on this input; its patch moments are worked out at most once."""
@@ -175,6 +185,11 @@ class ReparamBlock(Branch):
         return stacked(self.branches)  # type: ignore[arg-type]  # a ModuleList of branches only
 
 
+def _on_batch_stats(module: nn.Module) -> bool:
+    """Whether a batch norm inside uses the statistics of the batch."""
+    return any(is_norm(inner) and uses_batch_stats(inner) for inner in module.modules())
+
+
 def _no_autocast(device_type: str) -> AbstractContextManager:
     """The algebra of kernels stays in the dtype of the parameters; only the convolution is cast."""
     available = torch.amp.is_autocast_available(device_type)
@@ -198,11 +213,12 @@ class ConvBlock(ReparamBlock):
         dtype: of the parameters.
         ndim: number of spatial axes, 1, 2 or 3.
         fold: as in `ReparamBlock`.
+        sum_bn: whether a batch norm follows the sum, or a callable that makes one; None means what the paper has.
         **options: those of the block's `design`.
     """
 
     sum_bn: ClassVar[bool] = False
-    """Whether a batch norm follows the sum of the branches."""
+    """Whether the paper has a batch norm after the sum of the branches."""
 
     def __init__(
         self,
@@ -220,13 +236,15 @@ class ConvBlock(ReparamBlock):
         *,
         ndim: int = 2,
         fold: Fold = "auto",
+        sum_bn: NormChoice | None = None,
         **options: Any,
     ) -> None:
         spec = ConvSpec(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
         )
         with torch.device(device if device is not None else torch.get_default_device()):
-            super().__init__(spec, self.design(spec, **options), bn=self.sum_bn, fold=fold)
+            bn = self.sum_bn if sum_bn is None else sum_bn
+            super().__init__(spec, self.design(spec, **options), bn=bn, fold=fold)
         self.to(dtype=dtype)
 
     @staticmethod

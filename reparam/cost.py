@@ -25,7 +25,7 @@ def convolution(outputs: int, inputs_per_group: int, taps: int) -> float:
 def folded(spec: ConvSpec, pixels: int) -> float:
     """One convolution and the patch moments of its input, per output pixel of `pixels` in the batch."""
     inputs, taps = spec.in_channels // spec.groups, prod(spec.kernel_size)
-    distances = prod(2 * k - 1 for k in spec.kernel_size)
+    distances = prod([2 * k - 1 for k in spec.kernel_size])  # a list: torch.compile cannot trace a generator here
     correlation = (distances + 1) / 2 * inputs**2  # over half of the distances, forward
     of_correlation = distances * inputs**2  # over all of them, backward
     return convolution(spec.out_channels, inputs, taps) + correlation + of_correlation + MOMENTS / max(pixels, 1)

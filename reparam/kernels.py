@@ -132,7 +132,7 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
     return Kernel(weight, second.bias + shift.flatten())
 
 
-def spread(point: Kernel, depthwise: Kernel) -> Kernel:
-    """`compose` for a 1x1 kernel and then one filter per channel: W[o, i, t] = W2[o, 0, t] W1[o, i]."""
-    weight = point.weight * depthwise.weight
-    return Kernel(weight, depthwise.bias + depthwise.weight.flatten(1).sum(1) * point.bias)
+def spread(first: Kernel, depthwise: Kernel) -> Kernel:
+    """`compose` with one filter per channel, where one of the two has one tap: W[o, i, t] = W2[o, 0, t] W1[o, i, t]."""
+    weight = first.weight * depthwise.weight
+    return Kernel(weight, depthwise.bias + depthwise.weight.flatten(1).sum(1) * first.bias)

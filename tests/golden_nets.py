@@ -56,9 +56,8 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     return renamed
 
 
-def load(net: nn.Module, official: Mapping[str, Tensor], rules: Rules) -> nn.Module:
-    """Loads an official state dict; raises if a key is left over or anything of ours is not filled."""
-    renamed = rename(official, rules)
+def load(net: nn.Module, renamed: Mapping[str, Tensor]) -> nn.Module:
+    """Loads a state dict; raises if a key is left over or anything of ours is not filled."""
     ours = net.state_dict().keys()
     if renamed.keys() != ours:
         raise KeyError(f"left over: {sorted(renamed.keys() - ours)}, not filled: {sorted(ours - renamed.keys())}")
@@ -365,6 +364,14 @@ class Kind(NamedTuple):
     fused_rules: Rules
     unused: Callable[[Config], str] = lambda config: "(?!)"
     """Pattern of the keys of caches and placeholders, which the official unfused graph does not read."""
+    reshape: Callable[[Mapping[str, Tensor], Config], Mapping[str, Tensor]] = lambda official, config: official
+    """Applied to the official state dict first, where one tensor of theirs is several of ours, or of another shape."""
+
+    def ours(self, official: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+        """The official state dict under our names, without what is unused."""
+        rules = self.rules(config) if callable(self.rules) else self.rules
+        used = {k: v for k, v in self.reshape(official, config).items() if not re.match(self.unused(config), k)}
+        return rename(used, rules)
 
 
 KINDS = {

@@ -23,8 +23,14 @@ from reparam import (
     ExpandSqueezeBranch,
     IdentityBranch,
     LaplacianBranch,
+    MBRConvBlock,
     MobileOneBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
+    QARepVGGBlock,
     ReparamBlock,
+    RepMBConvBlock,
+    RepRFNBlock,
     RepSRBlock,
     RepVGGBlock,
     SequentialBranch,
@@ -99,19 +105,33 @@ KINDS = {
     "RRRB": partial(of_spec, RRRB),
     "EDBB": partial(of_spec, EDBB, expansion=2.0),
     "DilatedReparamBlock": partial(of_spec, DilatedReparamBlock, small=([1, 2], [1, 2])),
+    "OREPABlock": partial(of_spec, OREPABlock, expansion=2),
+    "OREPARepVGGBlock": partial(of_spec, OREPARepVGGBlock, expansion=2),
+    "QARepVGGBlock": partial(of_spec, QARepVGGBlock, alpha=True, point_bias=True),
+    "QARepVGGBlock pool": partial(of_spec, QARepVGGBlock, pool=True, sum_bn=False),
+    "RepRFNBlock": partial(of_spec, RepRFNBlock),
+    "RepMBConvBlock": partial(of_spec, RepMBConvBlock),
+    "MBRConvBlock": partial(of_spec, MBRConvBlock, expansion=2),
+    "MBRConvBlock own": partial(of_spec, MBRConvBlock, expansion=1, shared=False),
 }
 """Everything that must obey the contract, by name; each takes a spec."""
+
+WITH_THREE_TAPS = ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock", "RepRFNBlock")
+"""Kinds with edge filters or small kernels inside of the large one."""
+
+WITH_SUM_BN = ("OREPABlock", "QARepVGGBlock")
+"""Kinds with a batch norm after the sum, which has a bias."""
 
 
 def fits(kind: str, spec: ConvSpec) -> bool:
     """Whether this kind exists in this geometry."""
     if kind.startswith("IdentityBranch"):
         return has_identity(spec)
-    if kind.startswith(("AvgPoolBranch", "DiverseBranchBlock")):
+    if kind.startswith(("AvgPoolBranch", "DiverseBranchBlock", "QARepVGGBlock pool")):
         return all(d == 1 for d in spec.dilation)
-    if kind in ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock"):
+    if kind in WITH_THREE_TAPS:
         return all(k >= 3 for k in spec.kernel_size)
-    return True
+    return spec.bias or kind not in WITH_SUM_BN
 
 
 @st.composite
@@ -123,11 +143,11 @@ def specs(draw, kind: str | None = None) -> ConvSpec:
     if kind is not None and kind.startswith("IdentityBranch"):
         outside = inside
     high = 5 if ndim < 3 else 3
-    low = 3 if kind in ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock") else 1
+    low = 3 if kind in WITH_THREE_TAPS else 1
     size = tuple(draw(st.integers(low, high)) for _ in range(ndim))
     plain = kind is not None and kind.startswith("IdentityBranch")
     stride = 1 if plain else draw(st.sampled_from([1, 1, 1, 2, 3]))
-    pooled = kind is not None and kind.startswith(("AvgPool", "DiverseBranch"))
+    pooled = kind is not None and kind.startswith(("AvgPool", "DiverseBranch", "QARepVGGBlock pool"))
     odd = (1, 3) if plain else (1, 1, 2, 3)
     dilation = 1 if pooled else tuple(draw(st.sampled_from(odd)) for _ in range(ndim))
     paddings = [0, 1, 2, "valid"]
@@ -135,7 +155,7 @@ def specs(draw, kind: str | None = None) -> ConvSpec:
         paddings += ["same", None, None, None]
     padding = draw(st.sampled_from(paddings))
     mode = draw(st.sampled_from(["zeros", *PADDING_MODES]))
-    bias = draw(st.booleans())
+    bias = kind in WITH_SUM_BN or draw(st.booleans())
     return ConvSpec(inside, outside, size, stride, padding, dilation, groups, bias, mode, ndim=ndim)
 
 

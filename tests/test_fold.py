@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import assert_close, image, randomise, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
+from strategies import of_spec, seeds
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,7 +23,11 @@ from reparam import (
     ExpandSqueezeBranch,
     IdentityBranch,
     Kernel,
+    MBRConvBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
     ReparamBlock,
+    RepMBConvBlock,
     RepSRBlock,
     RepVGGBlock,
     SequentialBranch,
@@ -60,6 +64,10 @@ BRANCHES = {
     "identity": partial(IdentityBranch, bn=True),
     "frozen": partial(ConvBNBranch, bn=lambda channels: frozen_norm(channels)),
     "block": lambda spec: ReparamBlock(spec, [ConvBNBranch, ConvBranch], bn=spec.bias),
+    "mbrconv": partial(of_spec, MBRConvBlock, expansion=1),
+    "mbrconv own": partial(of_spec, MBRConvBlock, expansion=1, shared=False),
+    "repmbconv": partial(of_spec, RepMBConvBlock),
+    "orepa": lambda spec: of_spec(OREPARepVGGBlock, spec, expansion=2, identity=False),
 }
 
 
@@ -137,6 +145,12 @@ def test_frozen_and_folded_is_branch_by_branch(case):
     block, x = case
     freeze_bn_stats(block)
     check_same(block, x)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "groups": 2}, {"kernel_size": 1}, {"padding": 0, "dilation": 2}])
+def test_a_norm_after_the_sum_alone(options):
+    block = randomise(OREPABlock(4, 6, **options).double(), 0).train()
+    check_same(block, image(block.spec, 1, (7, 8)))
 
 
 @given(st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 3)]), st.integers(0, 4), st.integers(0, 4), seeds)
@@ -226,6 +240,13 @@ class TestAuto:
             assert count_convolutions(block, self.x) == 1
             freeze_bn_stats(block.train())
             assert count_convolutions(block, self.x) == 1
+
+    def test_where_only_the_sum_is_normalised_one_convolution_runs_before_it(self):
+        for block in (OREPABlock(8), OREPABlock(8, stride=2, groups=2, fold=True), OREPARepVGGBlock(8, identity=False)):
+            expected = 2 if isinstance(block, OREPARepVGGBlock) else 1
+            assert count_convolutions(block, self.x) == expected
+            set_fold(block, False)
+            assert count_convolutions(block, self.x) >= 2
 
     def test_small_images_run_branches(self):
         assert count_convolutions(RepSRBlock(8), torch.rand(2, 8, 4, 4)) == 2
@@ -404,9 +425,10 @@ class TestSurroundings:
             found.append(torch.autograd.grad(first.square().sum(), x)[0])
         assert_close(*found, 1e-9)
 
-    @pytest.mark.parametrize("phase", ["batch", "frozen"])
+    @pytest.mark.parametrize("phase", ["batch", "auto", "frozen"])
     def test_compile_in_one_graph(self, phase):
         net, x = self.net(), torch.rand(4, 4, 16, 16)
+        set_fold(net, "auto" if phase == "auto" else True)
         if phase == "frozen":
             net(x)
             freeze_bn_stats(net)

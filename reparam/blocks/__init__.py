@@ -5,7 +5,12 @@ from .dbb import DiverseBranchBlock
 from .ecb import ECB
 from .efdn import EDBB
 from .fmen import RRRB
+from .mobileie import MBRConvBlock
 from .mobileone import MobileOneBlock
+from .orepa import OREPABlock, OREPARepVGGBlock
+from .plainusr import RepMBConvBlock
+from .qarepvgg import QARepVGGBlock
+from .reprfn import RepRFNBlock
 from .repsr import RepSRBlock
 from .repvgg import RepVGGBlock
 from .sesr import CollapsibleLinearBlock
@@ -21,7 +26,13 @@ __all__ = [
     "Conv3XC",
     "DilatedReparamBlock",
     "DiverseBranchBlock",
+    "MBRConvBlock",
     "MobileOneBlock",
+    "OREPABlock",
+    "OREPARepVGGBlock",
+    "QARepVGGBlock",
+    "RepMBConvBlock",
+    "RepRFNBlock",
     "RepSRBlock",
     "RepVGGBlock",
 ]

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-from torch import Tensor, nn
-
-from .. import kernels
 from ..block import BranchFactory, ConvBlock
 from ..branches import AvgPoolBranch, Branch, ConvBNBranch, SequentialBranch
-from ..kernels import Kernel
-from ..linear import LinearOp, linear_op
+from ..branches.stages import IdentityPlusPoint
 from ..norm import NormChoice, make_norm
 from ..spec import ConvSpec
 
@@ -58,27 +53,6 @@ class DiverseBranchBlock(ConvBlock):
         points = [] if depthwise else [partial(ConvBNBranch, kernel_size=1, bn=bn)]
         pool = partial(AvgPoolBranch, conv=not depthwise, bn=bn)
         return [partial(ConvBNBranch, bn=bn), *points, pool, partial(_chain, hidden=hidden, bn=bn)]
-
-
-class IdentityPlusPoint(nn.Module):
-    r"""y = (I + W) x with W of shape (C, C / groups, 1, ...), zero at first."""
-
-    def __init__(self, channels: int, groups: int, ndim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(channels, channels // groups, *(1,) * ndim))
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps x of shape (N, C, *size)."""
-        return linear_op(self, x.shape[1], x).apply(x)
-
-
-@linear_op.register
-def _(module: IdentityPlusPoint, channels: int, like: Tensor) -> LinearOp:
-    ndim = module.weight.dim() - 2
-    unit = kernels.identity(module.weight.shape[0], module.groups, ndim, module.weight)
-    ones = (1,) * ndim
-    return LinearOp(Kernel(unit.weight + module.weight, unit.bias), ones, ones, module.groups)
 
 
 def _chain(spec: ConvSpec, hidden: int, bn: NormChoice) -> Branch:

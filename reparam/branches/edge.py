@@ -15,14 +15,33 @@ from .base import ChainBranch
 
 
 class FixedFilter(nn.Module):
-    r"""A depthwise convolution with a fixed filter, a learned scale per channel and a bias: y = s (m * x) + b."""
+    r"""A depthwise convolution with a fixed filter, a learned scale per channel and a bias: y = s (m * x) + b.
 
-    def __init__(self, mask: Tensor, channels: int, stride: tuple[int, ...], dilation: tuple[int, ...]) -> None:
+    Args:
+        mask: m, of shape (*size), or (channels, 1, *size) for another filter in every channel.
+        channels: of the input, and of the output.
+        stride: of the filter.
+        dilation: of the filter.
+        scale: what s starts from; None means a small random number.
+        bias: whether there is b.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor,
+        channels: int,
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+        *,
+        scale: float | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        # Small, as in the authors' code, so that the edge branches start as a small correction.
-        self.scale = nn.Parameter(1e-3 * torch.randn(channels, *(1,) * (1 + mask.dim())))
-        self.bias = nn.Parameter(1e-3 * torch.randn(channels))
-        self.register_buffer("mask", mask.expand(channels, 1, *mask.shape).clone())
+        ones = (channels, *(1,) * (1 + len(stride)))
+        # Small, as in ECBSR's code, so that the edge branches start as a small correction.
+        self.scale = nn.Parameter(1e-3 * torch.randn(ones) if scale is None else torch.full(ones, scale))
+        self.bias = nn.Parameter(1e-3 * torch.randn(channels)) if bias else None
+        self.register_buffer("mask", mask.expand(channels, 1, *mask.shape[-len(stride) :]).clone())
         self.mask: Tensor
         self.stride, self.dilation = stride, dilation
 
@@ -33,7 +52,8 @@ class FixedFilter(nn.Module):
 
 @linear_op.register
 def _(module: FixedFilter, channels: int, like: Tensor) -> LinearOp:
-    kernel = Kernel(module.scale * module.mask, module.bias)
+    bias = module.scale.new_zeros(module.scale.shape[0]) if module.bias is None else module.bias
+    kernel = Kernel(module.scale * module.mask, bias)
     return LinearOp(kernel, module.stride, module.dilation, module.scale.shape[0])
 
 
