@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from .kernels import Kernel
 from .ring import ring, unwindow
@@ -237,7 +238,7 @@ def _correlation(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     high, wide = kernel_size
     shape = (x.shape[1], x.shape[1], high, 2 * wide - 1)
     below = F.pad(x, (0, 0, 0, high - 1))
-    both = torch.nn.grad.conv2d_weight(below, shape, x, padding=(0, wide - 1))
+    both = conv2d_weight(below, shape, x, padding=(0, wide - 1))
     return both.flatten(2).permute(2, 0, 1)[wide - 1 :]
 
 

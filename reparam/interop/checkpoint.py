@@ -29,18 +29,18 @@ Net = TypeVar("Net", bound=nn.Module)
 def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -> Network:
     """Builds the network that a file holds the weights of, and loads them.
 
-    The layout is recognised by the keys, sizes are read off the shapes, and masks and ranges are those of the file. Known
-    are the files of `save_checkpoint`, ECBSR (the authors' and BasicSR's), RepSR in JL-DY's code, SRVGGNetCompact, SESR
-    with tensors in torch's layout, EDSR (BasicSR's and the authors' keys), and what `fuse_state_dict` makes of these.
-    Nothing in a file is executed. What DDP and torch.compile put before the keys is taken off.
+    The layout is recognised by the keys, sizes are read off the shapes, masks and ranges are those of the file. Known
+    are the files of `save_checkpoint`, ECBSR (the authors' and BasicSR's), RepSR in JL-DY's code, SRVGGNetCompact,
+    SESR with tensors in torch's layout, EDSR (BasicSR's and the authors' keys), and what `fuse_state_dict` makes of
+    these. Nothing in a file is executed. What DDP and torch.compile put before the keys is taken off.
 
     Args:
         path: a `.safetensors` file or a file of torch.
         wrapper: the key under which a torch file has the state dict; None looks for `params_ema`, `params`,
             `state_dict` and `model`, in this order, and for a state dict without one.
-        **options: arguments of the network's class which the layout leaves open, in place of their defaults: `act` where
-            the file has no slopes of PReLU, `identity=None` for an ECBSR trained with `with_idt`, `res_scale` and
-            `img_range` of EDSR.
+        **options: arguments of the network's class which the layout leaves open, in place of their defaults: `act`
+            where the file has no slopes of PReLU, `identity=None` for an ECBSR trained with `with_idt`, `res_scale`
+            and `img_range` of EDSR.
 
     Returns:
         The network in eval mode, on the CPU, in the dtype of the file.

@@ -95,7 +95,7 @@ def write_file(
             torch.save({wrapper: tensors, **({_NOTE: dict(note)} if note else {})}, partial)
         else:
             torch.save(tensors, partial)
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

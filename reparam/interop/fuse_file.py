@@ -35,8 +35,8 @@ class BlockReport:
     after: int
     """Numbers that the convolution has."""
     error: float
-    """max |fused - block| / max |block| in float64, on random input with large borders: the rounding of the fused weights to
-    the dtype of the file, and nothing else."""
+    """max |fused - block| / max |block| in float64, on random input with large borders: what rounding the fused weights
+    to the dtype of the file does, and nothing else."""
 
 
 @dataclass(frozen=True)

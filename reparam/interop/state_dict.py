@@ -37,10 +37,11 @@ def find_blocks_in(
     eps: float | Mapping[str, float] | None = None,
     identity: bool | None = None,
     with_13: bool = False,
+    pool: bool = False,
 ) -> list[FoundBlock]:
     """The blocks of a state dict, recognised by their keys; arguments and errors are those of `fuse_state_dict`."""
     found = []
-    for name, layout, part in parts_in(state_dict, Options(identity, with_13)):
+    for name, layout, part in parts_in(state_dict, Options(identity, with_13, pool)):
         prefix = f"{name}." if name else ""
         inside = _inside(state_dict, prefix)
         with _named(name, layout):
@@ -59,7 +60,9 @@ def parts_in(state_dict: Mapping[str, Tensor], options: Options) -> Iterator[tup
     for prefix, layout in _recognised(state_dict):
         name = prefix.removesuffix(".")
         with _named(name, layout):
-            parts = layout.parts(_inside(state_dict, prefix), options)
+            inside = _inside(state_dict, prefix)
+            with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
+                parts = layout.parts(inside, options)
         for part in parts:
             yield name, layout, part
 
@@ -83,23 +86,26 @@ def fuse_state_dict(
     eps: float | Mapping[str, float] | None = None,
     identity: bool | None = None,
     with_13: bool = False,
+    pool: bool = False,
 ) -> dict[str, Tensor]:
     """Turns a state dict from training into the one of the authors' inference code, without any model.
 
     Blocks are recognised by their keys and computed in float64; each fused weight is rounded once, to the dtype that it
     had. Everything that is not a block goes through as it is.
 
-    Recognised are the blocks of RepVGG, RepVGGplus, MobileOne, DBB, ACNet, ECBSR (the authors' and BasicSR's), RepSR
-    (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay and `eval_conv` is computed anew), FMEN, EFDN,
-    UniRepLKNet, OREPA and QARepVGG.
+    Recognised are the blocks of RepVGG, RepVGGplus, MobileOne, DBB, ACNet, OREPA, QARepVGG (of YOLOv6 and of
+    super-gradients; the batch norm after the sum is taken in), UniRepLKNet, ECBSR (the authors' and BasicSR's), RepSR
+    (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay and `eval_conv` is computed anew), FMEN with
+    the batch norms of its attention, EFDN, and PlainUSR (the gate too; its further 1x1 is left as it is).
 
     Args:
         state_dict: tensors by key; a wrapper such as `params` must be off.
-        eps: of the batch norms, where it is not torch's 1e-5, which no state dict tells: one number, or numbers by shell
-            pattern of the block's name.
+        eps: of the batch norms, where it is not torch's 1e-5, which no state dict tells: one number, or numbers by
+            shell pattern of the block's name.
         identity: whether blocks whose keys do not show it have an identity where their channels match. None is
             the papers' default: none in ECBSR and EFDN (their `with_idt`), one in RepSR, SESR and QARepVGG.
         with_13: whether EFDN's blocks use their 1x1-3x3 path, the keys of which are there in any case.
+        pool: whether QARepVGG's blocks have an average pool where they have an identity (YOLOv6's QARepVGGBlockV2).
 
     Returns:
         A new dict; tensors that are not fused are those of `state_dict` themselves.
@@ -117,7 +123,7 @@ def fuse_state_dict(
         >>> sorted(fuse_state_dict(sd))
         ['rbr_reparam.bias', 'rbr_reparam.weight']
     """
-    blocks = find_blocks_in(state_dict, eps=eps, identity=identity, with_13=with_13)
+    blocks = find_blocks_in(state_dict, eps=eps, identity=identity, with_13=with_13, pool=pool)
     if not blocks:
         raise CheckpointError(f"found no block to fuse; {looked_for(state_dict)}")
     return fuse_found(state_dict, blocks)
@@ -175,7 +181,13 @@ def _filled(part: Part, tensors: Mapping[str, Tensor], eps: float | None) -> Bra
     biases = {key for key in wanted if key.endswith(".bias") and f"{key[:-4]}running_var" not in wanted}
     if not biases & {translate(part.names, key) for key in known}:  # a variant of the block without biases
         known |= {translate(turned(part.names), key) or key: torch.zeros_like(wanted[key]) for key in biases}
-    block.load_state_dict(matched(wanted, known, part.names))
+    renamed = {key: tensor for key, tensor in wanted.items() if key not in part.given}
+    ours = matched(renamed, known, part.names)
+    for key, tensor in part.given.items():
+        if key not in wanted or tensor.shape != wanted[key].shape:
+            expected = tuple(wanted[key].shape) if key in wanted else "none"
+            raise CheckpointError(f"{key!r} would get shape {tuple(tensor.shape)}, but {expected} was expected")
+    block.to_empty(device="cpu").load_state_dict({**ours, **part.given})
     for _, bn in norms(block):
         bn.eps = bn.eps if eps is None else eps
     return block
@@ -192,7 +204,7 @@ def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: 
         ours = translate(names, key)
         if ours == "":
             continue
-        if ours not in wanted:
+        if ours is None or ours not in wanted or ours in given:
             raise CheckpointError(f"{key!r} of shape {tuple(tensor.shape)} belongs nowhere")
         if tensor.shape != wanted[ours].shape:
             came, expected = tuple(tensor.shape), tuple(wanted[ours].shape)

@@ -124,7 +124,7 @@ class PlainSR(SRNet):
         act: str = "prelu",
         base: str = "nearest",
     ) -> None:
-        sizes = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
+        sizes: Any = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
         super().__init__(**sizes, act=act, base=base, block=conv3x3)
         self.options = {**sizes, "act": act, "base": base}
 
@@ -146,7 +146,7 @@ class _BlockSR(SRNet):
         plain_ends: bool = False,
         **block_options: Any,
     ) -> None:
-        sizes = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
+        sizes: Any = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
         block = partial(self.Block, **block_options)
         super().__init__(**sizes, act=act, base=base, block=block, ends=conv3x3 if plain_ends else None)
         self.options = {**sizes, "act": act, "base": base, "plain_ends": plain_ends, **block_options}

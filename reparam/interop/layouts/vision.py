@@ -1,0 +1,191 @@
+"""The blocks of classification and detection: one function per layout, read beside the block that it builds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...blocks import (
+    ACBlock,
+    DilatedReparamBlock,
+    DiverseBranchBlock,
+    MobileOneBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
+    QARepVGGBlock,
+    RepVGGBlock,
+)
+from ...errors import CheckpointError
+from .base import Names, Options, Part, Tensors, conv_bn, grouped, layout, shape, where_asked
+
+
+@layout("RepVGG", "rbr_dense.conv.weight", "rbr_1x1.conv.weight")
+def _repvgg(t: Tensors, options: Options) -> list[Part]:
+    identity = "rbr_identity.weight" in t
+    inside, outside, size, groups = grouped(t, "rbr_dense.conv.weight", "rbr_identity.weight")
+    block = RepVGGBlock(inside, outside, size, groups=groups, identity=identity)
+    names = {
+        **conv_bn("rbr_dense", "branches.0"),
+        **conv_bn("rbr_1x1", "branches.1"),
+        "rbr_identity": "branches.2.norm",
+    }
+    return [Part(block, names, "rbr_reparam")]
+
+
+@layout("QARepVGG", "rbr_dense.conv.weight", "rbr_1x1.weight", "bn.running_var")
+def _qarepvgg(t: Tensors, options: Options) -> list[Part]:
+    outside, inside, size = shape(t, "rbr_dense.conv.weight")
+    identity = where_asked(options, default=True)
+    block = QARepVGGBlock(inside, outside, size, identity=identity, pool=options.pool)
+    names = {**conv_bn("rbr_dense", "branches.0"), "rbr_1x1": "branches.1.conv", "bn": "norm"}
+    return [Part(block, names, "rbr_reparam")]
+
+
+@layout("QARepVGG of super-gradients", "branch_3x3.conv.weight", "branch_1x1.weight")
+def _qarepvgg_super_gradients(t: Tensors, options: Options) -> list[Part]:
+    outside, inside, size = shape(t, "branch_3x3.conv.weight")
+    bias, alpha, after = (key in t for key in ("branch_1x1.bias", "alpha", "post_bn.running_var"))
+    identity = where_asked(options, default=True)
+    block = QARepVGGBlock(inside, outside, size, identity=identity, point_bias=bias, alpha=alpha, sum_bn=after)
+    point = "branches.1.layers.0" if alpha else "branches.1.conv"
+    names: Names = {**conv_bn("branch_3x3", "branches.0"), "branch_1x1": point, "post_bn": "norm"}
+    names |= {"alpha": "branches.1.layers.1.scale", "rbr_reparam": None}  # a placeholder for the fused convolution
+    return [Part(block, names, "rbr_reparam")]
+
+
+def _orepa_terms(t: Tensors, kind: str, ours: str, groups: int) -> tuple[Names, dict[str, Tensor]]:
+    """OREPA's terms under `ours`: what is renamed, and what is reshaped."""
+    point = [("1x1", "4.layers.0.weight")] if f"{kind}_1x1" in t else []  # not in the block of RepVGG's shape
+    last = 4 + len(point)
+    inner = "1x1_kxk_idconv1" if f"{kind}_1x1_kxk_idconv1" in t else "1x1_kxk_conv1"
+    plain = [("origin", "0.layers.0.weight"), ("avg_conv", "1.layers.0.weight"), ("pfir_conv", "2.layers.0.weight")]
+    plain += [(inner, "3.layers.0.weight"), ("1x1_kxk_conv2", "3.layers.1.weight"), *point]
+    plain += [("gconv_dw", f"{last}.layers.0.weight")]
+    names: Names = {f"{kind}_{name}": f"{ours}.{place}" for name, place in plain}
+    root = kind.rpartition(".")[0]
+    vector, unit = (f"{root}.{name}".removeprefix(".") for name in ("vector", "id_tensor"))
+    equal = shape(t, f"{kind}_{inner}")[0] == groups * shape(t, f"{kind}_{inner}")[1]
+    names[unit] = f"{ours}.3.layers.0.unit" if point or equal else None
+    outside = shape(t, f"{kind}_origin")[0]
+    reshaped = ("avg_avg", "prior", "gconv_pw")
+    for key in (vector, *(f"{kind}_{name}" for name in reshaped)):
+        if key not in t:
+            raise CheckpointError(f"{key!r} is missing")
+        names[key] = None
+    mean, wave, pointwise = (t[f"{kind}_{name}"] for name in reshaped)
+    given = {f"{ours}.1.layers.1.mask": mean.expand(outside, 1, *mean.shape)}
+    given[f"{ours}.2.layers.1.mask"] = wave.unsqueeze(1)
+    # Their pointwise convolution counts its output channels group by group last.
+    given[f"{ours}.{last}.layers.1.weight"] = pointwise.unflatten(0, (-1, groups)).transpose(0, 1).flatten(0, 1)
+    stages = [1, 1, 1, 2, *[1] * len(point), 2]
+    for row, stage in enumerate(stages):
+        scale = t[vector][row]
+        given[f"{ours}.{row}.layers.{stage}.scale"] = scale.reshape(-1, 1, 1, 1) if row in (1, 2) else scale
+    return names, given
+
+
+@layout("OREPA's RepVGG", "rbr_dense.weight_rbr_origin", "rbr_1x1.conv.weight")
+def _orepa_repvgg(t: Tensors, options: Options) -> list[Part]:
+    inside, outside, size, groups = grouped(t, "rbr_dense.weight_rbr_origin", "rbr_identity.weight")
+    hidden, expansion = _orepa_widths(t, "rbr_dense.weight_rbr", inside)
+    sizes: Any = {"groups": groups, "hidden_channels": hidden, "expansion": expansion}
+    block = OREPARepVGGBlock(inside, outside, size, identity="rbr_identity.weight" in t, **sizes)
+    names, given = _orepa_terms(t, "rbr_dense.weight_rbr", "branches.0.layers.0.branches", groups)
+    names |= {"rbr_dense.bn": "branches.0.layers.1", **conv_bn("rbr_1x1", "branches.1")}
+    return [Part(block, {**names, "rbr_identity": "branches.2.norm"}, "rbr_reparam", given)]
+
+
+@layout("OREPA", "weight_orepa_origin", "bn.running_var")
+def _orepa(t: Tensors, options: Options) -> list[Part]:
+    outside, per_group, size = shape(t, "weight_orepa_origin")
+    hidden = shape(t, "weight_orepa_1x1_kxk_idconv1")[0]
+    groups = hidden // shape(t, "weight_orepa_1x1_kxk_conv2")[1]
+    hidden, expansion = _orepa_widths(t, "weight_orepa", groups * per_group)
+    sizes: Any = {"groups": groups, "hidden_channels": hidden, "expansion": expansion}
+    names, given = _orepa_terms(t, "weight_orepa", "branches", groups)
+    return [
+        Part(OREPABlock(groups * per_group, outside, size, **sizes), {**names, "bn": "norm"}, "orepa_reparam", given)
+    ]
+
+
+def _orepa_widths(t: Tensors, kind: str, inside: int) -> tuple[int, int]:
+    """Rows of the inner 1x1, and channels of the depthwise convolution per input channel."""
+    inner = "1x1_kxk_idconv1" if f"{kind}_1x1_kxk_idconv1" in t else "1x1_kxk_conv1"
+    return shape(t, f"{kind}_{inner}")[0], shape(t, f"{kind}_gconv_dw")[0] // inside
+
+
+@layout("OREPA 1x1", "weight_or1x1_origin", "vector", "bn.running_var")
+def _orepa_1x1(t: Tensors, options: Options) -> list[Part]:
+    outside, inside, size = shape(t, "weight_or1x1_origin")
+    block = OREPABlock(inside, outside, size, hidden_channels=shape(t, "weight_or1x1_l2i_conv1")[0])
+    names: Names = {"weight_or1x1_origin": "branches.0.layers.0.weight", "vector": None, "bn": "norm"}
+    names |= {f"weight_or1x1_l2i_conv{i + 1}": f"branches.1.layers.{i}.weight" for i in (0, 1)}
+    scales = {f"branches.{row}.layers.{row + 1}.scale": scale for row, scale in enumerate(t["vector"])}
+    return [Part(block, names, "or1x1_reparam", scales)]
+
+
+@layout("MobileOne", "rbr_conv.0.conv.weight")
+def _mobileone(t: Tensors, options: Options) -> list[Part]:
+    inside, outside, size, groups = grouped(t, "rbr_conv.0.conv.weight", "rbr_skip.weight")
+    count = 0
+    while f"rbr_conv.{count}.conv.weight" in t:
+        count += 1
+    names: Names = {}
+    for index in range(count):
+        names |= conv_bn(f"rbr_conv.{index}", f"branches.{index}")
+    point = any(k > 1 for k in size)
+    names |= conv_bn("rbr_scale", f"branches.{count}") if point else {}
+    names["rbr_skip"] = f"branches.{count + point}.norm"
+    identity = "rbr_skip.weight" in t
+    block = MobileOneBlock(inside, outside, size, groups=groups, conv_branches=count, identity=identity)
+    return [Part(block, names, "reparam_conv")]
+
+
+@layout("DBB", "dbb_origin.conv.weight")
+def _dbb(t: Tensors, options: Options) -> list[Part]:
+    outside, per_group, size = shape(t, "dbb_origin.conv.weight")
+    first = "idconv1" if "dbb_1x1_kxk.idconv1.weight" in t else "conv1"
+    hidden, _, _ = shape(t, f"dbb_1x1_kxk.{first}.weight")
+    groups = hidden // shape(t, "dbb_1x1_kxk.conv2.weight")[1]
+    block = DiverseBranchBlock(groups * per_group, outside, size, groups=groups, hidden_channels=hidden)
+    point = "dbb_1x1.conv.weight" in t  # there is none in a depthwise block
+    pool, chain = f"branches.{1 + point}", f"branches.{2 + point}.layers"
+    names = {
+        **conv_bn("dbb_origin", "branches.0"),
+        **(conv_bn("dbb_1x1", "branches.1") if point else {}),
+        "dbb_avg.conv": f"{pool}.conv",
+        "dbb_avg.bn.bn": f"{pool}.conv_norm",
+        "dbb_avg.avgbn": f"{pool}.norm",
+        **{f"dbb_1x1_kxk.{name}": f"{chain}.{i}" for i, name in enumerate((first, "bn1.bn", "conv2", "bn2"))},
+    }
+    return [Part(block, names, "dbb_reparam")]
+
+
+@layout("ACB", "square_conv.weight")
+def _acb(t: Tensors, options: Options) -> list[Part]:
+    outside, inside, size = shape(t, "square_conv.weight")
+    names: Names = {}
+    for index, name in enumerate(("square", "ver", "hor")):
+        names |= {f"{name}_conv": f"branches.{index}.conv", f"{name}_bn": f"branches.{index}.norm"}
+    return [Part(ACBlock(inside, outside, size), names, "fused_conv")]
+
+
+@layout("UniRepLKNet", "lk_origin.weight", "origin_bn.running_var")
+def _unireplknet(t: Tensors, options: Options) -> list[Part]:
+    channels, _, size = shape(t, "lk_origin.weight")
+    names: Names = {"lk_origin": "branches.0.conv", "origin_bn": "branches.0.norm"}
+    small = []
+    for key in t:  # dil_conv_k3_2.weight: 3x3, taps 2 pixels apart
+        kind, _, rest = key.removesuffix(".weight").partition("_conv_k")
+        if kind != "dil" or not rest.replace("_", "").isdigit():
+            continue
+        small.append(tuple(map(int, rest.split("_"))))
+        names |= {f"dil_{kind}_k{rest}": f"branches.{len(small)}.{ours}" for kind, ours in _CONV_BN.items()}
+    pairs = [pair for pair in small if len(pair) == 2]
+    sizes, rates = [k for k, _ in pairs], [r for _, r in pairs]
+    block = DilatedReparamBlock(channels, kernel_size=size, groups=channels, small=(sizes, rates))
+    return [Part(block, names, "lk_origin")]
+
+
+_CONV_BN = {"conv": "conv", "bn": "norm"}
