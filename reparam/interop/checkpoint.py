@@ -80,7 +80,7 @@ def network_of(contents: Contents, **options: Any) -> Network:
     name, recipe = known
     recipe = recipe._replace(options={**recipe.options, **options})
     text = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
-    if recipe.network in _NEEDS_ACT and "act" not in recipe.options:
+    if not contents.note and recipe.network in _NEEDS_ACT and "act" not in recipe.options:
         raise CheckpointError(
             f"looks like {name} ({text}), but there are no slopes of PReLU, so that the activation is another "
             "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
@@ -149,12 +149,15 @@ def _noted(contents: Contents) -> tuple[str, Recipe] | None:
     note = contents.note
     if not note:
         return None
-    name, options = note.get("model"), note.get("options")
+    name, options = str(note.get("model")), note.get("options")
     if name not in _CLASSES or not isinstance(options, dict):
-        raise CheckpointError(f"the file says that it holds {name!r}; known are {', '.join(_CLASSES)}")
-    most = 255 + sum(tensor.numel() for tensor in contents.state_dict.values())  # 255: img_range
+        known = ", ".join(_CLASSES)
+        raise CheckpointError(
+            f"the file says that it holds a {name} with {options!r:.99}; known are options of {known}"
+        )
+    total = sum(tensor.numel() for tensor in contents.state_dict.values())
     for key, value in options.items():
-        limit = len(contents.state_dict) if key == "num_blocks" else most
-        if key in _LEFT_OUT or (isinstance(value, (int, float)) and value > limit):
-            raise CheckpointError(f"the file says {key}={value}, which no file of {most - 255} numbers can be")
+        most = len(contents.state_dict) if key == "num_blocks" else total + 255  # img_range is no size
+        if key in _LEFT_OUT or (isinstance(value, (int, float)) and value > most):
+            raise CheckpointError(f"the file says {key}={value}, which does not belong to a network of {total} numbers")
     return name, Recipe(_CLASSES[name], options, None, bool(note.get("fused")))

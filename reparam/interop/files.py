@@ -7,6 +7,7 @@ import os
 import pickle
 import reprlib
 import uuid
+import warnings
 import zipfile
 from collections.abc import Mapping
 from itertools import islice
@@ -123,12 +124,14 @@ def _read_torch(path: Path, zipped: bool) -> Any:
     if zipped:
         _check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, warnings.catch_warnings():  # a file, as torch goes by the ending of a path
+            warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors, where an error follows
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        why = str(error).partition("WeightsUnpickler error: ")[2].split("\n")[0] or "it is no file of tensors"
+        why = str(error).partition("WeightsUnpickler error: ")[2].strip().partition("\n")[0].partition(" was not")[0]
         raise CheckpointError(
-            f"cannot read {path}: {why} Files are read without executing what they hold; if you trust this one, load "
-            "it with torch and save its state dict"
+            f"cannot read {path}: {why or 'no pickle of tensors'}. Files are read without executing what they hold; if "
+            "you trust this one, load it with torch and save its state dict"
         ) from error
     except Exception as error:  # torch raises whatever a damaged file runs it into
         raise CheckpointError(
@@ -166,8 +169,8 @@ def _check(state_dict: Mapping[Any, Any], path: Path) -> None:
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{path} is no state dict: entry {reprlib.repr(key)} is a {type(tensor).__name__}, not a tensor; its "
-                f"keys are {_some(state_dict)}; looked for a state dict under {', '.join(WRAPPERS)} too"
+                f"{path} is no state dict of tensors by name: under {reprlib.repr(key)} is a {type(tensor).__name__}; "
+                f"its keys are {_some(state_dict)}; looked for a state dict under {', '.join(WRAPPERS)} too"
             )
         strided = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not strided or not _bytes(tensor) <= tensor.untyped_storage().nbytes() <= size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
 from typing import Any, NamedTuple
 
@@ -93,11 +93,11 @@ def _scale(t: Tensors, last: str, colors: int) -> int:
     return scale
 
 
-def _body(t: Tensors, first: str, last: str, slopes: str) -> dict[str, Any]:
+def _body(t: Tensors, first: str, last: str, slopes: Iterable[str]) -> dict[str, Any]:
     """The sizes of a network of convolutions and activations; `first`, `last` and `slopes` are keys of tensors."""
     channels, colors = _conv(t, first)
     options = {"channels": channels, "colors": colors, "scale": _scale(t, last, colors)}
-    return options if slopes not in t else {**options, "act": "prelu"}
+    return {**options, "act": "prelu"} if any(key in t for key in slopes) else options
 
 
 def _inner(t: Tensors, places: Mapping[str, str]) -> Names:
@@ -114,7 +114,7 @@ def _inner(t: Tensors, places: Mapping[str, str]) -> Names:
 def _ecbsr(t: Tensors) -> Recipe:
     last = _count(t, "backbone.{}.") - 1
     convs = ("backbone.0.conv3x3.weight", f"backbone.{last}.conv3x3.weight")
-    options = {"num_blocks": last - 1, **_body(t, *convs, "backbone.0.act.weight")}
+    options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     options["expansion"] = _conv(t, "backbone.0.conv1x1_3x3.k0")[0] / options["channels"]
     names = _inner(t, {f"backbone.{index}": f"body.{2 * index}" for index in range(last + 1)})
     return Recipe(ECBSR, options, names | {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)})
@@ -122,8 +122,8 @@ def _ecbsr(t: Tensors) -> Recipe:
 
 def _ecbsr_fused(t: Tensors, conv: str) -> Recipe:
     last = _count(t, "backbone.{}.") - 1
-    options = {"num_blocks": last - 1}
-    options |= _body(t, f"backbone.0{conv}.weight", f"backbone.{last}{conv}.weight", "backbone.0.act.weight")
+    convs = (f"backbone.0{conv}.weight", f"backbone.{last}{conv}.weight")
+    options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     names: Names = {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)}
     names |= {f"backbone.{index}{conv}": f"body.{2 * index}" for index in range(last + 1)}
     return Recipe(PlainSR, options, names)
@@ -150,7 +150,8 @@ def _repsr_jldy(t: Tensors) -> Recipe:
 def _repsr_jldy_fused(t: Tensors) -> Recipe:
     last = _count(t, "M_block.{}.", step=2) - 1
     convs = ("M_block.0.weight", f"M_block.{2 * last}.weight")
-    options = {"num_blocks": last - 1, "base": "bilinear", **_body(t, *convs, "M_block.1.weight")}
+    slopes = (f"M_block.{2 * index + 1}.weight" for index in range(last))
+    options = {"num_blocks": last - 1, "base": "bilinear", **_body(t, *convs, slopes)}
     return Recipe(PlainSR, options, {"M_block": "body"})
 
 
@@ -239,7 +240,8 @@ def _ours(network: type[Network], t: Tensors, first: str, out: str) -> Recipe:
     colors = _conv(t, f"body.0.{first}")[1]
     options = {"num_blocks": last - 1, "channels": channels, "colors": colors}
     options["scale"] = _scale(t, f"body.{2 * last}.{out}", colors)
-    return Recipe(network, options if "body.1.weight" not in t else {**options, "act": "prelu"}, None)
+    act = {"act": "prelu"} if any(f"body.{2 * index + 1}.weight" in t for index in range(last)) else {}
+    return Recipe(network, {**options, **act}, None)
 
 
 @_layout("RepSR of reparam", "body.0.branches.0.expand.weight", "body.0.branches.0.norm.weight")
@@ -260,5 +262,6 @@ def _(t: Tensors) -> Recipe:
 @_layout("SRVGGNetCompact", "body.0.weight", "body.2.weight")
 def _compact(t: Tensors) -> Recipe:
     last = _count(t, "body.{}.", step=2) - 1
-    options = {"num_blocks": last - 1}
-    return Recipe(PlainSR, {**options, **_body(t, "body.0.weight", f"body.{2 * last}.weight", "body.1.weight")}, None)
+    slopes = (f"body.{2 * index + 1}.weight" for index in range(last))
+    sizes = _body(t, "body.0.weight", f"body.{2 * last}.weight", slopes)
+    return Recipe(PlainSR, {"num_blocks": last - 1, **sizes}, None)
