@@ -35,7 +35,7 @@ from .errors import CheckpointError, FuseError, NotLinearError, ReparamError, Sp
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
 from .inspect import inspect_model
-from .interop import fuse_file, fuse_state_dict, load_checkpoint, save_checkpoint
+from .interop import fuse_file, fuse_state_dict, inspect_file, load_checkpoint, save_checkpoint
 from .kernels import Kernel
 from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
 from .norm import FrozenStatsBN
@@ -93,6 +93,7 @@ __all__ = [
     "fuse_file",
     "fuse_state_dict",
     "fused",
+    "inspect_file",
     "inspect_model",
     "list_models",
     "load_checkpoint",

@@ -35,11 +35,11 @@ from reparam import (
     freeze_bn_stats,
     fuse,
     fuse_state_dict,
+    inspect_file,
     list_models,
     load_checkpoint,
     save_checkpoint,
 )
-from reparam.interop import inspect_file
 
 StateDict = dict[str, Tensor]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -378,3 +379,17 @@ def changed(state_dict: StateDict, **tensors: Tensor | None) -> StateDict:
 def test_nearly_fitting_blocks_are_refused_by_key_and_shape(name, tensors, match):
     with pytest.raises(CheckpointError, match=match):
         fuse_state_dict(changed(of(name), **tensors))
+
+
+# What the documentation says -----------------------------------------------------------------------------------------
+
+
+def test_the_table_of_blocks_in_the_docs():
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text().partition("## Blocks")[2]
+    rows = re.findall(r"^\| ([^|]+) \| `([^`|]+)` \| ([^|]+) \|$", page, re.MULTILINE)
+    assert sorted((name, mark) for name, mark, _ in rows) == sorted((x.name, x.marks[0]) for x in LAYOUTS)
+    places = {name: place.replace("`", "").split(", ") for name, _, place in rows}
+    for path in CASES.values():
+        for block in find_blocks_in(read(path).official):
+            place = block.fused.removeprefix(block.name).removeprefix(".") or "(the block's own name)"
+            assert place in places[block.layout.name], path.stem
