@@ -307,6 +307,13 @@ def test_options_there_and_back(name, options, fused, file, wrapper, tmp_path):
     assert torch.equal(same(x := image(net)), net(x))
 
 
+@pytest.mark.parametrize("name", ["repsr_m2c6_x2", "ecbsr_m2c6_x2_y"])
+def test_the_expansion_is_read_off_a_bare_file(name, tmp_path):
+    net = ready(name, expansion=61 / 6)
+    save_checkpoint(net, tmp_path / "x.pth")
+    assert torch.equal(load_checkpoint(tmp_path / "x.pth")(x := image(net)), net(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_the_dtype_is_that_of_the_file(dtype, tmp_path):
     net = ready("repsr_m1c4_x2").to(dtype)
@@ -528,10 +535,10 @@ def test_blocks_in_strange_places(tmp_path):
 def test_unknown_files_list_what_was_looked_for(tmp_path):
     torch.save({"stem.weight": torch.rand(3)}, tmp_path / "x.pth")
     looked = r"no known network; looked for ECBSR \(backbone.0.conv3x3.weight\).*SRVGGNetCompact.*RepVGG \(rbr_dense"
-    with pytest.raises(CheckpointError, match=rf"{looked}.*found 1 keys: stem.weight"):
+    with pytest.raises(CheckpointError, match=rf"{looked}.*found 1 keys: 'stem.weight'"):
         load_checkpoint(tmp_path / "x.pth")
     torch.save({"n_averaged": torch.tensor(1)}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="found 0 keys: nothing"):
+    with pytest.raises(CheckpointError, match="found 0 keys: none"):
         load_checkpoint(tmp_path / "x.pth")
 
 

@@ -14,14 +14,13 @@ from torch import nn
 from ..errors import CheckpointError
 from ..fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR
-from ..models.net import conv3x3
+from ..models.net import SRNet, conv3x3
 from ..models.registry import Network
 from .files import Contents, read_file, write_file
 from .networks import LAYOUTS, Recipe, recognise
 from .state_dict import looked_for, matched
 
 _CLASSES: dict[str, type[Network]] = {c.__name__: c for c in (PlainSR, RepSR, ECBSR, RepVGGSR, SESR, EDSR)}
-_NEEDS_ACT = (PlainSR, RepSR, ECBSR, RepVGGSR)
 _LEFT_OUT = ("device", "dtype")
 """Options that say nothing of the network; the dtype is that of the tensors."""
 
@@ -80,7 +79,7 @@ def network_of(contents: Contents, **options: Any) -> Network:
     name, recipe = known
     recipe = recipe._replace(options={**recipe.options, **options})
     text = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
-    if not contents.note and recipe.network in _NEEDS_ACT and "act" not in recipe.options:
+    if not contents.note and issubclass(recipe.network, SRNet) and "act" not in recipe.options:
         raise CheckpointError(
             f"looks like {name} ({text}), but there are no slopes of PReLU, so that the activation is another "
             "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"

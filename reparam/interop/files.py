@@ -158,7 +158,7 @@ def _unwrap(content: Any, wrapper: str | None, path: Path) -> tuple[dict[str, Te
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     if wrapper is not None and not isinstance(content.get(wrapper), dict):
-        raise CheckpointError(f"{path} holds no state dict under {wrapper!r}; its keys are {_some(content)}")
+        raise CheckpointError(f"{path} holds no state dict under {wrapper!r}; its keys are {some_keys(content)}")
     names = [wrapper] if wrapper else [name for name in WRAPPERS if isinstance(content.get(name), dict)]
     return (content[names[0]], names[0]) if names else (content, None)
 
@@ -170,7 +170,7 @@ def _check(state_dict: Mapping[Any, Any], path: Path) -> None:
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
                 f"{path} is no state dict of tensors by name: under {reprlib.repr(key)} is a {type(tensor).__name__}; "
-                f"its keys are {_some(state_dict)}; looked for a state dict under {', '.join(WRAPPERS)} too"
+                f"its keys are {some_keys(state_dict)}; looked for a state dict under {', '.join(WRAPPERS)} too"
             )
         strided = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not strided or not _bytes(tensor) <= tensor.untyped_storage().nbytes() <= size:
@@ -195,6 +195,7 @@ def _without_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _some(content: Mapping[Any, Any]) -> str:
-    keys = [reprlib.repr(key) for key in islice(content, 5)]
-    return ", ".join(keys) + (", ..." if len(content) > 5 else "")
+def some_keys(content: Mapping[Any, Any]) -> str:
+    """The first keys of a dict, none of them at great length."""
+    keys = ", ".join(reprlib.repr(key) for key in islice(content, 5)) or "none"
+    return keys + (", ..." if len(content) > 5 else "")

@@ -246,12 +246,19 @@ def _ours(network: type[Network], t: Tensors, first: str, out: str) -> Recipe:
 
 @_layout("RepSR of reparam", "body.0.branches.0.expand.weight", "body.0.branches.0.norm.weight")
 def _(t: Tensors) -> Recipe:
-    return _ours(RepSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
+    recipe = _ours(RepSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
+    return _with_expansion(recipe, t, "body.0.branches.0.expand.weight")
 
 
 @_layout("ECBSR of reparam", "body.0.branches.1.expand.weight", "body.0.branches.2.filter.mask")
 def _(t: Tensors) -> Recipe:
-    return _ours(ECBSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
+    recipe = _ours(ECBSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
+    return _with_expansion(recipe, t, "body.0.branches.1.expand.weight")
+
+
+def _with_expansion(recipe: Recipe, t: Tensors, expand: str) -> Recipe:
+    expansion = _conv(t, expand)[0] / recipe.options["channels"]
+    return recipe._replace(options={**recipe.options, "expansion": expansion})
 
 
 @_layout("RepVGGSR of reparam", "body.0.branches.0.conv.weight", "body.0.branches.1.norm.weight")

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..norm import norms
+from .files import some_keys
 from .layouts import LAYOUTS, Layout, Names, Options, Part
 
 
@@ -28,7 +29,7 @@ class FoundBlock:
     fused: str
     """Dotted name of the convolution in the authors' inference code."""
     keys: tuple[str, ...]
-    """Of its tensors."""
+    """Of its tensors in the state dict."""
 
     def kernel_keys(self) -> dict[str, str]:
         """Keys of the convolution in the state dict, by those of an `nn.Conv2d`."""
@@ -158,8 +159,7 @@ def _fused(block: FoundBlock, state_dict: Mapping[str, Tensor]) -> dict[str, Ten
 def looked_for(state_dict: Mapping[str, Tensor]) -> str:
     """What the keys were compared with, and what they are."""
     kinds = dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS)
-    first = ", ".join(list(state_dict)[:5]) or "nothing"
-    return f"looked for keys of {', '.join(kinds)}; found {len(state_dict)} keys: {first}, ..."
+    return f"looked for keys of {', '.join(kinds)}; found {len(state_dict)} keys: {some_keys(state_dict)}"
 
 
 def _recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]:
