@@ -40,6 +40,7 @@ from .kernels import Kernel
 from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
 from .norm import FrozenStatsBN
 from .spec import ConvSpec
+from .swap import SwapReport, swap_convs
 from .verify import verify
 
 __version__ = "0.1.0"
@@ -87,6 +88,7 @@ __all__ = [
     "SobelBranch",
     "SpecError",
     "StatisticsError",
+    "SwapReport",
     "create_model",
     "freeze_bn_stats",
     "fuse",
@@ -100,6 +102,7 @@ __all__ = [
     "recalibrate_bn_stats",
     "save_checkpoint",
     "set_fold",
+    "swap_convs",
     "unfreeze_bn_stats",
     "verify",
 ]

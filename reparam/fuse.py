@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,7 +78,7 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     memo: dict[int, Any] = dict(convs)
     plain = copy.deepcopy(inner, memo)
     for block in blocks.values():
-        _keep_hooks(block, convs[id(block)], memo)
+        keep_hooks(block, convs[id(block)], memo)
     return plain
 
 
@@ -126,16 +126,21 @@ def _replace(model: nn.Module, blocks: dict[str, Branch], convs: dict[int, nn.Mo
             "the convolution that fuse(block) returns"
         )
     for block in blocks.values():
-        _keep_hooks(block, convs[id(block)], None)
+        keep_hooks(block, convs[id(block)], None)
+    return replace(model, convs)
+
+
+def replace(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
+    """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if id(child) in convs:
-                setattr(parent, name, convs[id(child)])
+            if id(child) in others:
+                setattr(parent, name, others[id(child)])
     return model
 
 
-def _keep_hooks(block: nn.Module, conv: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Hooks that others put on the block go on with the convolution; copied, as deepcopy does, if there is a memo."""
+def keep_hooks(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:
+    """Hooks that others put on a module go on with the one in its place; copied, as deepcopy does, with a memo."""
     for name in _KEPT_HOOKS:
-        hooks = vars(block)[name]
-        vars(conv)[name].update(hooks if memo is None else copy.deepcopy(hooks, memo))
+        hooks = vars(old)[name]
+        vars(new)[name].update(hooks if memo is None else copy.deepcopy(hooks, memo))

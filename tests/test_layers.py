@@ -24,6 +24,8 @@ LAYERS = [
     "inspect",
     "fuse",
     "verify",
+    "absorb",
+    "swap",
     "models",
     "interop",
     "bench",
