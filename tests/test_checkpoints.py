@@ -34,6 +34,7 @@ from reparam import (
     create_model,
     freeze_bn_stats,
     fuse,
+    fuse_file,
     fuse_state_dict,
     inspect_file,
     list_models,
@@ -340,6 +341,28 @@ def test_frozen_statistics_are_batch_norms_again(tmp_path):
     assert torch.equal(load_checkpoint(tmp_path / "x.safetensors")(x := image(net)), net(x))
 
 
+@pytest.mark.parametrize(("file", "wrapper"), [("x.safetensors", None), ("x.pth", "params")])
+@pytest.mark.parametrize("given", ["later", "as an option"])
+def test_an_unusual_eps_is_kept(given, file, wrapper, tmp_path):
+    options = {} if given == "later" else {"bn": partial(nn.BatchNorm2d, eps=1e-2)}
+    net = ready("repsr_m1c4_x2", base="bilinear", **options).double()
+    net.body[2].branches[1].norm.eps = 0.5
+    save_checkpoint(net, tmp_path / file, wrapper=wrapper)
+    same, x = load_checkpoint(tmp_path / file), image(net, dtype=torch.float64)
+    assert torch.equal(same(x), net(x))
+    assert same.body[2].branches[1].norm.eps == 0.5
+    fuse_file(tmp_path / file, tmp_path / "plain.safetensors")
+    assert_close(load_checkpoint(tmp_path / "plain.safetensors")(x), net(x))
+
+
+@pytest.mark.parametrize(("eps", "match"), [(-1, "eps=-1"), ("a", "convert string"), (float("nan"), "eps=nan")])
+def test_an_eps_that_is_none(eps, match, tmp_path):
+    sd, note = ready("repsr_m1c4_x2").state_dict(), {"eps": {"body.0.branches.0.norm": eps}}
+    torch.save({"params": sd, "reparam": note}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=match):
+        load_checkpoint(tmp_path / "x.pth")
+
+
 def test_wrapper_and_note(tmp_path):
     net = ready("repsr_m1c4_x2", act="relu", device="cpu")
     save_checkpoint(net, tmp_path / "x.pth", wrapper="params")
@@ -561,8 +584,8 @@ def plain_state_dict() -> StateDict:
 
 REASONS = (
     "a damaged archive",
-    "a packed archive of 50009",
-    "a packed archive of 3001",
+    "an archive of 50009",
+    "an archive of 3001",
     "not a whole safetensors file",
     "not a whole file of torch",
     "is not stored in full",

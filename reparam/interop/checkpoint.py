@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -14,15 +13,15 @@ from torch import nn
 from ..errors import CheckpointError
 from ..fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR
-from ..models.net import SRNet, conv3x3
+from ..models.net import SRNet
 from ..models.registry import Network
+from ..norm import norms
 from .files import Contents, read_file, write_file
 from .networks import LAYOUTS, Recipe, recognise
 from .state_dict import looked_for, matched
 
 _CLASSES: dict[str, type[Network]] = {c.__name__: c for c in (PlainSR, RepSR, ECBSR, RepVGGSR, SESR, EDSR)}
-_LEFT_OUT = ("device", "dtype")
-"""Options that say nothing of the network; the dtype is that of the tensors."""
+_USUAL_EPS = nn.BatchNorm2d(1).eps
 
 Path = str | os.PathLike[str]
 
@@ -79,7 +78,7 @@ def network_of(contents: Contents, **options: Any) -> Network:
     name, recipe = known
     recipe = recipe._replace(options={**recipe.options, **options})
     text = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
-    if not contents.note and issubclass(recipe.network, SRNet) and "act" not in recipe.options:
+    if "model" not in contents.note and issubclass(recipe.network, SRNet) and "act" not in recipe.options:
         raise CheckpointError(
             f"looks like {name} ({text}), but there are no slopes of PReLU, so that the activation is another "
             "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
@@ -89,11 +88,19 @@ def network_of(contents: Contents, **options: Any) -> Network:
             wanted = recipe.build().state_dict()
         ours = matched(wanted, tensors, {key: key for key in tensors} if recipe.names is None else recipe.names)
         net = recipe.build()
+        for place, bn in norms(net):
+            bn.eps = _eps(contents.note.get("eps", {}).get(place, bn.eps))
         net.to(reduce(torch.promote_types, (tensor.dtype for tensor in ours.values() if tensor.is_floating_point())))
         net.load_state_dict(ours)
     except Exception as error:  # options that anyone may have written run torch into anything
         raise CheckpointError(f"looks like {name} ({text}), but does not fit: {error}") from error
     return net.eval()
+
+
+def _eps(value: Any) -> float:
+    if not float(value) >= 0:
+        raise CheckpointError(f"the file says that a batch norm has eps={value}")
+    return float(value)
 
 
 def recipe_of(contents: Contents) -> tuple[str, Recipe] | None:
@@ -105,8 +112,8 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
     """Writes the weights of a model, whole or not at all: an existing file is replaced in one step, at the end.
 
     A network of this library is described beside its weights, where there is room (in a safetensors file, or beside the
-    wrapper of a torch file), so that `load_checkpoint` needs no options. A fused network has the keys of
-    SRVGGNetCompact if it is of that kind, and loads wherever that does.
+    wrapper of a torch file), so that `load_checkpoint` needs no options; the eps of batch norms too, where it is not
+    torch's. A fused network has the keys of SRVGGNetCompact if it is of that kind, and loads wherever that does.
 
     Args:
         model: any module; wrappers (DDP, `torch.compile`, `AveragedModel`) are taken off.
@@ -114,30 +121,32 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
         wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
 
     Raises:
-        CheckpointError: for a wrapper in a safetensors file.
+        CheckpointError: for a wrapper in a safetensors file, or if writing fails.
+        FileNotFoundError: if there is no such directory.
     """
     model = unwrap(model)
     write_file(model.state_dict(), path, wrapper=wrapper, note=_note(model))
 
 
-def _note(model: nn.Module) -> dict[str, Any] | None:
-    """What a network of ours is, if its class and plain values tell."""
-    options = {key: value for key, value in getattr(model, "options", {}).items() if value is not conv3x3}
-    options = {key: value for key, value in options.items() if key not in _LEFT_OUT}
-    if _CLASSES.get(type(model).__name__) is not type(model) or not _is_plain(options):
-        return None
+def _note(model: nn.Module) -> dict[str, Any]:
+    """What no state dict tells: what a network of ours is, if its class and plain values say it, and unusual eps."""
+    eps = {name: bn.eps for name, bn in norms(model) if bn.eps != _USUAL_EPS}
+    note: dict[str, Any] = {"eps": eps} if eps else {}
+    if _CLASSES.get(type(model).__name__) is not type(model):
+        return note
+    options = {key: value for key, value in model.options.items() if key != "device" and _is_plain(value)}
     keys = {key: tensor.shape for key, tensor in model.state_dict().items()}
     for fused in (False, True):
         with torch.device("meta"):
             built = Recipe(type(model), options, None, fused).build().state_dict()
         if {key: tensor.shape for key, tensor in built.items()} == keys:
-            return {"model": type(model).__name__, "options": options, "fused": fused}
-    return None  # it was changed after it was built
+            return {**note, "model": type(model).__name__, "options": options, "fused": fused}
+    return note  # it was changed after it was built
 
 
-def _is_plain(options: Mapping[str, Any]) -> bool:
+def _is_plain(value: Any) -> bool:
     try:
-        json.dumps(options)
+        json.dumps(value)
     except (TypeError, ValueError):
         return False
     return True
@@ -146,9 +155,9 @@ def _is_plain(options: Mapping[str, Any]) -> bool:
 def _noted(contents: Contents) -> tuple[str, Recipe] | None:
     """What the file says of itself."""
     note = contents.note
-    if not note:
+    if "model" not in note:
         return None
-    name, options = str(note.get("model")), note.get("options")
+    name, options = str(note["model"]), note.get("options")
     if name not in _CLASSES or not isinstance(options, dict):
         known = ", ".join(_CLASSES)
         raise CheckpointError(
@@ -157,6 +166,6 @@ def _noted(contents: Contents) -> tuple[str, Recipe] | None:
     total = sum(tensor.numel() for tensor in contents.state_dict.values())
     for key, value in options.items():
         most = len(contents.state_dict) if key == "num_blocks" else total + 255  # img_range is no size
-        if key in _LEFT_OUT or (isinstance(value, (int, float)) and value > most):
+        if key == "device" or (isinstance(value, (int, float)) and value > most):
             raise CheckpointError(f"the file says {key}={value}, which does not belong to a network of {total} numbers")
     return name, Recipe(_CLASSES[name], options, None, bool(note.get("fused")))

@@ -140,17 +140,15 @@ def _read_torch(path: Path, zipped: bool) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuses archives that are packed: torch writes none, and they may be far larger than the file."""
+    """Refuses archives larger than their file, which are packed or name one place twice: torch writes neither."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise CheckpointError(f"cannot read {path}: a damaged archive ({error})") from error
-    size = sum(entry.file_size for entry in entries)
-    if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+    if unpacked > (size := path.stat().st_size):
         raise CheckpointError(
-            f"cannot read {path}: a packed archive of {size} bytes in a file of {path.stat().st_size}, which torch "
-            "never writes"
+            f"cannot read {path}: an archive of {unpacked} bytes packed into {size}, which torch never writes"
         )
 
 

@@ -97,7 +97,7 @@ def _blocks(contents: Contents, problems: list[str]) -> tuple[dict[str, int], in
     for block in found:
         for name, bn in norms(block.block):
             if why := why_unseen(bn):
-                problems.append(f"{block.name}, {block.layout.name}, {name}: {why}")
+                problems.append(f"{block.name}.{name} ({block.layout.name}): {why}".removeprefix("."))
     gone = [block.block for block in found if not block.layout.keeps]
     before = sum(numbers_of(block.state_dict()) for block in gone)
     after = sum(numbers_of(block.spec.new_conv().state_dict()) for block in gone)
