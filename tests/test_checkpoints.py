@@ -661,6 +661,27 @@ def test_an_unreadable_file(tmp_path, monkeypatch):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("spoil", [Tensor.to_sparse, partial(Tensor.to, device="meta")])
+def test_a_tensor_of_the_right_shape_that_is_not_there(spoil, tmp_path):
+    sd = plain_state_dict()
+    torch.save({**sd, "body.2.weight": spoil(sd["body.2.weight"])}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"tensor 'body.2.weight' of shape \(8, 8, 3, 3\) is not stored in full"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_layers_that_share_their_memory(tmp_path):
+    def of_one(weight: Tensor, count: int) -> StateDict:
+        layers = {f"body.{2 * index}.weight": weight for index in range(count)}
+        layers |= {f"body.{2 * index}.bias": weight[:, 0, 0, 0] for index in range(count)}
+        return layers | {f"body.{2 * index + 1}.weight": weight[:, 0, 0, 0] for index in range(count - 1)}
+
+    torch.save(of_one(torch.rand(4, 4, 3, 3), 5), tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth").num_blocks == 3
+    torch.save(of_one(torch.rand(64, 64, 3, 3), 200), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"a file of \d{6} bytes with tensors of \d{8}, which share their memory"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
 def test_many_tiny_tensors_are_no_work(tmp_path):
     torch.save({f"body.{index}.weight": torch.rand(1) for index in range(20_000)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="looks like SRVGGNetCompact, but does not fit: 'body.0.weight' must be"):
