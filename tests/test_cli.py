@@ -236,6 +236,19 @@ def test_fuse_of_bad_files(content, match, tmp_path):
     assert target.read_text() == "as it was" and len(list(tmp_path.iterdir())) == 1 + (content is not None)
 
 
+def test_a_wrong_kernel_is_seen(ecbsr, tmp_path, monkeypatch):
+    right = reparam.ReparamBlock._sum_of_kernels
+
+    def wrong(self, scale_shift_of):
+        kernel = right(self, scale_shift_of)
+        return kernel._replace(weight=kernel.weight * 1.001)
+
+    monkeypatch.setattr(reparam.ReparamBlock, "_sum_of_kernels", wrong)
+    result = run("fuse", str(ecbsr), str(tmp_path / "out.pth"))
+    assert result.exit_code == 1 and re.search(r"'backbone.0' \(ECB\) and its convolution differ by", result.stderr)
+    assert not (tmp_path / "out.pth").exists()
+
+
 def test_fuse_to_bad_places(ecbsr, tmp_path):
     for target, match in ((tmp_path / "no" / "x.pth", "no directory"), (tmp_path, "irectory")):
         result = run("fuse", str(ecbsr), str(target))

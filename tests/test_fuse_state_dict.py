@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_nets import IN_SESR, rename
+from golden_nets import IN_SESR, load, rename
 from helpers import assert_close, randomise
 from test_golden import (
     CASES,
@@ -296,6 +296,23 @@ def test_qarepvgg_of_yolov6(pool, wide):
     fused = fuse_state_dict(sd, pool=pool)
     assert fused.keys() == {"rbr_reparam.weight", "rbr_reparam.bias"}
     assert_close(nn.functional.conv2d(padded, fused["rbr_reparam.weight"], fused["rbr_reparam.bias"]), after(total))
+
+
+def test_grouped_orepa():
+    # No file has groups that are not single channels; how its tensors become ours is tested beside the golden files.
+    groups, inside, outside, kind = 2, 6, 4, "weight_orepa"
+    shapes = {"origin": (outside, 3, 3, 3), "avg_conv": (outside, 3, 1, 1), "pfir_conv": (outside, 3, 1, 1)}
+    shapes |= {"1x1_kxk_idconv1": (inside, 3, 1, 1), "1x1_kxk_conv2": (outside, 3, 3, 3), "1x1": (outside, 3, 1, 1)}
+    shapes |= {"gconv_dw": (8 * inside, 1, 3, 3), "gconv_pw": (outside, 24, 1, 1)}
+    shapes |= {"avg_avg": (3, 3), "prior": (outside, 3, 3)}
+    sd = {f"{kind}_{name}": torch.randn(shape).double() for name, shape in shapes.items()}
+    sd |= {"vector": torch.randn(6, outside).double(), "id_tensor": torch.eye(3)[[0, 1, 2] * 2, :, None, None].double()}
+    sd |= {f"bn.{key}": value for key, value in randomise(nn.BatchNorm2d(outside), 0).double().state_dict().items()}
+    config = {"in_channels": inside, "out_channels": outside, "kernel_size": 3, "padding": 1, "groups": groups}
+    net = load(KINDS["OREPA"].build(config).double().eval(), KINDS["OREPA"].ours(sd, config))
+    expected, fused = fuse(net).state_dict(), fuse_state_dict(sd)
+    for name in ("weight", "bias"):
+        assert relative(fused[f"orepa_reparam.{name}"], expected[f"block.{name}"]) <= ROUNDING
 
 
 def test_every_layout_is_among_the_files_and_found_once():

@@ -78,7 +78,7 @@ def network_of(contents: Contents, **options: Any) -> Network:
     name, recipe = known
     recipe = recipe._replace(options={**recipe.options, **options})
     text = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
-    if "model" not in contents.note and issubclass(recipe.network, SRNet) and "act" not in recipe.options:
+    if issubclass(recipe.network, SRNet) and "act" not in recipe.options:
         raise CheckpointError(
             f"looks like {name} ({text}), but there are no slopes of PReLU, so that the activation is another "
             "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
