@@ -39,6 +39,7 @@ from .interop import fuse_file, fuse_state_dict, load_checkpoint, save_checkpoin
 from .kernels import Kernel
 from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
 from .norm import FrozenStatsBN
+from .schedule import BNFreezeSchedule
 from .spec import ConvSpec
 from .swap import SwapReport, swap_convs
 from .verify import verify
@@ -54,6 +55,7 @@ __all__ = [
     "SESR",
     "ACBlock",
     "AvgPoolBranch",
+    "BNFreezeSchedule",
     "Branch",
     "CheckpointError",
     "CollapsibleLinearBlock",

@@ -17,6 +17,7 @@ LAYERS = [
     "moments",
     "norm",
     "freeze",
+    "schedule",
     "linear",
     "branches",
     "block",
