@@ -34,6 +34,7 @@ from .branches import (
 from .errors import CheckpointError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
+from .gap import BNGap, BNGapReport, bn_gap
 from .inspect import inspect_model
 from .interop import fuse_file, fuse_state_dict, load_checkpoint, save_checkpoint
 from .kernels import Kernel
@@ -56,6 +57,8 @@ __all__ = [
     "ACBlock",
     "AvgPoolBranch",
     "BNFreezeSchedule",
+    "BNGap",
+    "BNGapReport",
     "Branch",
     "CheckpointError",
     "CollapsibleLinearBlock",
@@ -91,6 +94,7 @@ __all__ = [
     "SpecError",
     "StatisticsError",
     "SwapReport",
+    "bn_gap",
     "create_model",
     "freeze_bn_stats",
     "fuse",

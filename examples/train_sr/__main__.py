@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from typer import Option
+from typer import Argument, Option
 
-from reparam import load_checkpoint
+from reparam import ReparamError, load_checkpoint
 
-from .data import image_files, read_rgb
-from .quality import bicubic, enlarge, luma, mean_quality, modulo_crop, quality
+from .evaluate import as_table
+from .evaluate import evaluate as evaluate_network
 from .training import Recipe, Run
-from .training import train as run_training
+from .training import train as train_network
 
 app = typer.Typer(no_args_is_help=True, help="Train and evaluate super-resolution networks on folders of images.")
 
@@ -38,43 +39,60 @@ class Logger(str, Enum):
     tensorboard = "tensorboard"
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A mistake of the user's is a message and exit code 1, not a traceback."""
+    try:
+        yield
+    except (ReparamError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
 @app.command()
 def train(
     images: Annotated[Path, Option("--train", exists=True, file_okay=False, help="Folder of images to train on.")],
     out: Annotated[Path, Option(file_okay=False, help="Folder for all results; a run in it is gone on with.")],
     val: Annotated[Path | None, Option(exists=True, file_okay=False, help="Folder of images to validate on.")] = None,
-    model: Annotated[str, Option(help="Name for create_model; the scale and _y (luma) are part of it.")] = (
+    model: Annotated[str, Option(help="Name for create_model; the scale and _y for luma are part of it.")] = (
         "repsr_m4c16_x2"
     ),
-    options: Annotated[str, Option(help="Further arguments of the network, as JSON.")] = "{}",
+    options: Annotated[dict, Option(parser=json.loads, help="Further arguments of the network, as JSON.")] = "{}",  # type: ignore[assignment]
     steps: Annotated[int, Option(min=1, help="Training steps in all.")] = 100_000,
-    batch: Annotated[int, Option(min=1, help="Patches in a batch, over all processes.")] = 32,
+    batch: Annotated[int, Option(min=1, help="Patches in a batch, all processes together.")] = 32,
     patch: Annotated[int, Option(min=1, help="Height and width of a patch, in low-resolution pixels.")] = 64,
-    lr: Annotated[float, Option(min=0, help="Learning rate at the start.")] = 5e-4,
+    lr: Annotated[float, Option(min=0, help="Learning rate at the start, of Adam.")] = 5e-4,
     schedule: Annotated[Schedule, Option(help="How the learning rate falls.")] = Schedule.cosine,
-    decay_every: Annotated[int, Option(min=1, help="Schedule step: it is halved every so many steps.")] = 25_000,
+    decay_every: Annotated[int, Option(min=1, help="With --schedule step: steps after which it is halved.")] = 25_000,
     loss: Annotated[Loss, Option(help="What is minimised.")] = Loss.l1,
-    ema: Annotated[float, Option(min=0, max=1, help="Decay of the average that is validated and shipped; 0: none.")] = (
-        0.999
+    ema: Annotated[
+        float, Option(min=0, max=1, help="Decay of the average of weights and statistics, which is shipped; 0: none.")
+    ] = 0.999,
+    freeze_at: Annotated[float, Option(min=0, max=1, help="Share of the steps after which BN is frozen; 1: never.")] = (
+        0.9
     ),
-    freeze_at: Annotated[float, Option(min=0, max=1, help="Fraction of the steps after which BN is frozen.")] = 0.9,
-    precision: Annotated[str, Option(help="Of Fabric: 32-true, bf16-mixed, 16-mixed.")] = "32-true",
-    seed: Annotated[int, Option(min=0, help="Of weights and data.")] = 0,
-    validate_every: Annotated[int, Option(min=1, help="Steps.")] = 5_000,
-    save_every: Annotated[int, Option(min=1, help="Steps from checkpoint to checkpoint.")] = 1_000,
-    log_every: Annotated[int, Option(min=1, help="Steps.")] = 100,
+    precision: Annotated[str, Option(help="Of Fabric: 32-true, bf16-mixed or 16-mixed.")] = "32-true",
+    seed: Annotated[int, Option(min=0, help="Of weights and patches.")] = 0,
+    validate_every: Annotated[int, Option(min=1, help="Steps between validations.")] = 5_000,
+    save_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 1_000,
+    log_every: Annotated[int, Option(min=1, help="Steps between lines of the log.")] = 100,
     logger: Annotated[Logger, Option(help="Format of the log.")] = Logger.csv,
-    workers: Annotated[int, Option(min=0, help="Processes that make batches; 0: the training itself.")] = 0,
-    accelerator: Annotated[str, Option(help="Of Fabric: auto, cpu, cuda, mps.")] = "auto",
-    devices: Annotated[str, Option(help="Of Fabric: a number, or auto. torchrun's word counts more.")] = "auto",
+    workers: Annotated[int, Option(min=0, help="Processes that make the batches; 0: the training's own.")] = 0,
+    accelerator: Annotated[str, Option(help="Of Fabric: auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[str, Option(help="Of Fabric: a number, or auto; torchrun has its own.")] = "auto",
 ) -> None:
     """Train a network; the same command again goes on where it was killed."""
     recipe = Recipe(
-        str(images), model, json.loads(options), steps, batch, patch, lr, schedule.value, decay_every, loss.value,
-        ema, freeze_at, precision, seed,
+        train=str(images), model=model, options=options, steps=steps, batch=batch, patch=patch, lr=lr,
+        schedule=schedule.value, decay_every=decay_every, loss=loss.value, ema=ema, freeze_at=freeze_at,
+        precision=precision, seed=seed,
     )  # fmt: skip
-    run = Run(out, val, validate_every, save_every, log_every, logger.value, workers, accelerator, devices)
-    result = run_training(recipe, run)
+    run = Run(
+        out=out, val=val, validate_every=validate_every, save_every=save_every, log_every=log_every,
+        logger=logger.value, workers=workers, accelerator=accelerator, devices=devices,
+    )  # fmt: skip
+    with user_errors():
+        result = train_network(recipe, run)
     for form in ("train", "fused"):
         if form in result:
             typer.echo(f"{form:5}: {result[form]['psnr_db']:.3f} dB, SSIM {result[form]['ssim']:.4f}")
@@ -82,24 +100,15 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(exists=True, help="Weights that load_checkpoint reads.")],
-    images: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of high-resolution images.")],
+    checkpoint: Annotated[Path, Argument(exists=True, dir_okay=False, help="Weights that load_checkpoint reads.")],
+    images: Annotated[Path, Argument(exists=True, file_okay=False, help="Folder of high-resolution images.")],
     device: Annotated[str, Option(help="Of torch.")] = "cpu",
 ) -> None:
-    """Score a network on images that are made small by MATLAB's bicubic; PSNR and SSIM on luma, scale pixels shaved."""
-    net = load_checkpoint(checkpoint).to(device)
-    rows = {"bicubic": [], "network": []}
-    table = Table("", "bicubic", "network", title=f"PSNR (dB) / SSIM on luma, x{net.scale}: {checkpoint.name}")
-    for path in image_files(images):
-        high = modulo_crop(read_rgb(path), net.scale)
-        low = bicubic(high, 1 / net.scale)
-        ours = {"bicubic": luma(bicubic(low, net.scale)), "network": enlarge(net, low)}
-        for name, image in ours.items():
-            rows[name].append(quality(image, luma(high), net.scale))
-        table.add_row(path.stem, *(f"{r[-1].psnr_db:.2f} / {r[-1].ssim:.4f}" for r in rows.values()))
-    means = [mean_quality(r) for r in rows.values()]
-    table.add_row("mean", *(f"{m.psnr_db:.2f} / {m.ssim:.4f}" for m in means))
-    Console().print(table)
+    """Score a network on images made small by MATLAB's bicubic: PSNR and SSIM on luma, a border of the scale shaved."""
+    with user_errors():
+        net = load_checkpoint(checkpoint).to(device)
+        rows = evaluate_network(net, images)
+    Console().print(as_table(rows, f"{checkpoint.name}, x{net.scale}: PSNR (dB) / SSIM on luma"))
 
 
 if __name__ == "__main__":

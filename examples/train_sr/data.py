@@ -10,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .quality import bicubic, luma, modulo_crop
+from reparam import SpecError
 
-Pair = tuple[np.ndarray, np.ndarray]
-"""Low and high resolution, (C, h, w) and (C, scale * h, scale * w), uint8."""
+from .quality import Pair, luma, shrink
 
 _SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
 
@@ -26,37 +25,36 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """An image file as (3, H, W), uint8; grey becomes RGB."""
+def read_pair(path: Path, scale: int) -> Pair:
+    """An image file, small and large, RGB; grey becomes RGB."""
     with Image.open(path) as image:
-        return np.array(image.convert("RGB")).transpose(2, 0, 1)
+        rgb = np.array(image.convert("RGB"))
+    return shrink(rgb.transpose(2, 0, 1), scale)
 
 
-def load_pairs(folder: Path, scale: int, colors: int, patch: int) -> list[Pair]:
-    """Decodes and shrinks every image once; leaves out those smaller than a patch of `patch` low-resolution pixels."""
-    pairs = []
-    for path in image_files(folder):
-        high = modulo_crop(read_rgb(path), scale)
-        if min(high.shape[1:]) < patch * scale:
-            continue
-        pair = bicubic(high, 1 / scale), high
-        if colors == 1:
-            pair = tuple(luma(image).round().astype(np.uint8) for image in pair)
-        pairs.append(tuple(map(np.ascontiguousarray, pair)))
+def read_patches_of(folder: Path, scale: int, colors: int, patch: int) -> list[Pair]:
+    """All images, decoded once, in RGB or as rounded luma; those smaller than a patch are left out."""
+    pairs = [pair for path in image_files(folder) if min((pair := read_pair(path, scale))[0].shape[1:]) >= patch]
     if not pairs:
-        raise ValueError(f"no image in {folder} has {patch * scale} pixels on both sides, as patch={patch} needs")
-    return pairs
+        raise SpecError(f"no image in {folder} has {patch * scale} pixels on both sides, as patch={patch} needs")
+    colored = luma_8_bit if colors == 1 else np.ascontiguousarray
+    return [(colored(low), colored(high)) for low, high in pairs]
+
+
+def luma_8_bit(rgb: np.ndarray) -> np.ndarray:
+    """Luma (1, H, W) of RGB (3, H, W), both uint8."""
+    return luma(rgb).round().astype(np.uint8)
 
 
 class Batches(Dataset):
     """Batch `step` of an endless training: patches at random places of random images, turned and flipped.
 
-    The whole batch is drawn from (seed, step), and each process takes its share, so that neither a resumed run nor
-    another number of processes or workers sees other data.
+    The whole batch is drawn from (seed, step), and each process takes its share, so that a resumed run, or one with
+    another number of processes or workers, sees the same data.
     """
 
     def __init__(self, pairs: list[Pair], patch: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.pairs, self.patch, self.batch, self.seed, self.rank, self.world = pairs, patch, batch, seed, rank, world
+        self.pairs, self.patch, self.batch, self.seed, self.mine = pairs, patch, batch, seed, slice(rank, None, world)
         self.scale = pairs[0][1].shape[1] // pairs[0][0].shape[1]
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -65,12 +63,12 @@ class Batches(Dataset):
         which = rng.integers(len(self.pairs), size=self.batch)
         places = rng.random((self.batch, 2))
         symmetries = rng.integers(8, size=self.batch)
-        mine = slice(self.rank, None, self.world)
-        pairs = [self._patches(*drawn) for drawn in zip(which[mine], places[mine], symmetries[mine])]
-        low, high = (torch.from_numpy(np.stack(images)) for images in zip(*pairs))
+        drawn = zip(which[self.mine], places[self.mine], symmetries[self.mine])
+        low, high = (torch.from_numpy(np.stack(views)) for views in zip(*(self._views(*one) for one in drawn)))
         return low, high
 
-    def _patches(self, which: int, place: np.ndarray, symmetry: int) -> list[np.ndarray]:
+    def _views(self, which: int, place: np.ndarray, symmetry: int) -> list[np.ndarray]:
+        """The same patch of both resolutions; nothing is copied."""
         low = self.pairs[which][0]
         top, left = (int(u * (size - self.patch + 1)) for u, size in zip(place, low.shape[1:]))
         views = []
@@ -80,10 +78,13 @@ class Batches(Dataset):
             views.append(view if symmetry < 4 else view[:, :, ::-1])
         return views
 
-    def loader(self, start: int, stop: int, workers: int) -> DataLoader:
-        """Batches number `start` to `stop` - 1, in order."""
-        # The loader would draw from the global generator, of which a resumed run must find the state unchanged.
-        own = torch.Generator()
+    def loader(self, start: int, stop: int, workers: int = 0) -> DataLoader:
+        """Batches number `start` to `stop` - 1, in this order."""
         return DataLoader(
-            self, batch_size=None, sampler=range(start, stop), num_workers=workers, generator=own, pin_memory=False
+            self,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the global one, of which it would draw, must be the same in a resumed run
         )

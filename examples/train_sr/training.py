@@ -1,4 +1,4 @@
-"""Trains a super-resolution network: one loop, on one process or on many, which can be killed and goes on exactly."""
+"""Trains a super-resolution network, on one process or on many; a run that is killed goes on exactly where it was."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from reparam import BNFreezeSchedule, create_model, fuse, inspect_model, save_checkpoint
+from reparam import BNFreezeSchedule, CheckpointError, bn_gap, create_model, fuse, inspect_model, save_checkpoint
+from reparam.models.registry import Network
 
-from .data import Batches, image_files, load_pairs, read_rgb
-from .quality import Quality, bicubic, enlarge, luma, mean_quality, modulo_crop, quality
+from .data import Batches, image_files, read_pair, read_patches_of
+from .quality import Pair, validate
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how it runs, which does not change the outcome."""
+    """Where it runs and what it tells, which does not change the outcome."""
 
     out: Path
     val: Path | None
@@ -61,42 +62,39 @@ class Run:
 
 
 def train(recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Trains, or goes on with what is in `run.out`; returns (and writes) the quality of the trained network."""
+    """Trains, or goes on with what is in `run.out`; writes the weights and returns what they are worth."""
     fabric = make_fabric(recipe, run)
-    fabric.seed_everything(recipe.seed)
+    fabric.seed_everything(recipe.seed, verbose=False)
     net = create_model(recipe.model, **recipe.options)
-    ema = AveragedModel(net, use_buffers=True)  # an average that forgot the statistics of BN could not be fused
-    optimizer = Adam(net.parameters(), recipe.lr, fused=True)
-    schedule = make_schedule(optimizer, recipe)
+    ema = AveragedModel(net, use_buffers=True).eval().to(fabric.device)  # without the statistics of BN it is worthless
+    model, optimizer = fabric.setup(net, Adam(net.parameters(), recipe.lr))
+    schedule = make_schedule(optimizer.optimizer, recipe)
     freeze = BNFreezeSchedule(net, recipe.steps, fraction=recipe.freeze_at)
-    ema.to(fabric.device)
-    model, optimizer = fabric.setup(net, optimizer)
     state = {
+        "recipe": asdict(recipe),
+        "step": 0,
         "model": model,
         "ema": ema,
         "optimizer": optimizer,
         "schedule": schedule,
         "freeze": freeze,
         "precision": fabric.strategy.precision,  # the scaler of float16
-        "step": 0,
-        "recipe": asdict(recipe),
     }
-    last = run.out / "last.ckpt"
-    if last.exists():
-        resume(fabric, last, state, recipe)
+    resume(fabric, run.out / "last.ckpt", state)
 
-    pairs = load_pairs(Path(recipe.train), net.scale, net.colors, recipe.patch)
-    val = [read_rgb(path) for path in image_files(run.val)] if run.val else []
+    pairs = read_patches_of(Path(recipe.train), net.scale, net.colors, recipe.patch)
+    val = [read_pair(path, net.scale) for path in image_files(run.val)] if run.val else []
     batches = Batches(pairs, recipe.patch, recipe.batch, recipe.seed, fabric.global_rank, fabric.world_size)
-    fabric.print(f"{len(pairs)} images, steps {state['step']} to {recipe.steps} on {fabric.world_size} processes")
+    first = state["step"]
+    fabric.print(f"{len(pairs)} images, steps {first} to {recipe.steps}, {fabric.world_size} processes")
     model.train()
-    losses = torch.zeros((), device=fabric.device)
-    with Progress(*_COLUMNS, refresh_per_second=1, disable=fabric.global_rank > 0) as bar:
-        task = bar.add_task(recipe.model, total=recipe.steps, completed=state["step"])
-        for step, batch in enumerate(batches.loader(state["step"], recipe.steps, run.workers), state["step"]):
+    total_loss = torch.zeros((), device=fabric.device)
+    with Progress(*COLUMNS, refresh_per_second=1, disable=not fabric.is_global_zero) as bar:
+        task = bar.add_task(recipe.model, total=recipe.steps, completed=first)
+        for step, batch in enumerate(batches.loader(first, recipe.steps, run.workers), first):
             torch.manual_seed(seed_of(recipe.seed, step, fabric.global_rank))  # for what is random in a network
             freeze.step()
-            low, high = (fabric.to_device(images).float() / 255 for images in batch)
+            low, high = (images.float() / 255 for images in fabric.to_device(batch))
             loss = loss_of(model(low), high, recipe.loss)
             optimizer.zero_grad()
             fabric.backward(loss)
@@ -105,22 +103,23 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
             ema.multi_avg_fn = get_ema_multi_avg_fn(min(recipe.ema, (1 + step) / (10 + step)))  # short at the start
             ema.update_parameters(net)
 
+            total_loss += loss.detach()
             state["step"] = done = step + 1
-            losses += loss.detach()
             bar.advance(task)
             if done % run.log_every == 0:
-                fabric.log_dict({"loss": losses / run.log_every, "lr": schedule.get_last_lr()[0]}, done)
-                losses.zero_()
-            if val and done % run.validate_every == 0 and fabric.global_rank == 0:
-                score = validate(inference_copy(ema.module), val)
-                fabric.log_dict({"psnr_db": score.psnr_db, "ssim": score.ssim}, done)
-                bar.print(f"step {done}: {score.psnr_db:.3f} dB, SSIM {score.ssim:.4f}")
+                mean_loss = total_loss / min(run.log_every, done - first)
+                fabric.log_dict({"loss": mean_loss, "lr": optimizer.param_groups[0]["lr"]}, done)
+                total_loss.zero_()
+            if done % run.validate_every == 0 and fabric.is_global_zero:
+                values = health(net, low) | (validate(shipped(ema.module), val)._asdict() if val else {})
+                fabric.log_dict(values, done)
+                bar.print(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
             if done % run.save_every == 0 or done == recipe.steps:
-                save(fabric, last, state)
-    return finish(fabric, ema.module.eval(), val, recipe, run)
+                save(fabric, run.out / "last.ckpt", state)
+    return finish(fabric, ema.module, val, recipe, run)
 
 
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def make_fabric(recipe: Recipe, run: Run) -> Fabric:
@@ -132,25 +131,20 @@ def make_fabric(recipe: Recipe, run: Run) -> Fabric:
         devices=per_machine or run.devices,
         num_nodes=int(os.environ["WORLD_SIZE"]) // per_machine if per_machine else 1,
         strategy="ddp" if per_machine else "auto",
-        precision=recipe.precision,
+        precision=recipe.precision,  # type: ignore[arg-type]  # Fabric looks at it
         loggers=make_logger(run.out, name="logs"),
     )
     fabric.launch()
     return fabric
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
+def make_schedule(optimizer: Optimizer, recipe: Recipe) -> LRScheduler:
     """To zero along a cosine, halved every so many steps, or constant."""
     if recipe.schedule == "cosine":
         return CosineAnnealingLR(optimizer, recipe.steps)
     if recipe.schedule == "step":
         return StepLR(optimizer, recipe.decay_every, gamma=0.5)
     return LambdaLR(optimizer, lambda step: 1.0)
-
-
-def seed_of(*numbers: int) -> int:
-    """One seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def loss_of(output: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -160,47 +154,49 @@ def loss_of(output: Tensor, target: Tensor, kind: str) -> Tensor:
     return F.l1_loss(output, target)
 
 
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Puts a whole checkpoint in place of the last one, or leaves that."""
     unfinished = path.with_suffix(".part")
     fabric.save(unfinished, state)
-    if fabric.global_rank == 0:
+    if fabric.is_global_zero:
         unfinished.replace(path)
-    fabric.barrier()
 
 
-def resume(fabric: Fabric, path: Path, state: dict[str, Any], recipe: Recipe) -> None:
-    """Restores all that `state` names, in place."""
+def resume(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+    """Restores all that `state` names, if there is a checkpoint; it must be of the same recipe."""
+    if not path.exists():
+        return
+    theirs = fabric.load(path)["recipe"]
+    if other := [f"{key}={theirs.get(key)!r}" for key, ours in state["recipe"].items() if theirs.get(key) != ours]:
+        raise CheckpointError(f"cannot go on with {path}, of {', '.join(other)}: give the same, or another folder")
     fabric.load(path, state)
-    theirs, ours = state["recipe"], asdict(recipe)
-    if changed := [f"{key}={theirs.get(key)!r}" for key in ours if theirs.get(key) != ours[key]]:
-        raise ValueError(f"{path} was made with {', '.join(changed)}; run it so again, or choose another folder")
 
 
-def inference_copy(net: nn.Module) -> nn.Module:
-    """The network as it is shipped: fused, if there is something to fuse."""
-    return fuse(net.eval()) if inspect_model(net).blocks else net.eval()
+def shipped(net: nn.Module) -> Network:
+    """What is shipped: the network fused, if there is something to fuse."""
+    return fuse(net) if inspect_model(net).blocks else net  # type: ignore[return-value]  # of the same class
 
 
-def validate(net: nn.Module, images: list) -> Quality:
-    """Mean quality on luma of images that are made small and enlarged again."""
-    rows = []
-    for image in images:
-        high = modulo_crop(image, net.scale)
-        rows.append(quality(enlarge(net, bicubic(high, 1 / net.scale)), luma(high), net.scale))
-    return mean_quality(rows)
+def health(net: nn.Module, low: Tensor) -> dict[str, float]:
+    """How far the stored statistics of BN are from those of a batch; see `bn_gap`."""
+    gap = bn_gap(net, low)
+    return {"bn_shift": gap.shift, "bn_worst_shift": gap.worst.worst_shift} if gap.worst else {}
 
 
-def finish(fabric: Fabric, net: nn.Module, val: list, recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Writes the weights and what they are worth."""
+def finish(fabric: Fabric, net: nn.Module, val: list[Pair], recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Writes the weights in both forms, and what they are worth."""
     result: dict[str, Any] = {"recipe": asdict(recipe)}
-    if fabric.global_rank == 0:
-        forms = {"train": net, "fused": inference_copy(net)}
+    if fabric.is_global_zero:
+        forms: dict[str, Any] = {"train": net, "fused": shipped(net)}
         for name, form in forms.items():
             save_checkpoint(form, run.out / f"{name}.safetensors")
-            if val:
-                result[name] = validate(form, val)._asdict()
-        (run.out / "result.json").write_text(json.dumps(result, indent=2))
+            result |= {name: validate(form, val)._asdict()} if val else {}
+        (run.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     for logger in fabric.loggers:
         logger.finalize("success")
     fabric.barrier()
