@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from PIL import Image
 from skimage import data
 from torch import nn
 from torch.utils._pytree import tree_flatten
+from typer.testing import CliRunner
 
 import examples.train_sr.training as training
+from examples.train_sr.__main__ import app
 from examples.train_sr.data import Batches, read_patches_of
 from examples.train_sr.training import Recipe, Run, loss_of, train
 from reparam import CheckpointError, SpecError, create_model, load_checkpoint
@@ -197,6 +201,33 @@ def test_what_it_writes(recipe, run, photos, model):
     )
     assert set(log[0].split(",")) == columns
     assert len(log) == 1 + 3 + 2  # loss at 3, 6, 9; validation at 4, 8
+
+
+COMMANDS = re.findall(
+    r"-m examples.train_sr (.*)$", (ROOT / "docs" / "training.md").read_text().replace("\\\n", ""), re.MULTILINE
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a low contrast image:UserWarning")
+def test_the_commands_of_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "--steps 4 --batch 2 --patch 8 --validate-every 2"
+    printed = []
+    for line in COMMANDS:
+        words = shlex.split(line + (f" {small}" if line.startswith("train") else ""))
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        printed.append(done.output)
+    assert [line.split()[0] for line in COMMANDS] == ["photos", "train", "evaluate", "train"]
+    assert "fused:" in printed[1] and "astronaut" in printed[2] and Path("runs/many/last.ckpt").exists()
+
+
+def test_mistakes_are_messages(tmp_path, photos):
+    words = ["train", "--train", str(photos), "--out", str(tmp_path), "--model", "repsr_big", "--accelerator", "cpu"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and "error: no model is named 'repsr_big'" in done.output
+    done = CliRunner().invoke(app, [*words, "--options", "{act"])
+    assert done.exit_code == 2 and "--options" in done.output
 
 
 def test_tensorboard(recipe, run):

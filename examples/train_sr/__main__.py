@@ -1,4 +1,4 @@
-"""The command line: python -m examples.train_sr train --help, python -m examples.train_sr evaluate --help."""
+"""The command line: python -m examples.train_sr --help, and --help after each command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from skimage import data, io
 from typer import Argument, Option
 
 from reparam import ReparamError, load_checkpoint
@@ -109,6 +110,17 @@ def evaluate(
         net = load_checkpoint(checkpoint).to(device)
         rows = evaluate_network(net, images)
     Console().print(as_table(rows, f"{checkpoint.name}, x{net.scale}: PSNR (dB) / SSIM on luma"))
+
+
+@app.command()
+def photos(
+    folder: Annotated[Path, Argument(file_okay=False, help="Gets the folders train and val.")],
+) -> None:
+    """Write photos that scikit-image ships, to try the other commands on."""
+    for use, names in {"train": ("chelsea", "rocket", "camera", "coins"), "val": ("astronaut", "coffee")}.items():
+        (folder / use).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            io.imsave(folder / use / f"{name}.png", getattr(data, name)())
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
                 fabric.log_dict({"loss": mean_loss, "lr": optimizer.param_groups[0]["lr"]}, done)
                 total_loss.zero_()
             if done % run.validate_every == 0 and fabric.is_global_zero:
-                values = health(net, low) | (validate(shipped(ema.module), val)._asdict() if val else {})
+                values = health(ema.module, low) | (validate(shipped(ema.module), val)._asdict() if val else {})
                 fabric.log_dict(values, done)
                 bar.print(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
             if done % run.save_every == 0 or done == recipe.steps:
