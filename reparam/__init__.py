@@ -34,11 +34,13 @@ from .branches import (
 from .errors import CheckpointError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
+from .gap import BNGap, BNGapReport, bn_gap
 from .inspect import inspect_model
 from .interop import fuse_file, fuse_state_dict, inspect_file, load_checkpoint, save_checkpoint
 from .kernels import Kernel
 from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
 from .norm import FrozenStatsBN
+from .schedule import BNFreezeSchedule
 from .spec import ConvSpec
 from .swap import SwapReport, swap_convs
 from .verify import verify
@@ -54,6 +56,9 @@ __all__ = [
     "SESR",
     "ACBlock",
     "AvgPoolBranch",
+    "BNFreezeSchedule",
+    "BNGap",
+    "BNGapReport",
     "Branch",
     "CheckpointError",
     "CollapsibleLinearBlock",
@@ -89,6 +94,7 @@ __all__ = [
     "SpecError",
     "StatisticsError",
     "SwapReport",
+    "bn_gap",
     "create_model",
     "freeze_bn_stats",
     "fuse",

@@ -227,7 +227,8 @@ def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tupl
 
 def fused_batch_norm(bns: Norms, x: Tensor) -> Tensor:
     """Batch norms side by side on their batch, in torch's one pass over x (N, C, *)."""
-    mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    own = next((tensor for tensor in (bns[0].running_mean, bns[0].weight) if tensor is not None), x)
+    mean, var = own.new_zeros(x.shape[1]), own.new_ones(x.shape[1])  # float32 under autocast, as its weight
     weight, bias = (
         None if getattr(bns[0], name) is None else side_by_side([getattr(bn, name) for bn in bns])
         for name in ("weight", "bias")

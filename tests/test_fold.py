@@ -348,11 +348,19 @@ class TestSurroundings:
         set_fold(net, True)
         return net
 
-    def test_autocast_keeps_the_kernels_in_float32(self):
-        net, x = self.net(), torch.rand(4, 4, 16, 16)
-        expected = copy.deepcopy(net)(x)
+    @pytest.mark.parametrize("fold", [True, False, "auto"])
+    @pytest.mark.parametrize("size", [4, 16])  # on small images "auto" runs the branches
+    def test_autocast_keeps_the_kernels_in_float32(self, fold, size):
+        net, x = self.net(), torch.rand(4, 4, size, size)
+        set_fold(net, fold)
+        twin = copy.deepcopy(net)
+        expected = twin(x)
         with torch.autocast("cpu", torch.bfloat16):
             y = net(x)
+        for (_, bn), (_, other) in zip(norms(net), norms(twin)):
+            assert bn.running_mean.dtype == torch.float32
+            torch.testing.assert_close(bn.running_mean, other.running_mean, rtol=0, atol=2e-3)
+            torch.testing.assert_close(bn.running_var, other.running_var, rtol=0, atol=2e-3)
         assert y.dtype == torch.bfloat16
         assert relative_error(y, expected) < 0.02
         y.float().sum().backward()

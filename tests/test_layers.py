@@ -17,6 +17,8 @@ LAYERS = [
     "moments",
     "norm",
     "freeze",
+    "schedule",
+    "gap",
     "linear",
     "branches",
     "block",
@@ -77,7 +79,7 @@ def test_the_check_sees_every_form_of_import(tmp_path, monkeypatch):
 
 
 def test_the_library_does_not_import_the_packages_of_its_extras():
-    extras = ("skimage", "timm", "spandrel", "PIL")
+    extras = ("skimage", "timm", "spandrel", "PIL", "lightning", "lightning_fabric", "pytorch_lightning")
     code = f"import sys, reparam, reparam.cli; print([m for m in {extras} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

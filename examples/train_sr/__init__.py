@@ -1,0 +1,1 @@
+"""Training and evaluation of super-resolution networks on folders of images."""

@@ -1,0 +1,167 @@
+"""When statistics are frozen: the schedule by itself, resumed, and as a callback of Lightning."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from reparam import BNFreezeSchedule, FrozenStatsBN, RepSRBlock, SpecError, StatisticsError
+from reparam.interop.lightning import BNFreezeCallback
+from reparam.norm import norms
+
+
+def is_frozen(model: nn.Module) -> bool:
+    kinds = {isinstance(bn, FrozenStatsBN) for _, bn in norms(model)}
+    assert len(kinds) == 1
+    return kinds.pop()
+
+
+def net() -> nn.Module:
+    return nn.Sequential(RepSRBlock(3), nn.PReLU(), nn.BatchNorm2d(3))
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+
+
+@pytest.mark.parametrize(
+    ("total", "fraction", "first"), [(10, 0.9, 9), (10, 0.75, 8), (100, 0.29, 29), (7, 1, None), (3, 0.5, 2)]
+)
+def test_the_first_frozen_step(total, fraction, first):
+    model = net()
+    schedule = BNFreezeSchedule(model, total, fraction=fraction)
+    frozen = []
+    for step in range(total):
+        schedule.step()
+        model(batch(step))
+        frozen.append(is_frozen(model))
+        assert schedule.frozen == frozen[-1]
+    assert frozen == [first is not None and step >= first for step in range(total)]
+
+
+def test_fraction_zero_freezes_what_was_trained_before_and_refuses_what_was_not():
+    model = net()
+    with pytest.raises(StatisticsError, match=r"'0\.branches\.1\.norm': it never saw a batch"):
+        BNFreezeSchedule(model, 5, fraction=0).step()
+    assert not is_frozen(model)
+    model(batch(0))
+    BNFreezeSchedule(model, 5, fraction=0).step()
+    assert is_frozen(model)
+
+
+def test_a_model_without_batch_norm_is_left_as_it_is():
+    model = nn.Conv2d(3, 3, 3)
+    schedule = BNFreezeSchedule(model, 2, fraction=0.5)
+    for _ in range(2):
+        schedule.step()
+    assert type(model) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"total_steps": 0}, "total_steps=0"),
+        ({"total_steps": 5, "fraction": 1.2}, r"fraction=1\.2"),
+        ({"total_steps": 5, "fraction": -0.1}, r"fraction=-0\.1"),
+        ({"total_steps": 5, "fraction": float("nan")}, "fraction=nan"),
+    ],
+)
+def test_refusals(arguments, match):
+    with pytest.raises(SpecError, match=match):
+        BNFreezeSchedule(net(), **arguments)
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+@pytest.mark.parametrize("saved_at", [3, 7, 8, 9])
+def test_a_resumed_run_freezes_at_the_same_step(saved_at, model_first):
+    def run(model, schedule, start, stop):
+        for step in range(start, stop):
+            schedule.step()
+            model(batch(step))
+        return model
+
+    torch.manual_seed(0)
+    fresh = net()
+    model = copy.deepcopy(fresh)
+    schedule = BNFreezeSchedule(model, 10, fraction=0.8)
+    run(model, schedule, 0, saved_at)
+    states = copy.deepcopy((model.state_dict(), schedule.state_dict()))
+    whole = run(model, schedule, saved_at, 10)
+
+    resumed = copy.deepcopy(fresh)
+    again = BNFreezeSchedule(resumed, 10, fraction=0.8)
+    loads = [lambda: resumed.load_state_dict(states[0]), lambda: again.load_state_dict(states[1])]
+    for load in loads if model_first else reversed(loads):
+        load()
+    run(resumed, again, saved_at, 10)
+    assert is_frozen(resumed)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_going_back_before_the_freeze_unfreezes_what_it_froze():
+    model = net()
+    schedule = BNFreezeSchedule(model, 4, fraction=0.5)
+    for step in range(3):
+        schedule.step()
+        model(batch(step))
+    schedule.load_state_dict({"steps": 1})
+    schedule.step()
+    assert not is_frozen(model) and not schedule.frozen
+    schedule.step()
+    assert is_frozen(model)
+
+
+lightnings_own = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec:FutureWarning")
+"""Its advice on workers, and its use of what torch deprecates."""
+
+
+class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+        self.frozen: list[tuple[int, bool]] = []
+
+    def training_step(self, images, index):
+        loss = self.net(images).square().mean()
+        self.frozen.append((self.trainer.global_step, is_frozen(self)))
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def fit(module, folder, callback, checkpoint=None, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = Trainer(default_root_dir=folder, callbacks=[callback], enable_checkpointing=False, **quiet, **options)
+    loader = DataLoader([batch(step)[0] for step in range(24)], batch_size=2)
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=False) if checkpoint else trainer.fit(module, loader)
+    return trainer
+
+
+@lightnings_own
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_the_callback_counts_steps_of_the_optimizer(tmp_path, accumulated):
+    module = Module()
+    fit(module, tmp_path, BNFreezeCallback(0.5), max_epochs=1, accumulate_grad_batches=accumulated)
+    steps = 12 // accumulated
+    assert module.frozen == [(i // accumulated, i // accumulated >= steps / 2) for i in range(12)]
+
+
+@lightnings_own
+def test_the_callback_in_a_resumed_run(tmp_path):
+    first = Module()
+    fit(first, tmp_path, BNFreezeCallback(0.75, total_steps=12), max_steps=10).save_checkpoint(tmp_path / "at_10.ckpt")
+    resumed = Module()
+    fit(resumed, tmp_path, BNFreezeCallback(0.75), checkpoint=tmp_path / "at_10.ckpt", max_steps=12)
+    assert first.frozen == [(step, step >= 9) for step in range(10)]
+    assert resumed.frozen == [(10, True), (11, True)]
+
+
+@lightnings_own
+def test_the_callback_refuses_a_training_without_an_end(tmp_path):
+    with pytest.raises(SpecError, match=r"fraction 0\.9 of a training without an end \(max_steps=-1, max_epochs=-1\)"):
+        fit(Module(), tmp_path, BNFreezeCallback(0.9), max_epochs=-1)

@@ -1,0 +1,313 @@
+"""The training program: its data, exactness of resuming, several processes, and what it writes."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from torch import nn
+from torch.utils._pytree import tree_flatten
+from typer.testing import CliRunner
+
+import examples.train_sr.training as training
+from examples.train_sr.__main__ import app
+from examples.train_sr.data import Batches, read_patches_of
+from examples.train_sr.training import Recipe, Run, loss_of, train
+from reparam import CheckpointError, SpecError, create_model, load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, image in enumerate(
+        (data.astronaut()[:65, 180:250], data.coffee()[100:150, 200:280], data.camera()[:49])
+    ):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(photos) -> Recipe:
+    return Recipe(
+        train=str(photos), model="repsr_m1c4_x2_y", options={}, steps=9, batch=4, patch=8, lr=1e-2, schedule="cosine",
+        decay_every=3, loss="l1", ema=0.9, freeze_at=0.6, precision="32-true", seed=3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(photos, tmp_path) -> Run:
+    return Run(
+        out=tmp_path / "run", val=None, validate_every=4, save_every=2, log_every=3, logger="csv", workers=0,
+        accelerator="cpu", devices="1",
+    )  # fmt: skip
+
+
+def last(run: Run) -> dict:
+    return torch.load(run.out / "last.ckpt", weights_only=False)
+
+
+def assert_same(one: dict, other: dict) -> None:
+    (ours, layout), (theirs, other_layout) = tree_flatten(one), tree_flatten(other)
+    assert layout == other_layout
+    assert len(ours) > 100
+    for a, b in zip(ours, theirs):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def killed_at(step: int, monkeypatch, recipe: Recipe, run: Run) -> None:
+    """A run that ends in the middle of this step."""
+    losses: Iterator[int] = iter(range(step + 1))
+
+    def breaking(*args):
+        if next(losses) == step:
+            raise KeyboardInterrupt
+        return loss_of(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "loss_of", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, run)
+
+
+def with_dropout(name: str, **options) -> nn.Module:
+    net = create_model(name, **options)
+    net.body.insert(2, nn.Dropout(0.2))
+    return net
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"schedule": "step", "loss": "charbonnier", "ema": 0.0}], ids=["usual", "other"]
+)
+def test_a_run_killed_at_any_step_goes_on_bit_for_bit(recipe, run, tmp_path, monkeypatch, change):
+    """Weights, average, statistics, moments of Adam, schedules and all randomness; the network has dropout."""
+    recipe = replace(recipe, **change)
+    monkeypatch.setattr(training, "create_model", with_dropout)
+    train(recipe, run)
+    whole = last(run)
+    for step in range(recipe.steps):
+        other = replace(run, out=tmp_path / f"killed_at_{step}")
+        killed_at(step, monkeypatch, recipe, other)
+        assert (other.out / "last.ckpt").exists() == (step >= 2)
+        torch.manual_seed(step)  # whatever the new process starts with
+        train(recipe, other)
+        assert_same(last(other), whole)
+        for name in ("train", "fused"):
+            assert (other.out / f"{name}.safetensors").read_bytes() == (run.out / f"{name}.safetensors").read_bytes()
+
+
+def test_the_steps_of_a_resumed_run_are_not_repeated(recipe, run, monkeypatch):
+    killed_at(7, monkeypatch, recipe, run)
+    assert last(run)["step"] == 6
+    steps = []
+    monkeypatch.setattr(training, "loss_of", lambda *args: steps.append(0) or loss_of(*args))
+    train(recipe, run)
+    assert len(steps) == 3
+    train(recipe, run)  # nothing is left to do
+    assert len(steps) == 3
+
+
+def test_another_recipe_is_not_gone_on_with(recipe, run):
+    train(replace(recipe, steps=2), run)
+    with pytest.raises(CheckpointError, match=r"cannot go on with .*last\.ckpt, of steps=2, lr=0\.01: give the same"):
+        train(replace(recipe, lr=1.0), run)
+
+
+def command(recipe: Recipe, run: Run, *more: str) -> list[str]:
+    options = {
+        "--train": recipe.train, "--out": run.out, "--model": recipe.model, "--steps": recipe.steps,
+        "--batch": recipe.batch, "--patch": recipe.patch, "--lr": recipe.lr, "--ema": recipe.ema,
+        "--freeze-at": recipe.freeze_at, "--decay-every": recipe.decay_every, "--seed": recipe.seed,
+        "--save-every": run.save_every, "--accelerator": "cpu",
+    }  # fmt: skip
+    return ["-m", "examples.train_sr", "train", *(str(x) for pair in options.items() for x in pair), *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_a_process_that_is_killed_goes_on_bit_for_bit(recipe, run, tmp_path):
+    recipe = replace(recipe, steps=120)
+    train(recipe, run)
+    killed = replace(run, out=tmp_path / "killed", save_every=1)
+    process = subprocess.Popen(
+        [sys.executable, *command(recipe, killed)], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+    )
+    while not (killed.out / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < last(killed)["step"] < recipe.steps
+    train(recipe, killed)
+    assert_same(last(killed), last(run))
+
+
+def test_two_processes_under_torchrun_do_what_one_does(recipe, run, tmp_path, monkeypatch):
+    """The one was killed and goes on as two. ECBSR, as with batch norm each process has statistics of its own."""
+    recipe = replace(recipe, model="ecbsr_m1c4_x2_y", lr=1e-3)
+    train(recipe, run)
+    two = replace(run, out=tmp_path / "two")
+    killed_at(5, monkeypatch, recipe, two)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, *command(recipe, two)], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "steps 4 to 9, 2 processes" in done.stdout
+    assert last(two)["step"] == 9
+    for name, value in last(run)["model"].items():
+        torch.testing.assert_close(last(two)["model"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_processes_with_batch_norm(recipe, run):
+    """Fabric starts the second one by itself."""
+    run = replace(run, val=Path(recipe.train))
+    done = subprocess.run(
+        [sys.executable, *command(recipe, run, "--devices", "2", "--val", recipe.train, "--validate-every", "4")],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 4: bn_shift") == 1 and "fused:" in done.stdout
+    assert set(json.loads((run.out / "result.json").read_text())) == {"recipe", "train", "fused"}
+
+
+@pytest.mark.parametrize("model", ["repsr_m1c4_x2", "sesr_m3_x2", "plain_m1c4_x3"])
+def test_what_it_writes(recipe, run, photos, model):
+    result = train(replace(recipe, model=model, precision="bf16-mixed"), replace(run, val=photos))
+    assert json.loads((run.out / "result.json").read_text()) == result
+    wide, plain = (load_checkpoint(run.out / f"{name}.safetensors") for name in ("train", "fused"))
+    x = torch.rand(1, wide.colors, 7, 6)
+    assert torch.allclose(wide(x), plain(x), atol=1e-5)
+    assert result["train"]["psnr_db"] == pytest.approx(result["fused"]["psnr_db"], abs=1e-3)
+    assert all(type(module) in (nn.Conv2d, nn.Sequential, nn.PReLU, type(plain)) for module in plain.modules())
+    log = (run.out / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    columns = {"step", "loss", "lr", "psnr_db", "ssim"} | (
+        {"bn_shift", "bn_worst_shift"} if "repsr" in model else set()
+    )
+    assert set(log[0].split(",")) == columns
+    assert len(log) == 1 + 3 + 2  # loss at 3, 6, 9; validation at 4, 8
+
+
+COMMANDS = re.findall(
+    r"-m examples.train_sr (.*)$", (ROOT / "docs" / "training.md").read_text().replace("\\\n", ""), re.MULTILINE
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a low contrast image:UserWarning")
+def test_the_commands_of_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "--steps 4 --batch 2 --patch 8 --validate-every 2"
+    printed = []
+    for line in COMMANDS:
+        words = shlex.split(line + (f" {small}" if line.startswith("train") else ""))
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        printed.append(done.output)
+    assert [line.split()[0] for line in COMMANDS] == ["photos", "train", "evaluate", "train"]
+    assert "fused:" in printed[1] and "astronaut" in printed[2] and Path("runs/many/last.ckpt").exists()
+
+
+def test_mistakes_are_messages(tmp_path, photos):
+    words = ["train", "--train", str(photos), "--out", str(tmp_path), "--model", "repsr_big", "--accelerator", "cpu"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and "error: no model is named 'repsr_big'" in done.output
+    done = CliRunner().invoke(app, [*words, "--options", "{act"])
+    assert done.exit_code == 2 and "--options" in done.output
+
+
+def test_tensorboard(recipe, run):
+    train(replace(recipe, steps=3), replace(run, logger="tensorboard"))
+    assert list((run.out / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_the_average_forgets_nothing(recipe, run):
+    """By its definition, statistics included, over steps of one run."""
+    averages, weights = None, []
+    for step in range(1, 4):
+        one = replace(run, out=run.out / str(step))
+        train(replace(recipe, steps=step, schedule="constant", ema=0.15, freeze_at=1), one)
+        weights.append(last(one)["model"])
+        averages = last(one)["ema"]
+    name = "body.0.branches.0.norm.running_mean"
+    expected = weights[0][name]
+    for index in (1, 2):
+        decay = min(0.15, (1 + index) / (10 + index))
+        expected = decay * expected + (1 - decay) * weights[index][name]
+    torch.testing.assert_close(averages[f"module.{name}"], expected)
+    assert not torch.equal(expected, weights[-1][name])
+
+
+def pairs_of_blocks(scale: int) -> list:
+    """Images whose high resolution repeats every pixel of the low one."""
+    rng = np.random.default_rng(0)
+    lows = [rng.integers(256, size=(2, height, width), dtype=np.uint8) for height, width in ((7, 9), (5, 5), (6, 11))]
+    return [(low, low.repeat(scale, axis=1).repeat(scale, axis=2)) for low in lows]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_patches_of_both_resolutions_fit(scale):
+    pairs = pairs_of_blocks(scale)
+    batches = Batches(pairs, patch=4, batch=40, seed=0)
+    low, high = batches[0]
+    assert low.shape == (40, 2, 4, 4) and low.dtype == torch.uint8 and low.is_contiguous() and high.is_contiguous()
+    assert torch.equal(low.repeat_interleave(scale, 2).repeat_interleave(scale, 3), high)
+    assert torch.equal(batches[0][0], low) and not torch.equal(batches[1][0], low)
+    assert not torch.equal(Batches(pairs, 4, 40, seed=1)[0][0], low)
+
+
+def test_every_place_of_every_image_in_all_eight_symmetries():
+    pairs = [(np.arange(30, dtype=np.uint8).reshape(1, 5, 6) + 100 * index,) * 2 for index in (0, 1)]
+    low, _ = Batches(pairs, patch=4, batch=4000, seed=0)[0]
+    expected = set()
+    for image, _ in pairs:
+        for top in range(2):
+            for left in range(3):
+                patch = image[0, top : top + 4, left : left + 4]
+                for flipped in (patch, patch.T):
+                    expected |= {np.rot90(flipped, turn).tobytes() for turn in range(4)}
+    assert len(expected) == 2 * 6 * 8
+    assert {patch[0].numpy().tobytes() for patch in low} == expected
+
+
+def test_processes_share_one_batch_and_workers_change_nothing():
+    pairs = pairs_of_blocks(2)
+    whole = Batches(pairs, 4, 7, seed=5)
+    shares = [Batches(pairs, 4, 7, seed=5, rank=rank, world=3) for rank in range(3)]
+    for step in range(3):
+        for kind in (0, 1):
+            for rank, share in enumerate(shares):
+                assert torch.equal(share[step][kind], whole[step][kind][rank::3])
+    state = torch.get_rng_state()
+    alone, helped = (list(whole.loader(2, 6, workers)) for workers in (0, 2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(alone) == len(helped) == 4
+    for step, (one, other) in enumerate(zip(alone, helped), 2):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], whole[step][1])
+
+
+def test_images_smaller_than_a_patch_are_left_out(photos):
+    assert len(read_patches_of(photos, 2, 3, patch=25)) == 2  # 65x70 and 50x80, but not 49x512
+    assert [low.shape for low, _ in read_patches_of(photos, 2, 1, patch=32)] == [(1, 32, 35)]
+    with pytest.raises(SpecError, match="has 66 pixels on both sides, as patch=33 needs"):
+        read_patches_of(photos, 2, 3, patch=33)
+
+
+def test_charbonnier_is_a_smooth_l1():
+    a, b = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0])
+    assert float(loss_of(a, b, "charbonnier")) == pytest.approx((1e-3 + (4 + 1e-6) ** 0.5) / 2)
+    assert float(loss_of(a, b, "l1")) == 1
