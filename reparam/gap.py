@@ -86,6 +86,7 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> bn = nn.BatchNorm2d(2)
         >>> x = torch.randn(8, 2, 9, 9) * 3 + 1
         >>> report = bn_gap(nn.Sequential(bn), x)
