@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -94,26 +95,32 @@ def inspect_model(model: nn.Module) -> ModelReport:
         >>> report.blocks[0].name, report.ready
         ('0', False)
     """
-    reports = []
-    for name, block in find_blocks(model).items():
-        inside = list(norms(block))
-        spec = block.spec
-        taps = 1
-        for size in spec.kernel_size:
-            taps *= size
-        reports.append(
-            BlockReport(
-                name=name,
-                kind=type(block).__name__,
-                spec=spec,
-                parameters=sum(p.numel() for p in block.parameters()),
-                fused_parameters=spec.out_channels * (spec.in_channels // spec.groups * taps + spec.bias),
-                frozen=all(isinstance(bn, FrozenStatsBN) for _, bn in inside) if inside else None,
-                problems={
-                    f"{name}.{inner}" if name else inner: why for inner, bn in inside if (why := why_not_ready(bn))
-                },
-            )
-        )
+    reports = inspect_blocks(find_blocks(model))
     total = sum(p.numel() for p in model.parameters())
     saved = sum(report.parameters - report.fused_parameters for report in reports)
     return ModelReport(tuple(reports), total, total - saved)
+
+
+def inspect_blocks(blocks: dict[str, Branch]) -> list[BlockReport]:
+    """Reports on blocks of this library by dotted name."""
+    reports = []
+    for name, block in blocks.items():
+        problems = {
+            f"{name}.{inner}" if name else inner: why for inner, bn in norms(block) if (why := why_not_ready(bn))
+        }
+        reports.append(_report(name, type(block).__name__, block.spec, [block], problems))
+    return reports
+
+
+def _report(name: str, kind: str, spec: ConvSpec, parts: list[nn.Module], problems: dict[str, str]) -> BlockReport:
+    inside = [bn for part in parts for _, bn in norms(part)]
+    taps = math.prod(spec.kernel_size)
+    return BlockReport(
+        name=name,
+        kind=kind,
+        spec=spec,
+        parameters=sum(p.numel() for part in parts for p in part.parameters()),
+        fused_parameters=spec.out_channels * (spec.in_channels // spec.groups * taps + spec.bias),
+        frozen=all(isinstance(bn, FrozenStatsBN) for bn in inside) if inside else None,
+        problems=problems,
+    )

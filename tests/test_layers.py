@@ -21,6 +21,7 @@ LAYERS = [
     "branches",
     "block",
     "blocks",
+    "foreign",
     "inspect",
     "fuse",
     "verify",
