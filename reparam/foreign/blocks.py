@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..branches import Branch
 from ..errors import NotLinearError
+from ..spec import ConvSpec
 from .affine import Affine
 from .kernel_of import linear_parts
 from .layers import layer_affine
@@ -38,6 +39,14 @@ class ForeignBlock:
             return [self.module]
         names = next(slot.parts for slot in self.recipe.slots if slot.conv == conv)
         return [part for name in names if (part := self.module._modules.get(name)) is not None]
+
+    def spec(self, conv: str) -> ConvSpec:
+        """The geometry of a convolution; a linear layer is one with one tap on one axis."""
+        value = self.values[conv]
+        if value.flat:
+            out, inputs, _ = value.op.kernel.weight.shape
+            return ConvSpec(inputs, out, 1, ndim=1)
+        return value.spec()
 
     @property
     def kept(self) -> dict[str, nn.Module]:
@@ -87,12 +96,13 @@ def foreign_block(module: nn.Module) -> ForeignBlock | None:
 
 
 def _says_it_fuses(module: nn.Module) -> bool:
-    """Whether a module has one of the usual methods, and holds nothing that is known not to be linear."""
+    """Whether a module has one of the usual methods, and holds linear layers, several, and nothing else."""
     says = any(callable(getattr(module, name, None)) for name in ("fuse", "reparameterize", "switch_to_deploy"))
     if not says or is_torch_layer(module):
         return False
     layers = [part for part in module.modules() if is_torch_layer(part) and not is_any_norm(part)]
-    return not any(layer_affine.dispatch(type(layer)) is _NOT_LINEAR for layer in layers)
+    several = sum(isinstance(part, (_ConvNd, nn.Linear)) or is_any_norm(part) for part in module.modules()) > 1
+    return several and not any(layer_affine.dispatch(type(layer)) is _NOT_LINEAR for layer in layers)
 
 
 _NOT_LINEAR = layer_affine.dispatch(object)

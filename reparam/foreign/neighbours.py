@@ -40,7 +40,11 @@ def find_neighbours(model: nn.Module, taken: Container[int]) -> Iterator[Neighbo
         model: any.
         taken: ids of modules that become something else anyway, so that they are neither norms nor layers here.
     """
-    whole = list(graphs(model, lambda module: id(module) in taken or is_leaf(module)))
+
+    def leaf(module: nn.Module) -> bool:
+        return id(module) in taken or _is_same_conv(module) or is_leaf(module)
+
+    whole = list(graphs(model, leaf))
     calls: Counter[int] = Counter()
     for root, graph in whole:
         for node in graph.nodes:
@@ -49,9 +53,12 @@ def find_neighbours(model: nn.Module, taken: Container[int]) -> Iterator[Neighbo
             elif node.op == "get_attr":  # a parameter that is looked at past its module must stay as it is
                 calls[id(root.get_submodule(str(node.target).rpartition(".")[0]))] += 2
     gone: set[int] = set()
+    for module in model.modules():
+        for found in _attention_norms(module):
+            gone.add(id(found.norm))
+            yield found
     for root, graph in whole:
-        search = _Search(root, calls, taken, gone)
-        yield from search.all_in(graph)
+        yield from _Search(root, calls, taken, gone).all_in(graph)
 
 
 class _Search:
@@ -59,6 +66,7 @@ class _Search:
         self.root, self.calls, self.taken, self.gone = root, calls, taken, gone
 
     def all_in(self, graph: Graph) -> Iterator[Neighbours]:
+        """The norms in one graph, in the order in which they run."""
         for node in graph.nodes:
             norm = called(self.root, node)
             if norm is None or not self._may_go(norm):
@@ -69,19 +77,22 @@ class _Search:
                 yield found
 
     def _may_go(self, norm: nn.Module) -> bool:
+        if id(norm) in self.gone:
+            return False
         usual = is_torch_layer(norm) or type(norm).__module__.startswith(("timm.", "reparam."))
         known = is_any_norm(norm) and (usual or not is_norm(norm)) and getattr(norm, "running_mean", None) is not None
         return known and self.calls[id(norm)] == 1 and id(norm) not in self.taken and not norm._forward_pre_hooks
 
     def _layer_before(self, node: Node, norm: nn.Module) -> Neighbours | None:
         source: Any = node.args[0]
-        while isinstance(source, Node) and len(source.users) == 1 and self._does_nothing(source):
+        while isinstance(source, Node) and len(_readers(source)) == 1 and self._does_nothing(source):
             source = source.args[0]
-        if not isinstance(source, Node) or len(source.users) != 1:
+        if not isinstance(source, Node) or len(_readers(source)) != 1:
             return None
         layer = called(self.root, source)
-        takes = layer is not None and self._may_take(layer) and not layer._forward_hooks
-        return Neighbours(norm, (layer,), before=False) if takes else None  # type: ignore[arg-type]
+        if layer is None or not self._may_take(layer) or layer._forward_hooks:
+            return None
+        return Neighbours(norm, (layer,), before=False)
 
     def _layers_after(self, node: Node, norm: nn.Module) -> Neighbours | None:
         source = node.args[0]
@@ -89,34 +100,82 @@ class _Search:
             return None
         if norm._forward_hooks or any(changes_in_place(self.root, user) for user in source.users):
             return None
-        layers = [called(self.root, user) for user in self._users(node)]
-        if layers and all(layer is not None and self._may_take(layer) and _pads_nothing(layer) for layer in layers):
-            return Neighbours(norm, tuple(layers), before=True)  # type: ignore[arg-type]
-        return None
+        layers: list[nn.Module] = []
+        for user, pooled in self._users(node):
+            layer = called(self.root, user)
+            if layer is None or not self._may_take(layer) or not _takes_pixels(layer, norm, pooled):
+                return None
+            layers.append(layer)
+        return Neighbours(norm, tuple(layers), before=True) if layers else None
 
-    def _users(self, node: Node) -> Iterator[Node]:
-        """What uses a value, past modules that do nothing."""
-        for user in node.users:
+    def _users(self, node: Node, pooled: bool = False) -> Iterator[tuple[Node, bool]]:
+        """What uses a value, past what does nothing or takes the mean over the image, and whether that was done."""
+        for user in _readers(node):
             if self._does_nothing(user):
-                yield from self._users(user)
+                yield from self._users(user, pooled)
+            elif self._pools(user) or (pooled and _flattens(user)):
+                yield from self._users(user, True)
             else:
-                yield user
+                yield user, pooled
 
     def _does_nothing(self, node: Node) -> bool:
         module = called(self.root, node)
         if id(module) in self.gone and module is not None:
             return all(isinstance(part, nn.Identity) for part in module.children())
-        return isinstance(module, (nn.Identity, _DropoutNd))
+        return isinstance(module, (nn.Identity, _DropoutNd)) or (
+            isinstance(module, nn.Flatten) and len(node.all_input_nodes) == 1 and self._pools(node.all_input_nodes[0])
+        )
+
+    def _pools(self, node: Node) -> bool:
+        """Whether a node takes the mean over each channel, which a scale and shift may as well follow as precede."""
+        if node.op == "call_method" and node.target == "mean":
+            axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            return axes in ((2, 3), [2, 3], (-2, -1), [-2, -1])
+        return isinstance(called(self.root, node), nn.AdaptiveAvgPool2d)
 
     def _may_take(self, layer: nn.Module) -> bool:
-        plain = isinstance(layer, (_ConvNd, nn.Linear)) and is_torch_layer(layer) and "weight" in layer._parameters
-        usable = (plain and id(layer) not in self.taken) or isinstance(layer, Branch)
+        plain = isinstance(layer, (_ConvNd, nn.Linear)) and (is_torch_layer(layer) or _is_same_conv(layer))
+        usable = (plain and "weight" in layer._parameters and id(layer) not in self.taken) or isinstance(layer, Branch)
         return usable and self.calls[id(layer)] == 1 and not layer._forward_pre_hooks
 
 
-def _pads_nothing(layer: nn.Module) -> bool:
+def _attention_norms(block: nn.Module) -> Iterator[Neighbours]:
+    """Of NextViT's block, where heads, transposes and a mean over tokens lie between norms and linear layers."""
+    norm, attention = block._modules.get("norm1"), block._modules.get("e_mhsa")
+    q, k, v, inner = (attention._modules.get(name) if attention else None for name in ("q", "k", "v", "norm"))
+    if norm is None or not is_any_norm(norm) or not all(isinstance(layer, nn.Linear) for layer in (q, k, v)):
+        return
+    if inner is not None and is_any_norm(inner):
+        yield Neighbours(inner, (k, v), before=True)  # type: ignore[arg-type]
+    yield Neighbours(norm, (q, k, v), before=True)  # type: ignore[arg-type]
+
+
+def _is_same_conv(module: nn.Module) -> bool:
+    """timm's convolution that pads by the size of its input, as TensorFlow's do."""
+    return isinstance(module, nn.Conv2d) and type(module).__name__ == "Conv2dSame"
+
+
+def _readers(node: Node) -> list[Node]:
+    """What uses the numbers of a value; its shape is not changed by a norm."""
+    return [user for user in node.users if not _looks_at_shape(user)]
+
+
+def _looks_at_shape(node: Node) -> bool:
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "device", "dtype")
+    return node.op == "call_method" and node.target in ("size", "dim")
+
+
+def _flattens(node: Node) -> bool:
+    return node.op == "call_method" and node.target == "flatten" and node.args[1:] == (1,)
+
+
+def _takes_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> bool:
+    """Whether a layer pads nothing, so that each of its inputs is a value that the norm made."""
     if isinstance(layer, Branch):
         return not any(map(any, layer.spec.pads))
-    if isinstance(layer, _ConvNd):
-        return not isinstance(layer, _ConvTransposeNd) and layer.padding in ("valid", (0,) * len(layer.stride))
-    return isinstance(layer, nn.Linear)
+    if isinstance(layer, nn.Linear):  # of vectors: the channels that the norm counts must be their entries
+        vectors = getattr(norm, "_unfrozen_class", type(norm)) is nn.BatchNorm1d
+        return (pooled or vectors) and layer.in_features == norm.num_features
+    turned = isinstance(layer, _ConvTransposeNd) or _is_same_conv(layer)
+    return isinstance(layer, _ConvNd) and not turned and layer.padding in ("valid", (0,) * len(layer.stride))

@@ -23,16 +23,20 @@ class Survey:
     names: Mapping[int, str]
     """Dotted names by the ids of modules."""
 
-    def problems_of(self, block: ForeignBlock) -> dict[str, str]:
-        """Why a block cannot be fused now, by the dotted name of the norm."""
-        parts = [part for conv in block.values for part in block.parts(conv)]
-        return self._problems(module for part in parts for module in part.modules())
+    def problems_of(self, block: ForeignBlock, conv: str) -> dict[str, str]:
+        """Why a convolution of a block cannot be made now, by the dotted name of the norm."""
+        return self._problems(module for part in block.parts(conv) for module in part.modules())
+
+    def norm_problems(self) -> dict[str, str]:
+        """Why a norm outside of blocks cannot be taken in now, by its dotted name."""
+        return self._problems(found.norm for found in self.neighbours)
 
     def problems(self) -> dict[str, str]:
         """Why the model cannot be fused now, by the dotted name of the norm."""
-        found = self._problems(found.norm for found in self.neighbours)
+        found = self.norm_problems()
         for block in self.blocks.values():
-            found |= self.problems_of(block)
+            for conv in block.values:
+                found |= self.problems_of(block, conv)
         return found
 
     def _problems(self, modules: Iterator[nn.Module]) -> dict[str, str]:
