@@ -16,6 +16,7 @@ from ..branches import Branch
 from ..errors import NotLinearError
 from ..spec import ConvSpec
 from .affine import Affine
+from .equations import is_whole_block
 from .kernel_of import linear_parts
 from .layers import layer_affine
 from .reading import is_registered, like_of
@@ -80,9 +81,8 @@ def find_foreign(model: nn.Module) -> dict[str, ForeignBlock]:
 def foreign_block(module: nn.Module) -> ForeignBlock | None:
     """A module as a foreign block, if it is one."""
     recipe = None if is_registered(module) else recipe_of(module)
-    if recipe is None and not is_registered(module) and not _says_it_fuses(module):
-        return None
-    if recipe is None and not is_registered(module) and _keeps_itself(module):
+    known = recipe or is_registered(module) or is_whole_block(module)
+    if not known and (not _says_it_fuses(module) or _keeps_itself(module)):
         return None
     try:
         with torch.no_grad():
@@ -132,11 +132,11 @@ def with_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
 def exact(module: nn.Module) -> Any:
     """A copy in float64 and eval mode, on the same device if that knows float64.
 
-    Weights of torch's convolutions stay as they are: they are large, and become float64 when they are first used.
+    Weights of torch's convolutions stay as they are: they are large, and become float64 where they are used.
     """
-    registered = any(map(is_registered, module.modules()))
+    opaque = any(is_registered(part) or isinstance(part, Branch) for part in module.modules())
     convs = [part for part in module.modules() if isinstance(part, _ConvNd) and is_torch_layer(part)]
-    raw = {id(tensor) for conv in convs if not registered for tensor in conv._parameters.values()}
+    raw = {id(tensor) for conv in convs if not opaque for tensor in conv._parameters.values()}
     return with_tensors(module, lambda tensor: tensor if tensor.dim() > 1 and id(tensor) in raw else in_float64(tensor))
 
 

@@ -86,3 +86,8 @@ EQUATIONS: list[tuple[Callable[[nn.Module], bool], Callable[[Any, Tensor], Affin
 def equation_of(module: nn.Module) -> Callable[[Any, Tensor], Affine] | None:
     """The equation of a module that is known, or None."""
     return next((equation for fits, equation in EQUATIONS if fits(module)), None)
+
+
+def is_whole_block(module: nn.Module) -> bool:
+    """Whether a module is of a known class that becomes a convolution as a whole."""
+    return is_seq_conv(module) or is_conv3xc(module)

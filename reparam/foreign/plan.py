@@ -204,6 +204,7 @@ def _with_kernel(module: Any, kernel: Kernel) -> nn.Module:
         memo[id(module.bias)] = None
     layer = copy.deepcopy(module, memo)
     layer.bias = nn.Parameter(bias, requires_grad=trainable)
+    layer.fused_from = type(module).__name__
     return layer
 
 

@@ -29,8 +29,8 @@ class _ForwardTracer(Tracer):
         return self._is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
+        try:  # without hooks, which are nobody's business to run now
+            return super().call_module(m, m.forward, args, kwargs)
         except Exception:
             self.failed_in = self.failed_in or m
             raise
@@ -83,31 +83,37 @@ def graphs(model: nn.Module, is_leaf: Leaf) -> Iterator[tuple[nn.Module, Graph]]
     """Graphs that together show as much of a model as can be traced, each with the module whose forward it is.
 
     A class whose forward cannot be traced, because it looks at values or shapes, becomes a leaf, and its parts are
-    traced on their own.
+    traced on their own. So is a module with forward hooks, which see what goes in and comes out.
     """
     opaque: set[type] = set()
+
+    def closed(module: nn.Module) -> bool:
+        return type(module) in opaque or bool(module._forward_hooks or module._forward_pre_hooks)
+
+    parts = list(model.children())
     while True:
-        tracer = _ForwardTracer(lambda module: type(module) in opaque or is_leaf(module))
+        tracer = _ForwardTracer(lambda module: closed(module) or is_leaf(module))
         try:
             graph = _trace(tracer, model)
         except Exception:  # a foreign forward may raise anything
             if tracer.failed_in is None or type(tracer.failed_in) in opaque:
-                parts = list(model.children())
                 break
             opaque.add(type(tracer.failed_in))
         else:
             yield model, graph
-            parts = list(_inside(model, opaque))
+            parts = list(_inside(model, closed, is_leaf))
             break
     for part in parts:
         if not is_leaf(part):
             yield from graphs(part, is_leaf)
 
 
-def _inside(module: nn.Module, opaque: set[type]) -> Iterator[nn.Module]:
-    """The parts of the outermost modules of these classes."""
+def _inside(module: nn.Module, closed: Leaf, is_leaf: Leaf) -> Iterator[nn.Module]:
+    """The parts of the outermost modules that were leaves only because they are closed."""
     for child in module.children():
-        yield from child.children() if type(child) in opaque else _inside(child, opaque)
+        if is_leaf(child):
+            continue
+        yield from child.children() if closed(child) else _inside(child, closed, is_leaf)
 
 
 def called(root: nn.Module, node: Node) -> nn.Module | None:
