@@ -455,6 +455,16 @@ class TestRefusals:
         self.check(nn.Sequential(RepVGGBlock(8, 8)).eval(), r"0\.rbr_dense\.bn: it never saw a batch")
         self.check(nn.Sequential(conv_bn(8, 8, 1)).eval(), r"0\.bn: it never saw a batch")
 
+    def test_statistics_from_a_file_that_does_not_count_batches_are_fine(self):
+        model, x = ready(nn.Sequential(RepVGGBlock(8, 8))), image(1, 8, 7, 6)
+        for name in norms_in(model):
+            model.get_submodule(name).num_batches_tracked.zero_()
+        assert_close(fuse(model)(x), model(x))
+        with torch.no_grad():
+            model[0].rbr_identity.reset_running_stats()
+        with pytest.raises(FuseError, match="0.rbr_identity: it never saw a batch"):
+            fuse(model)
+
     def test_the_root_in_place(self):
         with pytest.raises(FuseError, match=r"itself a block \(Conv3XC\)"):
             fuse(ready(Conv3XC(4, 4)), inplace=True)

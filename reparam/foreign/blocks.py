@@ -21,7 +21,7 @@ from .kernel_of import linear_parts
 from .layers import layer_affine
 from .reading import is_registered, like_of
 from .recipes import Recipe, Row, recipe_of
-from .trace import is_any_norm, is_torch_layer
+from .trace import is_any_norm, is_torch_layer, same_hooks
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _keeps_itself(module: nn.Module) -> bool:
 
 def with_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
     """A copy of a module in eval mode that holds other tensors; those of integers are kept."""
-    memo: dict[int, Any] = {}
+    memo = same_hooks(module)
     for tensor in chain(module.parameters(), module.buffers()):
         if tensor.is_floating_point():
             made = make(tensor).detach()

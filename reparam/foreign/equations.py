@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..kernels import Kernel
 from ..linear import LinearOp
-from .affine import Affine, add, after, padded, the_input
+from .affine import Affine, after, padded, the_input
 from .layers import layer_affine, norm_affine
+from .sums import add
 from .trace import is_any_norm
 
 

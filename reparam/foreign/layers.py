@@ -19,7 +19,8 @@ from ..kernels import Kernel
 from ..linear import LinearOp, linear_op
 from ..norm import is_norm, stored_scale_shift
 from ..spec import ConvSpec, Pads
-from .affine import Affine, add, after, padded, pointwise, scaled, the_input
+from .affine import Affine, after, padded, pointwise, scaled, the_input
+from .sums import add
 
 
 def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,13 @@ def is_torch_layer(module: nn.Module) -> bool:
 def shared_eval(model: nn.Module) -> nn.Module:
     """A copy in eval mode of the modules, which hold the very tensors of `model`."""
     memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, memo).eval()
+    return copy.deepcopy(model, memo | same_hooks(model)).eval()
+
+
+def same_hooks(model: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy with which copies hold the hooks themselves, whatever these refer to."""
+    tables = (table for module in model.modules() for name, table in vars(module).items() if "_hooks" in name)
+    return {id(table): table for table in tables}
 
 
 def trace(module: nn.Module, is_leaf: Leaf) -> Graph:
