@@ -36,11 +36,12 @@ from .foreign import kernel_of
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
 from .inspect import inspect_model
-from .interop import fuse_file, fuse_state_dict, load_checkpoint, save_checkpoint
+from .interop import fuse_file, fuse_state_dict, inspect_file, load_checkpoint, save_checkpoint
 from .kernels import Kernel
 from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
 from .norm import FrozenStatsBN
 from .spec import ConvSpec
+from .swap import SwapReport, swap_convs
 from .verify import verify
 
 __version__ = "0.1.0"
@@ -88,12 +89,14 @@ __all__ = [
     "SobelBranch",
     "SpecError",
     "StatisticsError",
+    "SwapReport",
     "create_model",
     "freeze_bn_stats",
     "fuse",
     "fuse_file",
     "fuse_state_dict",
     "fused",
+    "inspect_file",
     "inspect_model",
     "kernel_of",
     "list_models",
@@ -101,6 +104,7 @@ __all__ = [
     "recalibrate_bn_stats",
     "save_checkpoint",
     "set_fold",
+    "swap_convs",
     "unfreeze_bn_stats",
     "verify",
 ]

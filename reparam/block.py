@@ -103,8 +103,10 @@ class ReparamBlock(Branch):
         """The sum of the branches on x (N, in_channels, *size): run one by one, or folded into one convolution."""
         if self._folds(x):
             with _no_autocast(x.device.type):
-                kernel = self.kernel_with(self._scale_shift_for(x))
-            return self.spec.convolve(x, *kernel)
+                weight, bias = self.kernel_with(self._scale_shift_for(x))
+                if not self.spec.bias:  # biases of the branches have gradients then too, of zero, which DDP insists on
+                    weight = weight + 0.0 * bias.sum()
+            return self.spec.convolve(x, weight, bias)
         total = self._sum(x)
         return total if self.norm is None else normalise(self.norm, total)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -101,12 +101,14 @@ def fuse(
     ] = None,
     act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
     with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
+    pool: Annotated[bool, typer.Option("--pool", help="QARepVGG: the blocks have an average pool (V2).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
 ) -> None:
     """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
-    options = {key: value for key, value in {"identity": identity, "act": act}.items() if value is not None}
+    layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
     with _user_errors():
-        report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, eps=eps, with_13=with_13, **options)
+        options: dict[str, Any] = {} if act is None else {"act": act}
+        report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -72,17 +72,38 @@ def unfreeze_bn_stats(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _collecting(bn: BatchNorm) -> Iterator[Population]:
-    """While it lasts, `bn` uses batch statistics and the population yielded here collects them."""
+def _collecting(bn: BatchNorm, passive: bool) -> Iterator[Population]:
+    """While it lasts, `bn` uses batch statistics and the population yielded here collects them; `passive`, it collects
+    them but goes on with its stored ones."""
     kind = type(bn)
     population = Population()
     bn.__class__ = PopulationBN
-    bn.population = population  # type: ignore[assignment]
+    bn.population, bn.passive = population, passive  # type: ignore[assignment]
     try:
         yield population
     finally:
         bn.__class__ = kind
-        del bn.population
+        del bn.population, bn.passive
+
+
+@torch.no_grad()
+def collect_bn_stats(
+    model: nn.Module, found: Sequence[tuple[str, BatchNorm]], batches: Iterable[Any], *, passive: bool = False
+) -> tuple[int, list[Population]]:
+    """Runs the model in eval mode on `batches`, and returns their number and what each batch norm saw."""
+    modes = {module: module.training for module in model.modules()}
+    used = 0
+    try:
+        model.eval()
+        with ExitStack() as stack:
+            populations = [stack.enter_context(_collecting(bn, passive)) for _, bn in found]
+            for batch in batches:
+                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                used += 1
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return used, populations
 
 
 @torch.no_grad()
@@ -104,18 +125,7 @@ def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
         StatisticsError: if `batches` is empty, or a batch norm was not reached; the statistics are as before then.
     """
     found = [(name, bn) for name, bn in norms(model) if bn.running_mean is not None]
-    modes = {module: module.training for module in model.modules()}
-    used = 0
-    try:
-        model.eval()
-        with ExitStack() as stack:
-            populations = [stack.enter_context(_collecting(bn)) for _, bn in found]
-            for batch in batches:
-                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-                used += 1
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    used, populations = collect_bn_stats(model, found, batches)
     for (name, _), population in zip(found, populations):
         if population.count < 2:
             raise StatisticsError(
@@ -123,8 +133,9 @@ def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
                 "channel, and it needs two or more; the statistics were left as they were"
             )
     for (_, bn), population in zip(found, populations):
-        bn.running_mean.copy_(population.mean)  # type: ignore[union-attr, arg-type]
-        bn.running_var.copy_(population.sum_squares / (population.count - 1))  # type: ignore[union-attr, arg-type]
+        mean, var = population.mean_var()
+        bn.running_mean.copy_(mean)  # type: ignore[union-attr]
+        bn.running_var.copy_(var)  # type: ignore[union-attr]
         if bn.num_batches_tracked is not None:
             bn.num_batches_tracked.add_(used)
     return used

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -84,9 +84,7 @@ def fuse(model: nn.Module, *, inplace: bool = False, batch_norms: bool | None = 
     plain = copy.deepcopy(inner, memo)
     for edit in plan.edits:
         edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
-    for module in inner.modules():
-        if id(module) in made:
-            _keep_hooks(module, made[id(module)], memo)
+    _keep_all_hooks(inner, made, memo)
     return plain
 
 
@@ -162,12 +160,8 @@ def _apply(model: nn.Module, plan: Plan) -> nn.Module:
             "the convolution that fuse(block) returns"
         )
     made = {key: make(_itself) for key, make in plan.replace.items()}
-    for module in list(model.modules()):
-        if id(module) in made:
-            _keep_hooks(module, made[id(module)], None)
-        for name, child in list(module._modules.items()):
-            if id(child) in made:
-                setattr(module, name, made[id(child)])
+    _keep_all_hooks(model, made, None)
+    replace(model, made)
     for edit in plan.edits:
         edit.apply(edit.block.module, _itself)
     return model
@@ -177,8 +171,23 @@ def _itself(module: nn.Module) -> nn.Module:
     return module
 
 
-def _keep_hooks(block: nn.Module, conv: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Hooks that others put on the block go on with the convolution; copied, as deepcopy does, if there is a memo."""
+def replace(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
+    """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in others:
+                setattr(parent, name, others[id(child)])
+    return model
+
+
+def _keep_all_hooks(model: nn.Module, made: Mapping[int, nn.Module], memo: dict[int, Any] | None) -> None:
+    for module in model.modules():
+        if id(module) in made:
+            keep_hooks(module, made[id(module)], memo)
+
+
+def keep_hooks(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:
+    """Hooks that others put on a module go on with the one in its place; copied, as deepcopy does, with a memo."""
     for name in _KEPT_HOOKS:
-        hooks = vars(block)[name]
-        vars(conv)[name].update(hooks if memo is None else copy.deepcopy(hooks, memo))
+        hooks = vars(old)[name]
+        vars(new)[name].update(hooks if memo is None else copy.deepcopy(hooks, memo))

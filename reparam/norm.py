@@ -98,16 +98,23 @@ class Population:
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
+    def mean_var(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance per channel, float64; of two values or more."""
+        return torch.as_tensor(self.mean), torch.as_tensor(self.sum_squares) / (self.count - 1)
+
 
 class PopulationBN(_NormBase):
     """What every batch norm becomes while it is recalibrated: it uses batch statistics and collects them."""
 
     population: Population
+    passive: bool
+    """Whether it normalises with its stored statistics all the same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises x of shape (N, C, *) with its own statistics."""
+        """Normalises x of shape (N, C, *) with its own statistics, unless it is passive."""
         self.population.add(*batch_moments(x))
-        x = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        mean, var = (self.running_mean, self.running_var) if self.passive else (None, None)
+        x = F.batch_norm(x, mean, var, self.weight, self.bias, not self.passive, 0.0, self.eps)
         for following in self.children():
             x = following(x)
         return x
@@ -216,6 +223,8 @@ def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tupl
         widths = [bn.num_features for bn in bns]
         for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
             update_running_stats(bn, its_mean, its_var, count)
+    if isinstance(bns[0], PopulationBN) and bns[0].passive:
+        mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
     return scale_shift(bns, mean, var)
 
 
@@ -248,6 +257,20 @@ def _over_processes(
     mean_of_all = all_reduce(mean * share, group=group)
     var_of_all = all_reduce((var + (mean - mean_of_all).square()) * share, group=group)
     return mean_of_all, var_of_all, count_of_all
+
+
+@torch.no_grad()
+def move_statistics(bn: BatchNorm, mean: Tensor, var: Tensor, batches: int) -> None:
+    """Gives `bn` other stored statistics and an affine with which it scales and shifts as before."""
+    assert bn.running_mean is not None and bn.running_var is not None and bn.weight is not None
+    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    bn.weight.copy_(scale * (var + bn.eps).sqrt())
+    if bn.bias is not None:
+        bn.bias.copy_(bn.bias.double() + scale * (mean - bn.running_mean.double()))
+    bn.running_mean.copy_(mean)
+    bn.running_var.copy_(var)
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(batches)
 
 
 @torch.no_grad()

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers import assert_close, randomise
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import reparam
-from reparam import create_model
+from reparam import RepSRBlock, create_model, fuse, fuse_state_dict, load_checkpoint, save_checkpoint
 from reparam.cli import app
 
 
@@ -78,3 +80,220 @@ def test_the_demo_without_its_packages(monkeypatch):
     result = run("demo")
     assert result.exit_code == 1
     assert "pip install 'reparam[demo]'" in result.output
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def official(name: str) -> dict[str, torch.Tensor]:
+    """A state dict of a paper's code."""
+    with safe_open(Path(__file__).parent / "golden" / f"{name}.safetensors", "pt") as file:
+        return {key[3:]: file.get_tensor(key) for key in file.keys() if key.startswith("sd.")}  # noqa: SIM118
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def ecbsr(tmp_path: Path) -> Path:
+    torch.save({"params": official("ecbsr_m4c8_x2_c1"), "iteration": 5}, tmp_path / "ecbsr.pth")
+    return tmp_path / "ecbsr.pth"
+
+
+@pytest.mark.parametrize("name", ["out.pth", "out.safetensors"])
+def test_fuse_writes_the_keys_of_the_source(ecbsr, name, tmp_path):
+    result = run("fuse", str(ecbsr), str(tmp_path / name))
+    assert result.exit_code == 0, result.output
+    written = read(tmp_path / name)
+    written = written["params"] if name == "out.pth" else written
+    assert same(written, fuse_state_dict(official("ecbsr_m4c8_x2_c1")))
+    rows = [line for line in result.output.splitlines() if "backbone." in line]
+    assert len(rows) == 6 and all("ECB" in row for row in rows)
+    assert all(float(row.split("│")[5]) < 1e-6 for row in rows)
+    assert "ECBSR" in result.output and "11,992" in result.output and "2,748" in result.output
+    assert f"written: {tmp_path / name}" in result.output
+
+
+def test_fuse_writes_the_keys_of_srvggnetcompact(ecbsr, tmp_path):
+    result = run("fuse", str(ecbsr), str(tmp_path / "out.safetensors"), "--keys", "reparam", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["network"] == "ECBSR" and report["after"] == 2748
+    assert [row["name"] for row in report["blocks"]] == [f"body.{2 * index}" for index in range(6)]
+    plain = create_model("plain_m4c8_x2_y")
+    plain.load_state_dict(load_file(tmp_path / "out.safetensors"))
+    x = torch.rand(1, 1, 9, 8)
+    assert_close(plain(x), load_checkpoint(ecbsr)(x))
+
+
+def test_fuse_options(ecbsr, tmp_path):
+    out = tmp_path / "out.safetensors"
+    expected = fuse_state_dict(official("ecbsr_m4c8_x2_c1"), identity=True)
+    assert run("fuse", str(ecbsr), str(out), "--identity", "--wrapper", "params").exit_code == 0
+    assert same(load_file(out), expected)
+    assert run("fuse", str(ecbsr), str(out), "--identity", "--keys", "reparam").exit_code == 0
+    assert torch.equal(load_file(out)["body.2.weight"], expected["backbone.1.conv3x3.weight"])
+    for name, option, given in (
+        ("repvgg_s1_id_8", ("--eps", "1e-3"), {"eps": 1e-3}),
+        ("edbb_6to8_13_linear", ("--with-13",), {"with_13": True}),
+        ("repsr_jldy_block_4_var1", ("--no-identity",), {"identity": False}),
+    ):
+        sd = official(name)
+        save_file(sd, tmp_path / "in.safetensors")
+        assert run("fuse", str(tmp_path / "in.safetensors"), str(out), *option).exit_code == 0
+        assert same(load_file(out), fuse_state_dict(sd, **given))
+        assert not same(load_file(out), fuse_state_dict(sd))
+
+
+def test_fuse_with_a_pool(tmp_path):
+    block = randomise(reparam.QARepVGGBlock(4, pool=True), 0)
+    parts = {"rbr_dense.conv": block.branches[0].conv, "rbr_dense.bn": block.branches[0].norm}
+    parts |= {"rbr_1x1": block.branches[1].conv, "bn": block.norm}
+    sd = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    save_file(sd, tmp_path / "in.safetensors")
+    result = run("fuse", str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), "--pool")
+    assert result.exit_code == 0 and "Blocks of an unknown network" in result.output
+    assert same(load_file(tmp_path / "out.safetensors"), fuse_state_dict(sd, pool=True))
+
+
+def test_fuse_of_our_own_files(tmp_path):
+    net = randomise(create_model("repsr_m1c6_x2", act="relu"), 0).eval()
+    save_checkpoint(net, tmp_path / "net.pth")  # bare, so that nothing tells the activation
+    result = run("fuse", str(tmp_path / "net.pth"), str(tmp_path / "net.pth"), "--act", "relu")
+    assert result.exit_code == 0, result.output
+    assert "RepSRBlock" in result.output
+    assert same(read(tmp_path / "net.pth"), fuse(net).state_dict())
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    assert run("fuse", str(tmp_path / "net.safetensors"), str(tmp_path / "net.safetensors")).exit_code == 0
+    x = torch.rand(1, 3, 5, 6)
+    assert torch.equal(load_checkpoint(tmp_path / "net.safetensors")(x), fuse(net)(x))
+    wide = {key: (tensor * 1e-3 if "var" in key else tensor) for key, tensor in net.state_dict().items()}
+    torch.save(wide, tmp_path / "net.pth")
+    assert (
+        run("fuse", str(tmp_path / "net.pth"), str(tmp_path / "eps.pth"), "--act", "relu", "--eps", "1").exit_code == 0
+    )
+    assert run("fuse", str(tmp_path / "net.pth"), str(tmp_path / "no.pth"), "--act", "relu").exit_code == 0
+    assert read(tmp_path / "eps.pth")["body.0.weight"].norm() < 0.1 * read(tmp_path / "no.pth")["body.0.weight"].norm()
+
+
+def test_blocks_in_a_network_that_does_not_fit_are_fused(ecbsr, tmp_path):
+    sd = {"head.weight": torch.rand(2), **official("ecbsr_m4c8_x2_c1")}
+    del sd["backbone.5.conv3x3.weight"], sd["backbone.5.conv1x1_3x3.k0"]
+    save_file(sd, ecbsr.with_name("in.safetensors"))
+    result = run("fuse", str(ecbsr.with_name("in.safetensors")), str(tmp_path / "out.safetensors"))
+    assert result.exit_code == 0, result.output
+    assert "unknown network" in result.output
+    assert same(load_file(tmp_path / "out.safetensors"), fuse_state_dict(sd))
+
+
+def unseen() -> dict[str, torch.Tensor]:
+    return {**official("repvgg_s1_id_8"), "rbr_1x1.bn.num_batches_tracked": torch.tensor(0)}
+
+
+def too_large() -> dict[str, torch.Tensor]:
+    """In float16, and fused above what that holds."""
+    sd = {key: tensor.half() if tensor.dim() else tensor for key, tensor in official("repvgg_s1_id_8").items()}
+    return {**sd, "rbr_dense.bn.weight": sd["rbr_dense.bn.weight"] * 60_000}
+
+
+def not_a_number() -> dict[str, torch.Tensor]:
+    return {**official("repvgg_s1_id_8"), "rbr_dense.bn.bias": torch.full((8,), torch.nan)}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "No such file or directory"),
+        (b"", "not a whole file of torch or safetensors"),
+        (b"PK\x03\x04", "a damaged archive"),
+        (unseen(), r"block '' \(RepVGG\).*num_batches_tracked=0"),
+        (too_large(), r"block '' \(RepVGG\) and its convolution differ by (nan|inf).*torch.float16"),
+        (not_a_number(), r"differ by nan of the output.*nothing is written. Are all weights finite"),
+        ({"stem.weight": torch.rand(2)}, "no known network; looked for ECBSR"),
+        (create_model("plain_m1c4_x2").state_dict(), "nothing to fuse: the file holds a PlainSR of plain convolutions"),
+        (
+            {**official("ecbsr_m4c8_x2_c1"), "backbone.1.conv1x1_sbx.k0": torch.rand(3)},
+            r"'conv1x1_sbx.k0' has shape \(3,\)",
+        ),
+    ],
+)
+def test_fuse_of_bad_files(content, match, tmp_path):
+    source, target = tmp_path / "in.pth", tmp_path / "out.pth"
+    target.write_text("as it was")
+    if isinstance(content, bytes):
+        source.write_bytes(content)
+    elif content is not None:
+        torch.save(content, source)
+    result = run("fuse", str(source), str(target))
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert result.stdout == "" and re.match(r"error: ", result.stderr) and result.stderr.count("\n") == 1
+    assert re.search(match, result.stderr), result.stderr
+    assert target.read_text() == "as it was" and len(list(tmp_path.iterdir())) == 1 + (content is not None)
+
+
+def test_fuse_to_bad_places(ecbsr, tmp_path):
+    for target, match in ((tmp_path / "no" / "x.pth", "no directory"), (tmp_path, "irectory")):
+        result = run("fuse", str(ecbsr), str(target))
+        assert result.exit_code == 1 and result.stderr.startswith("error: ") and match in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["ecbsr.pth"]
+    assert run("fuse", str(ecbsr)).exit_code == 2
+    assert run("fuse", str(ecbsr), "x.pth", "--keys", "theirs").exit_code == 2
+
+
+def test_inspect(ecbsr, tmp_path):
+    result = run("inspect", str(ecbsr))
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [
+        "network:  ECBSR(scale=2, num_blocks=4, channels=8, colors=1, act=prelu, base=nearest, plain_ends=False, "
+        "expansion=2.0)",
+        "blocks:   6 x ECB",
+        "numbers:  11,992 in 131 tensors (float32), 2,748 after fusing",
+        "wrapper:  params",
+    ]
+    found = json.loads(run("inspect", str(ecbsr), "--json").stdout)
+    assert found["blocks"] == {"ECB": 6} and found["fused_numbers"] == 2748 and found["problems"] == []
+    run("fuse", str(ecbsr), str(tmp_path / "out.safetensors"))
+    found = json.loads(run("inspect", str(tmp_path / "out.safetensors"), "--json").stdout)
+    assert found["numbers"] == found["fused_numbers"] == 2748 and found["wrapper"] is None
+    assert "nothing to fuse" in run("inspect", str(tmp_path / "out.safetensors")).output
+
+
+def test_inspect_of_blocks(tmp_path):
+    save_file(unseen(), tmp_path / "x.safetensors")
+    result = run("inspect", str(tmp_path / "x.safetensors"))
+    assert result.exit_code == 0
+    assert "network:  not known" in result.output and "blocks:   1 x RepVGG" in result.output
+    assert re.search(r"problem:  branches.1.norm \(RepVGG\): it never saw a batch", result.output)
+    save_file(official("span_spab_6"), tmp_path / "x.safetensors")
+    found = json.loads(run("inspect", str(tmp_path / "x.safetensors"), "--json").stdout)
+    assert found["blocks"] == {"SPAN's Conv3XC": 3} and found["numbers"] == found["fused_numbers"]
+    report = run("fuse", str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors"), "--json")
+    assert json.loads(report.stdout)["after"] == found["numbers"]
+    save_file(sd := official("repvgg_tiny_net_g"), tmp_path / "x.safetensors")
+    found = json.loads(run("inspect", str(tmp_path / "x.safetensors"), "--json").stdout)
+    assert found["fused_numbers"] == sum(tensor.numel() for tensor in fuse_state_dict(sd).values())
+
+
+def test_inspect_says_what_stands_in_the_way(ecbsr, tmp_path):
+    torch.save(create_model("repsr_m1c4_x2").state_dict(), tmp_path / "x.pth")
+    found = json.loads(run("inspect", str(tmp_path / "x.pth"), "--json").stdout)
+    assert found["network"].startswith("RepSR(") and len(found["problems"]) == 6
+    assert "body.0.branches.0.norm: it never saw a batch" in found["problems"][0]
+    torch.save({**official("ecbsr_m4c8_x2_c1"), "backbone.1.conv1x1_sbx.k0": torch.rand(3)}, ecbsr)
+    result = run("inspect", str(ecbsr))
+    assert result.exit_code == 0 and result.output.count("problem:") == 2
+    assert "blocks:   none" in result.output
+    result = run("inspect", str(tmp_path / "none.pth"))
+    assert result.exit_code == 1 and "No such file" in result.stderr and result.stderr.count("\n") == 1
+    assert run("inspect", str(ecbsr), "--wrapper", "params").exit_code == 1
+
+
+def test_inspect_of_a_network_that_no_file_describes(tmp_path):
+    net = torch.nn.Sequential(RepSRBlock(3), torch.nn.ReLU())
+    save_checkpoint(net, tmp_path / "x.safetensors")
+    assert "network:  not known\nblocks:   none" in run("inspect", str(tmp_path / "x.safetensors")).output

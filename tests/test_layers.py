@@ -25,6 +25,8 @@ LAYERS = [
     "inspect",
     "fuse",
     "verify",
+    "absorb",
+    "swap",
     "models",
     "interop",
     "bench",

@@ -33,8 +33,8 @@ class ACBlock(ConvBlock):
     Example:
         >>> import torch
         >>> block = ACBlock(4, 6)
-        >>> [tuple(branch.conv.kernel_size) for branch in block.branches]
-        [(3, 3), (3, 1), (1, 3)]
+        >>> block.branches[1].conv.kernel_size == (3, 1) and block.branches[2].conv.kernel_size == (1, 3)
+        True
     """
 
     @staticmethod

@@ -78,7 +78,7 @@ class ExpandSqueezeBranch(ChainBranch):
         super().__init__(spec)
         if order not in ("kxk-1x1", "1x1-kxk"):
             raise SpecError(f"order must be 'kxk-1x1' or '1x1-kxk', but got order={order!r}")
-        hidden = int(expansion * spec.out_channels) if hidden_channels is None else hidden_channels
+        hidden = int(round(expansion * spec.out_channels, 6)) if hidden_channels is None else hidden_channels
         if hidden < 1:
             raise SpecError(
                 f"the middle of an expand-squeeze branch needs at least one channel, but got expansion={expansion}, "

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, ReparamError
-from ..fuse import skeleton, unwrap
+from ..errors import CheckpointError
+from ..fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR
-from ..models.net import conv3x3
+from ..models.net import SRNet
 from ..models.registry import Network
+from ..norm import norms
 from .files import Contents, read_file, write_file
 from .networks import LAYOUTS, Recipe, recognise
 from .state_dict import looked_for, matched
 
 _CLASSES: dict[str, type[Network]] = {c.__name__: c for c in (PlainSR, RepSR, ECBSR, RepVGGSR, SESR, EDSR)}
-_NEEDS_ACT = (PlainSR, RepSR, ECBSR, RepVGGSR)
+_USUAL_EPS = nn.BatchNorm2d(1).eps
 
 Path = str | os.PathLike[str]
-Net = TypeVar("Net", bound=nn.Module)
 
 
 def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -> Network:
@@ -71,34 +71,49 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
 def network_of(contents: Contents, **options: Any) -> Network:
     """The network of a file that was read; see `load_checkpoint`."""
     tensors = contents.state_dict
-    name, recipe = _noted(contents) or recognise(tensors) or (None, None)
-    if recipe is None:
+    known = recipe_of(contents)
+    if known is None:
         kinds = ", ".join(dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS))
         raise CheckpointError(f"no known network; looked for {kinds}. {looked_for(tensors)}")
-    wanted = {**recipe.options, **options}
-    if recipe.network in _NEEDS_ACT and "act" not in wanted:
+    name, recipe = known
+    recipe = recipe._replace(options={**recipe.options, **options})
+    text = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
+    if "model" not in contents.note and issubclass(recipe.network, SRNet) and "act" not in recipe.options:
         raise CheckpointError(
-            f"looks like {name} ({_text(wanted)}), but there are no slopes of PReLU, so that the activation is another "
+            f"looks like {name} ({text}), but there are no slopes of PReLU, so that the activation is another "
             "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
         )
     try:
-        with torch.device("meta"):
-            shapes = recipe.network(**wanted).state_dict()
-        ours = matched(shapes, tensors, recipe.names or {key: key for key in tensors})
-        net = recipe.network(**wanted)
-    except (ReparamError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"looks like {name} ({_text(wanted)}), but does not fit: {error}") from error
-    net.to(next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point()))
-    net.load_state_dict(ours)
+        with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
+            wanted = recipe.build().state_dict()
+        ours = matched(wanted, tensors, {key: key for key in tensors} if recipe.names is None else recipe.names)
+        net = recipe.build()
+        for place, bn in norms(net):
+            bn.eps = _eps(contents.note.get("eps", {}).get(place, bn.eps))
+        net.to(reduce(torch.promote_types, (tensor.dtype for tensor in ours.values() if tensor.is_floating_point())))
+        net.load_state_dict(ours)
+    except Exception as error:  # options that anyone may have written run torch into anything
+        raise CheckpointError(f"looks like {name} ({text}), but does not fit: {error}") from error
     return net.eval()
+
+
+def _eps(value: Any) -> float:
+    if not float(value) >= 0:
+        raise CheckpointError(f"the file says that a batch norm has eps={value}")
+    return float(value)
+
+
+def recipe_of(contents: Contents) -> tuple[str, Recipe] | None:
+    """What to build for a file, by what it says of itself or by its keys; None if that is unknown."""
+    return _noted(contents) or recognise(contents.state_dict)
 
 
 def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None) -> None:
     """Writes the weights of a model, whole or not at all: an existing file is replaced in one step, at the end.
 
     A network of this library is described beside its weights, where there is room (in a safetensors file, or beside the
-    wrapper of a torch file), so that `load_checkpoint` needs no options. A fused network has the keys of
-    SRVGGNetCompact if it is of that kind, and loads wherever that does.
+    wrapper of a torch file), so that `load_checkpoint` needs no options; the eps of batch norms too, where it is not
+    torch's. A fused network has the keys of SRVGGNetCompact if it is of that kind, and loads wherever that does.
 
     Args:
         model: any module; wrappers (DDP, `torch.compile`, `AveragedModel`) are taken off.
@@ -106,30 +121,32 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
         wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
 
     Raises:
-        CheckpointError: for a wrapper in a safetensors file.
+        CheckpointError: for a wrapper in a safetensors file, or if writing fails.
+        FileNotFoundError: if there is no such directory.
     """
     model = unwrap(model)
     write_file(model.state_dict(), path, wrapper=wrapper, note=_note(model))
 
 
-def _note(model: nn.Module) -> dict[str, Any] | None:
-    """What a network of ours is, if its class and plain values tell."""
-    options = {key: value for key, value in getattr(model, "options", {}).items() if value is not conv3x3}
-    if _CLASSES.get(type(model).__name__) is not type(model) or not _is_plain(options):
-        return None
+def _note(model: nn.Module) -> dict[str, Any]:
+    """What no state dict tells: what a network of ours is, if its class and plain values say it, and unusual eps."""
+    eps = {name: bn.eps for name, bn in norms(model) if bn.eps != _USUAL_EPS}
+    note: dict[str, Any] = {"eps": eps} if eps else {}
+    if _CLASSES.get(type(model).__name__) is not type(model):
+        return note
+    options = {key: value for key, value in model.options.items() if key != "device" and _is_plain(value)}
     keys = {key: tensor.shape for key, tensor in model.state_dict().items()}
     for fused in (False, True):
-        recipe = _recipe(type(model), options, fused)
         with torch.device("meta"):
-            built = recipe.network(**recipe.options).state_dict()
+            built = Recipe(type(model), options, None, fused).build().state_dict()
         if {key: tensor.shape for key, tensor in built.items()} == keys:
-            return {"model": type(model).__name__, "options": options, "fused": fused}
-    return None  # it was changed after it was built
+            return {**note, "model": type(model).__name__, "options": options, "fused": fused}
+    return note  # it was changed after it was built
 
 
-def _is_plain(options: Mapping[str, Any]) -> bool:
+def _is_plain(value: Any) -> bool:
     try:
-        json.dumps(options)
+        json.dumps(value)
     except (TypeError, ValueError):
         return False
     return True
@@ -138,23 +155,17 @@ def _is_plain(options: Mapping[str, Any]) -> bool:
 def _noted(contents: Contents) -> tuple[str, Recipe] | None:
     """What the file says of itself."""
     note = contents.note
-    if not note:
+    if "model" not in note:
         return None
-    name, options = note.get("model"), note.get("options")
+    name, options = str(note["model"]), note.get("options")
     if name not in _CLASSES or not isinstance(options, dict):
-        raise CheckpointError(f"the file says that it holds {name!r}; known are {', '.join(_CLASSES)}")
+        known = ", ".join(_CLASSES)
+        raise CheckpointError(
+            f"the file says that it holds a {name} with {options!r:.99}; known are options of {known}"
+        )
     total = sum(tensor.numel() for tensor in contents.state_dict.values())
     for key, value in options.items():
-        if isinstance(value, (int, float)) and value > (
-            len(contents.state_dict) if key == "num_blocks" else total + 255
-        ):
-            raise CheckpointError(f"the file says {key}={value}, but holds {total} numbers only")
-    return name, _recipe(_CLASSES[name], options, bool(note.get("fused")))
-
-
-def _recipe(network: type[Network], options: dict[str, Any], fused: bool) -> Recipe:
-    return Recipe((lambda **o: skeleton(network(**o))) if fused else network, options, {})  # type: ignore[arg-type]
-
-
-def _text(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in options.items())
+        most = len(contents.state_dict) if key == "num_blocks" else total + 255  # img_range is no size
+        if key == "device" or (isinstance(value, (int, float)) and value > most):
+            raise CheckpointError(f"the file says {key}={value}, which does not belong to a network of {total} numbers")
+    return name, Recipe(_CLASSES[name], options, None, bool(note.get("fused")))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import reprlib
 import uuid
+import warnings
 import zipfile
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,8 @@ WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 _NOTE = "reparam"
 """Under which key our files say what they hold."""
+_MOST_SHARING = 16
+"""How often the numbers of a file may be used, as those of a layer that stands in several places are."""
 
 
 class Contents(NamedTuple):
@@ -48,6 +53,8 @@ def read_file(path: str | os.PathLike[str], wrapper: str | None = None) -> Conte
         CheckpointError: if the file is damaged, holds code, or no state dict.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"cannot read {path}: it is {'a directory' if path.is_dir() else 'no regular file'}")
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:9] == b"{":  # eight bytes of length, then JSON
@@ -79,15 +86,17 @@ def write_file(
         CheckpointError: for a wrapper in a safetensors file, which has none.
     """
     path = Path(path)
-    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state_dict.items()}
     if path.suffix == ".safetensors" and wrapper:
         raise CheckpointError(
             f"a safetensors file holds tensors only, but wrapper={wrapper!r} was asked for {path.name}; "
             "leave the wrapper out, or write a .pth file"
         )
-    partial = path.with_name(
-        f".{path.name}.{uuid.uuid4().hex}.part"
-    )  # beside it: replacing must not cross file systems
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
+    }
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # beside it, as a move must not copy
     try:
         if path.suffix == ".safetensors":
             save_file(tensors, partial, {_NOTE: json.dumps(note)} if note else None)
@@ -96,9 +105,10 @@ def write_file(
         else:
             torch.save(tensors, partial)
         partial.replace(path)
-    except BaseException:
+    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -114,12 +124,14 @@ def _read_torch(path: Path, zipped: bool) -> Any:
     if zipped:
         _check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, warnings.catch_warnings():  # a file, as torch goes by the ending of a path
+            warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors, where an error follows
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        why = str(error).partition("WeightsUnpickler error: ")[2].split("\n")[0] or "it is no file of tensors"
+        why = str(error).partition("WeightsUnpickler error: ")[2].strip().partition("\n")[0].partition(" was not")[0]
         raise CheckpointError(
-            f"cannot read {path}: {why} Files are read without executing what they hold; if you trust this one, load "
-            "it with torch and save its state dict"
+            f"cannot read {path}: {why or 'no pickle of tensors'}. Files are read without executing what they hold; if "
+            "you trust this one, load it with torch and save its state dict"
         ) from error
     except Exception as error:  # torch raises whatever a damaged file runs it into
         raise CheckpointError(
@@ -128,17 +140,15 @@ def _read_torch(path: Path, zipped: bool) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuses archives that are packed: torch writes none, and they may be far larger than the file."""
+    """Refuses archives larger than their file, which are packed or name one place twice: torch writes neither."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise CheckpointError(f"cannot read {path}: a damaged archive ({error})") from error
-    size = sum(entry.file_size for entry in entries)
-    if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+    if unpacked > (size := path.stat().st_size):
         raise CheckpointError(
-            f"cannot read {path}: a packed archive of {size} bytes in a file of {path.stat().st_size}, which torch "
-            "never writes"
+            f"cannot read {path}: an archive of {unpacked} bytes packed into {size}, which torch never writes"
         )
 
 
@@ -146,34 +156,39 @@ def _unwrap(content: Any, wrapper: str | None, path: Path) -> tuple[dict[str, Te
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     if wrapper is not None and not isinstance(content.get(wrapper), dict):
-        raise CheckpointError(f"{path} holds no state dict under {wrapper!r}; its keys are {_some(content)}")
+        raise CheckpointError(f"{path} holds no state dict under {wrapper!r}; its keys are {some_keys(content)}")
     names = [wrapper] if wrapper else [name for name in WRAPPERS if isinstance(content.get(name), dict)]
     return (content[names[0]], names[0]) if names else (content, None)
 
 
 def _check(state_dict: Mapping[Any, Any], path: Path) -> None:
+    """Refuses what is no tensor, and tensors that would take more memory than the file has."""
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{path} is no state dict: entry {key!r} is a {type(tensor).__name__}, not a tensor; its keys are "
-                f"{_some(state_dict)}; looked for a state dict under {', '.join(WRAPPERS)} too"
+                f"{path} is no state dict of tensors by name: under {reprlib.repr(key)} is a {type(tensor).__name__}; "
+                f"its keys are {some_keys(state_dict)}; looked for a state dict under {', '.join(WRAPPERS)} too"
             )
-        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: tensor {key!r} of shape {tuple(tensor.shape)} is not stored in full")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"{path}: tensor {reprlib.repr(key)} of shape {tuple(tensor.shape)} is not stored in full"
+            )
     if not state_dict:
         raise CheckpointError(f"{path} holds no tensors")
+    size, total = path.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
+    if total > _MOST_SHARING * size:
+        raise CheckpointError(f"{path}: a file of {size} bytes with tensors of {total}, which share their memory")
 
 
 def _without_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what DDP, torch.compile and torch's AveragedModel put before the keys."""
-    if "n_averaged" in state_dict:
-        state_dict = {key: tensor for key, tensor in state_dict.items() if key != "n_averaged"}
-    for prefix in _PREFIXES:
-        if state_dict and all(key.startswith(prefix) for key in state_dict):
-            return _without_prefixes({key[len(prefix) :]: tensor for key, tensor in state_dict.items()})
-    return state_dict
+    tensors = {key: tensor for key, tensor in state_dict.items() if key != "n_averaged"}
+    while prefix := next((p for p in _PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
+        tensors = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+    return tensors
 
 
-def _some(content: Mapping[Any, Any]) -> str:
-    keys = [repr(key) for key in content]
-    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+def some_keys(content: Mapping[Any, Any]) -> str:
+    """The first keys of a dict, none of them at great length."""
+    keys = ", ".join(reprlib.repr(key) for key in islice(content, 5)) or "none"
+    return keys + (", ..." if len(content) > 5 else "")

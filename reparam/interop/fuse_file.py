@@ -12,14 +12,17 @@ from torch import Tensor
 
 from ..block import set_fold
 from ..branches import Branch
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FuseError
 from ..fuse import fuse
 from ..inspect import find_blocks
-from ..norm import norms
-from .checkpoint import Path, network_of, save_checkpoint
+from .checkpoint import Path, network_of, recipe_of, save_checkpoint
 from .files import Contents, read_file, write_file
-from .networks import recognise
-from .state_dict import eps_of, find_blocks_in, fuse_found
+from .state_dict import find_blocks_in, fuse_found, set_eps
+
+_MOST_ROUNDING = 100
+"""How far a fused block may be off, in units of its dtype's rounding."""
+_LOST_IN_SUMS = 1e-9
+"""How far branches that nearly cancel may be off in float64 themselves."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ def fuse_file(
     keys: Literal["source", "reparam"] = "source",
     wrapper: str | None = None,
     eps: float | Mapping[str, float] | None = None,
+    identity: bool | None = None,
     with_13: bool = False,
+    pool: bool = False,
     **options: Any,
 ) -> FileReport:
     """Fuses the checkpoint `source`, checks every block on random input, and writes `target`.
@@ -70,52 +75,67 @@ def fuse_file(
         keys: "source" for those of the inference code that belongs to the file, as `fuse_state_dict` gives them, or
             "reparam" for those of our network, which are SRVGGNetCompact's where the network is of that kind.
         wrapper: as for `load_checkpoint`.
-        eps: as for `fuse_state_dict`.
-        with_13: as for `fuse_state_dict`.
-        **options: `identity` as for `fuse_state_dict`, and those of the network's class, as for `load_checkpoint`.
+        eps, identity, with_13, pool: as for `fuse_state_dict`.
+        **options: those of the network's class, as for `load_checkpoint`; used where the network is built.
+
+    Returns:
+        What was found, and the error of every block.
 
     Raises:
         FileNotFoundError: if there is no `source`.
-        CheckpointError: if `source` cannot be used; `target` is not touched.
-        FuseError: if a batch norm never saw a batch.
+        CheckpointError: if `source` cannot be used.
+        FuseError: if a batch norm never saw a batch, or a fused convolution differs from its branches by more than
+            rounding, as it does where weights are not finite or too large for the dtype. `target` is touched by none
+            of these.
     """
     contents = read_file(source, wrapper)
-    before = _numbers(contents.state_dict)
-    found = find_blocks_in(contents.state_dict, eps=eps, identity=options.get("identity"), with_13=with_13)
-    known = recognise(contents.state_dict)
-    if keys == "source" and found:
-        fused = fuse_found(contents.state_dict, found)
-        rows = tuple(_row(b.name, b.layout, b.block, *_kernel_of(fused, b.fused)) for b in found)
-        write_file(fused, target, wrapper=_wrapper_for(target, contents))
-        return FileReport(known[1].network.__name__ if known else None, rows, before, _numbers(fused))
-    return _fuse_network(contents, target, before, eps, options)
+    blocks = find_blocks_in(contents.state_dict, eps=eps, identity=identity, with_13=with_13, pool=pool)
+    if keys == "reparam" or not blocks:
+        return _fuse_network(contents, target, eps, options if identity is None else _with_identity(identity, options))
+    fused = fuse_found(contents.state_dict, blocks)
+    rows = []
+    for block in blocks:
+        kernel = {key: fused[theirs] for key, theirs in block.kernel_keys().items()}
+        rows.append(_row(block.name, block.layout.name, block.block, kernel))
+    write_file(fused, target, wrapper=_wrapper_for(target, contents))
+    return FileReport(_network(contents), tuple(rows), numbers_of(contents.state_dict), numbers_of(fused))
 
 
-def _fuse_network(contents: Contents, target: Path, before: int, eps: Any, options: dict[str, Any]) -> FileReport:
-    if "identity" in options:
-        options = {**options, "identity": None if options["identity"] else False}
+def _with_identity(identity: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of our network, in which None is an identity where the channels match."""
+    return {**options, "identity": None if identity else False}
+
+
+def _network(contents: Contents) -> str | None:
+    try:
+        known = recipe_of(contents)
+    except CheckpointError:  # its blocks could be fused all the same
+        return None
+    return known[1].network.__name__ if known else None
+
+
+def _fuse_network(contents: Contents, target: Path, eps: Any, options: dict[str, Any]) -> FileReport:
     net = network_of(contents, **options)
     blocks = find_blocks(net)
     if not blocks:
         raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
-    for name, bn in norms(net):
-        bn.eps = eps_of(eps, name) or bn.eps
+    for name, block in blocks.items():
+        set_eps(block, eps, name)
     plain = fuse(net)
-    fused = plain.state_dict()
-    rows = tuple(_row(name, type(block).__name__, block, *_kernel_of(fused, name)) for name, block in blocks.items())
+    rows = [
+        _row(name, type(block).__name__, block, plain.get_submodule(name).state_dict())
+        for name, block in blocks.items()
+    ]
     save_checkpoint(plain, target, wrapper=_wrapper_for(target, contents))
-    return FileReport(type(net).__name__, rows, before, _numbers(fused))
-
-
-def _kernel_of(state_dict: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    weight, bias = (state_dict[f"{name}.{tensor}".removeprefix(".")] for tensor in ("weight", "bias"))
-    return weight, bias
+    sizes = numbers_of(contents.state_dict), numbers_of(plain.state_dict())
+    return FileReport(type(net).__name__, tuple(rows), *sizes)
 
 
 @torch.no_grad()
-def _row(name: str, kind: str, block: Branch, weight: Tensor, bias: Tensor) -> BlockReport:
-    exact, conv = copy.deepcopy(block).double().eval(), block.spec.build_conv(weight.double(), bias.double())
+def _row(name: str, kind: str, block: Branch, kernel: Mapping[str, Tensor]) -> BlockReport:
+    exact, conv = copy.deepcopy(block).double().eval(), block.spec.new_conv().double()
     set_fold(exact, False)  # run the branches: a folded block would be compared with itself
+    conv.load_state_dict(kernel)
     size = [4 * k + 3 for k in block.spec.kernel_size]
     x = torch.randn(1, block.spec.in_channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for axis in range(2, x.dim()):
@@ -123,10 +143,17 @@ def _row(name: str, kind: str, block: Branch, weight: Tensor, bias: Tensor) -> B
             x.select(axis, edge).mul_(10)
     y = exact(x)
     error = float((conv(x) - y).abs().max() / y.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
-    return BlockReport(name, kind, _numbers(block.state_dict()), weight.numel() + bias.numel(), error)
+    if not error <= _MOST_ROUNDING * torch.finfo(kernel["weight"].dtype).eps + _LOST_IN_SUMS:  # true of nan, too
+        raise FuseError(
+            f"block {name!r} ({kind}) and its convolution differ by {error:.0e} of the output, more than rounding to "
+            f"{kernel['weight'].dtype} explains; nothing is written. Are all weights finite, and small enough for it?"
+        )
+    numbers = sum(tensor.numel() for tensor in kernel.values())
+    return BlockReport(name, kind, numbers_of(block.state_dict()), numbers, error)
 
 
-def _numbers(state_dict: Mapping[str, Tensor]) -> int:
+def numbers_of(state_dict: Mapping[str, Tensor]) -> int:
+    """How many numbers a state dict holds, those of integer tensors left out."""
     return sum(tensor.numel() for tensor in state_dict.values() if tensor.is_floating_point())
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from math import prod
 
 from ..errors import CheckpointError
 from ..inspect import inspect_model
 from ..norm import norms, why_unseen
-from .checkpoint import Path, network_of
+from .checkpoint import Path, network_of, recipe_of
 from .files import Contents, read_file
+from .fuse_file import numbers_of
 from .state_dict import find_blocks_in
 
 
@@ -63,9 +63,9 @@ def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
     network, blocks, saved = _network(contents, problems)
     if not blocks:
         blocks, saved = _blocks(contents, problems)
-    real = [tensor for tensor in contents.state_dict.values() if tensor.is_floating_point()]
-    numbers = sum(tensor.numel() for tensor in real)
-    dtypes = tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in real}))
+    real = [tensor.dtype for tensor in contents.state_dict.values() if tensor.is_floating_point()]
+    dtypes = tuple(sorted({str(dtype).removeprefix("torch.") for dtype in real}))
+    numbers = numbers_of(contents.state_dict)
     sizes = (len(contents.state_dict), numbers, numbers - saved)
     return FileInspection(contents.wrapper, *sizes, dtypes, network, blocks, tuple(problems))
 
@@ -73,16 +73,17 @@ def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
 def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[str, int], int]:
     """Name, blocks by kind, and the numbers that fusing saves."""
     try:
+        if recipe_of(contents) is None:
+            return None, {}, 0
         net = network_of(contents)
     except CheckpointError as error:
-        if not str(error).startswith("no known network"):
-            problems.append(str(error))
+        problems.append(str(error))
         return None, {}, 0
     report = inspect_model(net)
     for block in report.blocks:
         problems += [f"{name}: {why}" for name, why in block.problems.items()]
     options = ", ".join(f"{key}={value}" for key, value in net.options.items())
-    inside = sum(t.numel() for b in report.blocks for t in _real(net.get_submodule(b.name)))
+    inside = sum(numbers_of(net.get_submodule(block.name).state_dict()) for block in report.blocks)
     saved = inside - sum(block.fused_parameters for block in report.blocks)
     return f"{type(net).__name__}({options})", dict(Counter(block.kind for block in report.blocks)), saved
 
@@ -96,12 +97,8 @@ def _blocks(contents: Contents, problems: list[str]) -> tuple[dict[str, int], in
     for block in found:
         for name, bn in norms(block.block):
             if why := why_unseen(bn):
-                problems.append(f"{block.name}, {block.layout}, {name}: {why}")
-    before = sum(t.numel() for block in found for t in _real(block.block) if block.keys)
-    specs = [block.block.spec for block in found if block.keys]
-    after = sum(s.out_channels * (s.in_channels // s.groups * prod(s.kernel_size) + 1) for s in specs)
-    return dict(Counter(block.layout for block in found)), before - after
-
-
-def _real(module):
-    return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+                problems.append(f"{block.name}.{name} ({block.layout.name}): {why}".removeprefix("."))
+    gone = [block.block for block in found if not block.layout.keeps]
+    before = sum(numbers_of(block.state_dict()) for block in gone)
+    after = sum(numbers_of(block.spec.new_conv().state_dict()) for block in gone)
+    return dict(Counter(block.layout.name for block in found)), before - after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
 from typing import Any, NamedTuple
 
@@ -16,15 +16,21 @@ from ..models.registry import Network
 from .layouts import Names, Options, Tensors
 from .state_dict import parts_in
 
-_DIV2K_RED = 0.4488
-
 
 class Recipe(NamedTuple):
     """What to build for a state dict, and how its keys become ours."""
 
-    network: Callable[..., Network]
+    network: type[Network]
     options: dict[str, Any]
-    names: Names
+    names: Names | None
+    """Theirs to ours; None where they are the same."""
+    fused: bool = False
+    """Whether convolutions are in the place of the blocks."""
+
+    def build(self) -> Network:
+        """The network with fresh weights."""
+        net = self.network(**self.options)
+        return skeleton(net) if self.fused else net  # type: ignore[return-value]  # it stays what it is
 
 
 class NetworkLayout(NamedTuple):
@@ -48,10 +54,17 @@ def _layout(name: str, *marks: str):
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, Recipe] | None:
-    """The first layout that fits, read; None if there is none."""
+    """The first layout that fits, read; None if there is none.
+
+    Raises:
+        CheckpointError: if a layout has the right marks, but not all that its sizes are read off.
+    """
     for layout in LAYOUTS:
         if all(mark in state_dict for mark in layout.marks):
-            return layout.name, layout.read(state_dict)
+            try:
+                return layout.name, layout.read(state_dict)
+            except CheckpointError as error:
+                raise CheckpointError(f"looks like {layout.name}, but does not fit: {error}") from error
     return None
 
 
@@ -80,38 +93,37 @@ def _scale(t: Tensors, last: str, colors: int) -> int:
     return scale
 
 
-def _body(t: Tensors, first: str, last: str, slopes: str) -> dict[str, Any]:
+def _body(t: Tensors, first: str, last: str, slopes: Iterable[str]) -> dict[str, Any]:
     """The sizes of a network of convolutions and activations; `first`, `last` and `slopes` are keys of tensors."""
     channels, colors = _conv(t, first)
     options = {"channels": channels, "colors": colors, "scale": _scale(t, last, colors)}
-    return options if slopes not in t else {**options, "act": "prelu"}
+    return {**options, "act": "prelu"} if any(key in t for key in slopes) else options
 
 
-def _inner(t: Tensors) -> dict[str, Names]:
-    """The names inside of the blocks of a state dict, by the dotted name of the block."""
-    return {name: part.names for name, _, part in parts_in(t, Options())}
-
-
-def _placed(names: Names, official: str, ours: str) -> Names:
-    return {f"{official}.{theirs}": name and f"{ours}.{name}" for theirs, name in names.items()}
+def _inner(t: Tensors, places: Mapping[str, str]) -> Names:
+    """The names inside of the blocks of a state dict; `places` is where they are in it and in ours."""
+    inner = {name: part.names for name, _, part in parts_in(t, Options())}
+    return {
+        f"{theirs}.{tensor}": f"{ours}.{name}"
+        for theirs, ours in places.items()
+        for tensor, name in inner.get(theirs, {}).items()
+    }
 
 
 @_layout("ECBSR", "backbone.0.conv3x3.weight", "backbone.0.conv1x1_3x3.k0")
 def _ecbsr(t: Tensors) -> Recipe:
     last = _count(t, "backbone.{}.") - 1
     convs = ("backbone.0.conv3x3.weight", f"backbone.{last}.conv3x3.weight")
-    options = {"num_blocks": last - 1, **_body(t, *convs, "backbone.0.act.weight")}
+    options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     options["expansion"] = _conv(t, "backbone.0.conv1x1_3x3.k0")[0] / options["channels"]
-    names: Names = {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)}
-    for place, inner in _inner(t).items():
-        names |= _placed(inner, place, f"body.{2 * int(place.split('.')[1])}")
-    return Recipe(ECBSR, options, names)
+    names = _inner(t, {f"backbone.{index}": f"body.{2 * index}" for index in range(last + 1)})
+    return Recipe(ECBSR, options, names | {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)})
 
 
 def _ecbsr_fused(t: Tensors, conv: str) -> Recipe:
     last = _count(t, "backbone.{}.") - 1
-    options = {"num_blocks": last - 1}
-    options |= _body(t, f"backbone.0{conv}.weight", f"backbone.{last}{conv}.weight", "backbone.0.act.weight")
+    convs = (f"backbone.0{conv}.weight", f"backbone.{last}{conv}.weight")
+    options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     names: Names = {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)}
     names |= {f"backbone.{index}{conv}": f"body.{2 * index}" for index in range(last + 1)}
     return Recipe(PlainSR, options, names)
@@ -129,18 +141,17 @@ def _(t: Tensors) -> Recipe:
 
 @_layout("RepSR of JL-DY", "M_block.0.weight", "M_block.2.branch1.0.weight")
 def _repsr_jldy(t: Tensors) -> Recipe:
-    plain = _repsr_jldy_fused(t)
-    names: Names = {}
-    for place, inner in _inner(t).items():
-        names |= _placed(inner, place, place.replace("M_block", "body"))
-    return Recipe(RepSR, {**plain.options, "plain_ends": True}, {**names, **plain.names})
+    options = _repsr_jldy_fused(t).options
+    names = _inner(t, {f"M_block.{2 * i}": f"body.{2 * i}" for i in range(1, options["num_blocks"] + 1)})
+    return Recipe(RepSR, {**options, "plain_ends": True}, {**names, "M_block": "body"})
 
 
 @_layout("fused RepSR of JL-DY", "M_block.0.weight")
 def _repsr_jldy_fused(t: Tensors) -> Recipe:
     last = _count(t, "M_block.{}.", step=2) - 1
     convs = ("M_block.0.weight", f"M_block.{2 * last}.weight")
-    options = {"num_blocks": last - 1, "base": "bilinear", **_body(t, *convs, "M_block.1.weight")}
+    slopes = (f"M_block.{2 * index + 1}.weight" for index in range(last))
+    options = {"num_blocks": last - 1, "base": "bilinear", **_body(t, *convs, slopes)}
     return Recipe(PlainSR, options, {"M_block": "body"})
 
 
@@ -149,32 +160,22 @@ def _sesr(t: Tensors) -> Recipe:
     options = {"num_blocks": _count(t, "block{}."), "channels": _conv(t, "input.conv_1x1.kernel")[0]}
     options["hidden_channels"] = _conv(t, "input.conv_kxk.kernel")[0]
     options["scale"] = _scale(t, "output.conv_1x1.kernel", 1)
-    names = _sesr_slopes(options["num_blocks"])
-    for place, inner in _inner(t).items():
-        names |= _placed(inner, place, _sesr_place(place))
-    return Recipe(SESR, options, names)
+    convs, slopes = _sesr_places(options["num_blocks"])
+    return Recipe(SESR, options, _inner(t, convs) | slopes)
 
 
 @_layout("fused SESR", "input.weight", "output.weight", "prelu0.alpha")
 def _sesr_fused(t: Tensors) -> Recipe:
     options = {"num_blocks": _count(t, "block{}."), "channels": _conv(t, "input.weight")[0]}
     options["scale"] = _scale(t, "output.weight", 1)
-    places = ["input", "output", *(f"block{index}" for index in range(options["num_blocks"]))]
-    names: Names = {place: _sesr_place(place) for place in places}
-    return Recipe(_fused(SESR), options, {**names, **_sesr_slopes(options["num_blocks"])})
+    convs, slopes = _sesr_places(options["num_blocks"])
+    return Recipe(SESR, options, convs | slopes, fused=True)
 
 
-def _fused(network: Callable[..., Network]) -> Callable[..., Network]:
-    return lambda **options: skeleton(network(**options))  # type: ignore[return-value]  # it stays what it is
-
-
-def _sesr_place(official: str) -> str:
-    ends = {"input": "conv_first", "output": "conv_last"}
-    return ends.get(official) or f"body.{2 * int(official.removeprefix('block'))}"
-
-
-def _sesr_slopes(count: int) -> Names:
-    return {f"prelu{index}.alpha": f"body.{2 * index + 1}.weight" for index in range(count)}
+def _sesr_places(count: int) -> tuple[Names, Names]:
+    """Where the convolutions and the slopes are, in their network and in ours."""
+    convs = {"input": "conv_first", "output": "conv_last"} | {f"block{i}": f"body.{2 * i}" for i in range(count)}
+    return convs, {f"prelu{i}.alpha": f"body.{2 * i + 1}.weight" for i in range(count)}
 
 
 @_layout("EDSR of BasicSR", "conv_first.weight", "body.0.conv1.weight", "conv_after_body.weight")
@@ -183,7 +184,7 @@ def _edsr(t: Tensors) -> Recipe:
     twice = "upsample.2.weight" in t
     scale = 4 if twice else _scale(t, "upsample.0.weight", channels)
     options = {"num_blocks": _count(t, "body.{}."), "channels": channels, "colors": colors, "scale": scale}
-    return Recipe(EDSR, {**options, **_residual_scale(channels)}, {})
+    return Recipe(EDSR, {**options, **_residual_scale(channels)}, None)
 
 
 @_layout("EDSR", "head.0.weight", "body.0.body.0.weight", "tail.1.weight")
@@ -196,7 +197,7 @@ def _edsr_original(t: Tensors) -> Recipe:
     names |= {f"body.{i}.body.{2 * j}": f"body.{i}.conv{j + 1}" for i in range(count) for j in (0, 1)}
     names |= {f"tail.0.{index}": f"upsample.{index}" for index in (0, 2)}
     names |= {"sub_mean": None, "add_mean": None}
-    return Recipe(EDSR, {**options, **_residual_scale(channels), **_range(t)}, names)
+    return Recipe(EDSR, {**options, **_residual_scale(channels), **_range(t, colors)}, names)
 
 
 def _residual_scale(channels: int) -> dict[str, float]:
@@ -204,11 +205,14 @@ def _residual_scale(channels: int) -> dict[str, float]:
     return {"res_scale": 0.1 if channels >= 256 else 1.0}
 
 
-def _range(t: Tensors) -> dict[str, Any]:
+def _range(t: Tensors, colors: int) -> dict[str, Any]:
     """Mean and range from the layer that takes the mean off: its bias is -range * mean."""
-    if "sub_mean.bias" not in t:
+    bias = t.get("sub_mean.bias")
+    if bias is None:
         return {}
-    mean = -t["sub_mean.bias"].flatten().double()
+    if bias.shape != (colors,):
+        raise CheckpointError(f"'sub_mean.bias' has shape {tuple(bias.shape)}, but {(colors,)} was expected")
+    mean = -bias.double()
     img_range = 255.0 if float(mean.max()) > 1 else 1.0
     return {"img_range": img_range, "mean": (mean / img_range).tolist()}
 
@@ -219,34 +223,42 @@ def _sesr_ours(t: Tensors) -> Recipe:
     options["hidden_channels"], _ = _conv(t, "conv_first.branches.0.expand.weight")
     options["channels"], _ = _conv(t, "conv_first.branches.0.squeeze.weight")
     options["scale"] = _scale(t, "conv_last.branches.0.squeeze.weight", 1)
-    return Recipe(SESR, options, {})
+    return Recipe(SESR, options, None)
 
 
 @_layout("fused SESR of reparam", "conv_first.weight", "body.1.weight", "conv_last.weight")
 def _sesr_ours_fused(t: Tensors) -> Recipe:
     options = {"num_blocks": _count(t, "body.{}.", step=2), "channels": _conv(t, "conv_first.weight")[0]}
     options["scale"] = _scale(t, "conv_last.weight", 1)
-    return Recipe(_fused(SESR), options, {})
+    return Recipe(SESR, options, None, fused=True)
 
 
-def _ours(network: Callable[..., Network], t: Tensors, first: str, out: str) -> Recipe:
+def _ours(network: type[Network], t: Tensors, first: str, out: str) -> Recipe:
     """A network of ours in training; `first` and `out` tell of its first and last block what comes in and out."""
     last = _count(t, "body.{}.branches.", step=2) - 1
     channels = _conv(t, f"body.0.{out}")[0]
     colors = _conv(t, f"body.0.{first}")[1]
     options = {"num_blocks": last - 1, "channels": channels, "colors": colors}
     options["scale"] = _scale(t, f"body.{2 * last}.{out}", colors)
-    return Recipe(network, options if "body.1.weight" not in t else {**options, "act": "prelu"}, {})
+    act = {"act": "prelu"} if any(f"body.{2 * index + 1}.weight" in t for index in range(last)) else {}
+    return Recipe(network, {**options, **act}, None)
 
 
 @_layout("RepSR of reparam", "body.0.branches.0.expand.weight", "body.0.branches.0.norm.weight")
 def _(t: Tensors) -> Recipe:
-    return _ours(RepSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
+    recipe = _ours(RepSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
+    return _with_expansion(recipe, t, "body.0.branches.0.expand.weight")
 
 
 @_layout("ECBSR of reparam", "body.0.branches.1.expand.weight", "body.0.branches.2.filter.mask")
 def _(t: Tensors) -> Recipe:
-    return _ours(ECBSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
+    recipe = _ours(ECBSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
+    return _with_expansion(recipe, t, "body.0.branches.1.expand.weight")
+
+
+def _with_expansion(recipe: Recipe, t: Tensors, expand: str) -> Recipe:
+    expansion = _conv(t, expand)[0] / recipe.options["channels"]
+    return recipe._replace(options={**recipe.options, "expansion": expansion})
 
 
 @_layout("RepVGGSR of reparam", "body.0.branches.0.conv.weight", "body.0.branches.1.norm.weight")
@@ -257,5 +269,6 @@ def _(t: Tensors) -> Recipe:
 @_layout("SRVGGNetCompact", "body.0.weight", "body.2.weight")
 def _compact(t: Tensors) -> Recipe:
     last = _count(t, "body.{}.", step=2) - 1
-    options = {"num_blocks": last - 1}
-    return Recipe(PlainSR, {**options, **_body(t, "body.0.weight", f"body.{2 * last}.weight", "body.1.weight")}, {})
+    slopes = (f"body.{2 * index + 1}.weight" for index in range(last))
+    sizes = _body(t, "body.0.weight", f"body.{2 * last}.weight", slopes)
+    return Recipe(PlainSR, {"num_blocks": last - 1, **sizes}, None)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..branches import Branch
-from ..errors import CheckpointError, FuseError, ReparamError
+from ..errors import CheckpointError, FuseError
 from ..norm import norms
+from .files import some_keys
 from .layouts import LAYOUTS, Layout, Names, Options, Part
 
 
@@ -22,13 +23,17 @@ class FoundBlock:
 
     name: str
     """Dotted name of the module in the authors' code; empty for a block on its own."""
-    layout: str
+    layout: Layout
     block: Branch
     """Ours, with the weights in, in float64 and eval mode."""
     fused: str
     """Dotted name of the convolution in the authors' inference code."""
     keys: tuple[str, ...]
-    """What the convolution replaces."""
+    """Of its tensors in the state dict."""
+
+    def kernel_keys(self) -> dict[str, str]:
+        """Keys of the convolution in the state dict, by those of an `nn.Conv2d`."""
+        return {key: f"{self.fused}.{key}".removeprefix(".") for key in ("weight", "bias")}
 
 
 def find_blocks_in(
@@ -45,14 +50,15 @@ def find_blocks_in(
         prefix = f"{name}." if name else ""
         inside = _inside(state_dict, prefix)
         with _named(name, layout):
-            block = _filled(part, inside, eps_of(eps, name))
-        used = () if layout.keeps else tuple(prefix + key for key in inside if translate(part.names, key) is not None)
-        found.append(FoundBlock(name, layout.name, block, f"{prefix}{part.fused}".removesuffix("."), used))
+            block = _filled(part, inside)
+        set_eps(block, eps, name)
+        used = tuple(prefix + key for key in inside if translate(part.names, key) is not None)
+        found.append(FoundBlock(name, layout, block, f"{prefix}{part.fused}".removesuffix("."), used))
     return found
 
 
 def parts_in(state_dict: Mapping[str, Tensor], options: Options) -> Iterator[tuple[str, Layout, Part]]:
-    """The blocks of a state dict, not yet filled, with their dotted names.
+    """The blocks of a state dict, not yet built, with their dotted names.
 
     Raises:
         CheckpointError: if the shapes make up no block.
@@ -60,9 +66,7 @@ def parts_in(state_dict: Mapping[str, Tensor], options: Options) -> Iterator[tup
     for prefix, layout in _recognised(state_dict):
         name = prefix.removesuffix(".")
         with _named(name, layout):
-            inside = _inside(state_dict, prefix)
-            with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
-                parts = layout.parts(inside, options)
+            parts = layout.parts(_inside(state_dict, prefix), options)
         for part in parts:
             yield name, layout, part
 
@@ -71,7 +75,7 @@ def parts_in(state_dict: Mapping[str, Tensor], options: Options) -> Iterator[tup
 def _named(name: str, layout: Layout) -> Iterator[None]:
     try:
         yield
-    except ReparamError as error:
+    except Exception as error:  # shapes that anyone may have written run torch into anything
         where = f"the block {name!r}" if name else "the state dict"
         raise CheckpointError(f"{where} has the keys of {layout.name}, but cannot be used: {error}") from error
 
@@ -130,26 +134,32 @@ def fuse_state_dict(
 
 
 def fuse_found(state_dict: Mapping[str, Tensor], blocks: Sequence[FoundBlock]) -> dict[str, Tensor]:
-    """The state dict with its blocks, as `find_blocks_in` found them, fused."""
-    dropped = {key for block in blocks for key in block.keys}
-    fused = {key: tensor for key, tensor in state_dict.items() if key not in dropped}
-    for block in blocks:
-        inside = _inside(state_dict, f"{block.name}." if block.name else "")
-        dtype = next(tensor.dtype for tensor in inside.values() if tensor.is_floating_point())
-        try:
-            conv = block.block.to_conv()
-        except FuseError as error:
-            raise FuseError(f"block {block.name!r} ({block.layout}): {error}") from error
-        for key, tensor in conv.state_dict().items():
-            fused[f"{block.fused}.{key}".removeprefix(".")] = tensor.to(dtype)
+    """The state dict with each of its blocks, as `find_blocks_in` found them, fused in its place."""
+    starts = {block.keys[0]: block for block in blocks}
+    dropped = {key for block in blocks if not block.layout.keeps for key in block.keys}
+    fused: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        if key not in dropped:
+            fused.setdefault(key, tensor)
+        if key in starts:
+            fused |= _fused(starts[key], state_dict)
     return fused
+
+
+def _fused(block: FoundBlock, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The convolution of a block, in the dtype of its first kernel."""
+    dtype = next(state_dict[key].dtype for key in block.keys if state_dict[key].dim() == 4)
+    try:
+        conv = block.block.to_conv().state_dict()
+    except FuseError as error:
+        raise FuseError(f"block {block.name!r} ({block.layout.name}): {error}") from error
+    return {theirs: conv[key].to(dtype) for key, theirs in block.kernel_keys().items()}
 
 
 def looked_for(state_dict: Mapping[str, Tensor]) -> str:
     """What the keys were compared with, and what they are."""
     kinds = dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS)
-    first = ", ".join(list(state_dict)[:5]) or "nothing"
-    return f"looked for keys of {', '.join(kinds)}; found {len(state_dict)} keys: {first}, ..."
+    return f"looked for keys of {', '.join(kinds)}; found {len(state_dict)} keys: {some_keys(state_dict)}"
 
 
 def _recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]:
@@ -168,28 +178,32 @@ def _recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]
 
 def translate(names: Names, key: str) -> str | None:
     """Our name of an official key; "" for one that the function does not depend on, None for a stranger."""
-    for official, ours in names.items():
-        if key == official or key.startswith(f"{official}."):
-            return "" if ours is None else ours + key[len(official) :]
-    return None
+    start = key
+    while start not in names:
+        start, dot, _ = start.rpartition(".")
+        if not dot:
+            return None
+    ours = names[start]
+    return "" if ours is None else ours + key[len(start) :]
 
 
-def _filled(part: Part, tensors: Mapping[str, Tensor], eps: float | None) -> Branch:
-    """The block of a part with its weights in."""
-    block = part.block.double().eval()
-    wanted, known = block.state_dict(), {key: tensor for key, tensor in tensors.items() if translate(part.names, key)}
-    biases = {key for key in wanted if key.endswith(".bias") and f"{key[:-4]}running_var" not in wanted}
-    if not biases & {translate(part.names, key) for key in known}:  # a variant of the block without biases
-        known |= {translate(turned(part.names), key) or key: torch.zeros_like(wanted[key]) for key in biases}
-    renamed = {key: tensor for key, tensor in wanted.items() if key not in part.given}
-    ours = matched(renamed, known, part.names)
+def _filled(part: Part, tensors: Mapping[str, Tensor]) -> Branch:
+    """The block of a part with its weights in, in float64 and eval mode."""
+    with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
+        wanted = part.block().double().state_dict()
     for key, tensor in part.given.items():
         if key not in wanted or tensor.shape != wanted[key].shape:
             expected = tuple(wanted[key].shape) if key in wanted else "none"
             raise CheckpointError(f"{key!r} would get shape {tuple(tensor.shape)}, but {expected} was expected")
-    block.to_empty(device="cpu").load_state_dict({**ours, **part.given})
-    for _, bn in norms(block):
-        bn.eps = bn.eps if eps is None else eps
+    renamed = {key: tensor for key, tensor in wanted.items() if key not in part.given}
+    known = {key: tensor for key, tensor in tensors.items() if translate(part.names, key) is not None}
+    biases = {key for key in wanted if key.endswith(".bias") and f"{key[:-4]}running_var" not in wanted}
+    if biases.isdisjoint(translate(part.names, key) for key in known):  # a variant of the block without biases
+        theirs = {translate(turned(part.names), key) or key: wanted[key] for key in biases}
+        known |= {key: torch.zeros_like(tensor, device="cpu") for key, tensor in theirs.items()}
+    ours = matched(renamed, known, part.names)
+    block = part.block().double().eval()
+    block.load_state_dict({**ours, **part.given})
     return block
 
 
@@ -197,7 +211,7 @@ def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: 
     """Foreign tensors under our names: every wanted one, in its shape, and no other.
 
     Raises:
-        CheckpointError: for the first key that is missing, has another shape, or belongs nowhere.
+        CheckpointError: for the first key that belongs nowhere, has another shape or no real numbers, or is missing.
     """
     given: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -209,6 +223,8 @@ def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: 
         if tensor.shape != wanted[ours].shape:
             came, expected = tuple(tensor.shape), tuple(wanted[ours].shape)
             raise CheckpointError(f"{key!r} has shape {came}, but {expected} was expected")
+        if wanted[ours].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(f"{key!r} has dtype {tensor.dtype}, but {wanted[ours].dtype} was expected")
         given[ours] = tensor
     for key, tensor in wanted.items():
         if key not in given and key.endswith("num_batches_tracked"):  # from before torch counted them
@@ -224,8 +240,9 @@ def turned(names: Names) -> Names:
     return {ours: official for official, ours in names.items() if ours}
 
 
-def eps_of(eps: float | Mapping[str, float] | None, name: str) -> float | None:
-    """The eps that was given for a block of this name, if any."""
-    if not isinstance(eps, Mapping):
-        return eps
-    return next((value for pattern, value in eps.items() if fnmatch(name, pattern)), None)
+def set_eps(block: Branch, eps: float | Mapping[str, float] | None, name: str) -> None:
+    """Gives the batch norms of a block of this name the eps that is meant for them, if any."""
+    if isinstance(eps, Mapping):
+        eps = next((value for pattern, value in eps.items() if fnmatch(name, pattern)), None)
+    for _, bn in norms(block):
+        bn.eps = bn.eps if eps is None else eps

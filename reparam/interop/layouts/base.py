@@ -27,9 +27,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """One of our blocks, ready to take the tensors of a state dict."""
+    """One of our blocks, and which tensors of a state dict are its."""
 
-    block: Branch
+    block: Callable[[], Branch]
     names: Names
     fused: str
     """Where the authors' inference code has the convolution."""

@@ -36,7 +36,7 @@ def _edbb(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "rep_conv.weight")
     hidden = shape(t, "conv1x1_3x3.k0")[0] if options.with_13 else None
     expansion = hidden / outside if hidden else None
-    block = EDBB(inside, outside, size, expansion=expansion, identity=where_asked(options, default=False))
+    block = partial(EDBB, inside, outside, size, expansion=expansion, identity=where_asked(options, default=False))
     names = {"rep_conv": "branches.0.conv", "conv1x1": "branches.1.conv", **_edges(2)}
     names |= _pair(5) if options.with_13 else {"conv1x1_3x3": None}
     return [Part(block, names, "rep_conv")]
@@ -46,7 +46,7 @@ def _edbb(t: Tensors, options: Options) -> list[Part]:
 def _ecb(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "conv3x3.weight")
     expansion = shape(t, "conv1x1_3x3.k0")[0] / outside
-    block = ECB(inside, outside, size, expansion=expansion, identity=where_asked(options, default=False))
+    block = partial(ECB, inside, outside, size, expansion=expansion, identity=where_asked(options, default=False))
     return [Part(block, {"conv3x3": "branches.0.conv", **_pair(1), **_edges(2)}, "conv3x3")]
 
 
@@ -55,7 +55,7 @@ def _repsr(t: Tensors, options: Options) -> list[Part]:
     wide, inside, size = shape(t, "branch1.0.weight")
     outside = shape(t, "branch1.2.weight")[0]
     identity = where_asked(options, default=True)
-    block = RepSRBlock(inside, outside, size, expansion=wide / outside, identity=identity)
+    block = partial(RepSRBlock, inside, outside, size, expansion=wide / outside, identity=identity)
     first = 0 if identity is False or inside != outside else 1  # the identity is branch 0
     names: Names = {
         f"branch{path + 1}.{index}": f"branches.{first + path}.{name}"
@@ -75,7 +75,7 @@ def _repsr_hat(t: Tensors, options: Options) -> list[Part]:
         convs = nn.Conv2d(inside, wide, size, bias=False), nn.Conv2d(wide, outside, 1)  # type: ignore[arg-type]
         return SequentialBranch(spec, convs[0], nn.BatchNorm2d(wide), convs[1])
 
-    block = ReparamBlock(ConvSpec(inside, outside, size), [path, path, *[IdentityBranch] * identity])
+    block = partial(ReparamBlock, ConvSpec(inside, outside, size), [path, path, *[IdentityBranch] * identity])
     names: Names = {
         f"branch{index + 1}_{name}": f"branches.{index}.layers.{layer}"
         for index in (0, 1)
@@ -89,7 +89,7 @@ def _conv3xc(t: Tensors, options: Options) -> list[Part]:
     wide, inside, _ = shape(t, "conv.0.weight")
     outside, _, size = shape(t, "sk.weight")[0], *shape(t, "conv.1.weight")[1:]
     names: Names = {"conv": "branches.1.layers", "sk": "branches.0.conv"}
-    return [Part(Conv3XC(inside, outside, size, gain=wide // inside), names, "eval_conv")]
+    return [Part(partial(Conv3XC, inside, outside, size, gain=wide // inside), names, "eval_conv")]
 
 
 @layout("PlainUSR's RepMBConv", "expand_conv.weight", "fea_conv.weight", "reduce_conv.weight", "se.tensor")
@@ -99,7 +99,7 @@ def _repmbconv(t: Tensors, options: Options) -> list[Part]:
     if "se.se.1.weight" not in t:
         raise CheckpointError("'se.se.1.weight' is missing")
     sizes: Any = {"expansion": wide // inside, "gate_reduction": wide // t["se.se.1.weight"].shape[0]}
-    block = RepMBConvBlock(inside, outside, shape(t, "fea_conv.weight")[2], **sizes)
+    block = partial(RepMBConvBlock, inside, outside, shape(t, "fea_conv.weight")[2], **sizes)
     gated = "branches.0.layers.1.branches.0.layers"
     names: Names = {"expand_conv": "branches.0.layers.0", "reduce_conv": "branches.0.layers.2"}
     names |= {"fea_conv": f"{gated}.0", "se.tensor": f"{gated}.1.vector"}
@@ -110,7 +110,7 @@ def _repmbconv(t: Tensors, options: Options) -> list[Part]:
 def _rrrb(t: Tensors, options: Options) -> list[Part]:
     wide, inside, _ = shape(t, "expand_conv.weight")
     outside = shape(t, "reduce_conv.weight")[0]
-    block = RRRB(inside, outside, shape(t, "fea_conv.weight")[2], expansion=wide // inside)
+    block = partial(RRRB, inside, outside, shape(t, "fea_conv.weight")[2], expansion=wide // inside)
     names: Names = {
         "expand_conv": "branches.0.layers.0",
         "fea_conv": "branches.0.layers.1.branches.0.conv",
@@ -124,19 +124,24 @@ def _hfab(t: Tensors, options: Options) -> list[Part]:
     parts = []
     for name, before, after in (("squeeze", "bn1", None), ("excitate", "bn2", "bn3")):
         outside, inside, size = shape(t, f"{name}.weight")
-        stages: list[nn.Module] = [nn.BatchNorm2d(inside), nn.Conv2d(inside, outside, size)]  # type: ignore[arg-type]
-        stages += [nn.BatchNorm2d(outside)] if after else []
         names: Names = {before: "layers.0", name: "layers.1"}
         names |= {after: "layers.2"} if after else {}
-        parts.append(Part(SequentialBranch(ConvSpec(inside, outside, size), *stages), names, name))
+        block = partial(_normed_conv, ConvSpec(inside, outside, size), bn_after=after is not None)
+        parts.append(Part(block, names, name))
     return parts
+
+
+def _normed_conv(spec: ConvSpec, bn_after: bool) -> Branch:
+    conv = spec.replace(padding=0).new_conv()
+    after = [nn.BatchNorm2d(spec.out_channels)] if bn_after else []
+    return SequentialBranch(spec, nn.BatchNorm2d(spec.in_channels), conv, *after)
 
 
 def _sesr(t: Tensors, options: Options, first: str, second: str, weight: str) -> list[Part]:
     hidden, inside, size = shape(t, f"{first}.{weight}")
     outside = shape(t, f"{second}.{weight}")[0]
-    identity = where_asked(options, default=True)
-    block = CollapsibleLinearBlock(inside, outside, size, hidden_channels=hidden, identity=identity)
+    identity = where_asked(options, default=size == (3, 3))  # the 5x5 ones at both ends have none
+    block = partial(CollapsibleLinearBlock, inside, outside, size, hidden_channels=hidden, identity=identity)
     names: Names = {}
     for official, ours in ((first, "branches.0.expand"), (second, "branches.0.squeeze")):
         names |= {f"{official}.{weight}": f"{ours}.weight", f"{official}.bias": f"{ours}.bias"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ from .base import Names, Options, Part, Tensors, conv_bn, grouped, layout, shape
 def _repvgg(t: Tensors, options: Options) -> list[Part]:
     identity = "rbr_identity.weight" in t
     inside, outside, size, groups = grouped(t, "rbr_dense.conv.weight", "rbr_identity.weight")
-    block = RepVGGBlock(inside, outside, size, groups=groups, identity=identity)
+    block = partial(RepVGGBlock, inside, outside, size, groups=groups, identity=identity)
     names = {
         **conv_bn("rbr_dense", "branches.0"),
         **conv_bn("rbr_1x1", "branches.1"),
@@ -37,7 +38,7 @@ def _repvgg(t: Tensors, options: Options) -> list[Part]:
 def _qarepvgg(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "rbr_dense.conv.weight")
     identity = where_asked(options, default=True)
-    block = QARepVGGBlock(inside, outside, size, identity=identity, pool=options.pool)
+    block = partial(QARepVGGBlock, inside, outside, size, identity=identity, pool=options.pool)
     names = {**conv_bn("rbr_dense", "branches.0"), "rbr_1x1": "branches.1.conv", "bn": "norm"}
     return [Part(block, names, "rbr_reparam")]
 
@@ -47,7 +48,7 @@ def _qarepvgg_super_gradients(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "branch_3x3.conv.weight")
     bias, alpha, after = (key in t for key in ("branch_1x1.bias", "alpha", "post_bn.running_var"))
     identity = where_asked(options, default=True)
-    block = QARepVGGBlock(inside, outside, size, identity=identity, point_bias=bias, alpha=alpha, sum_bn=after)
+    block = partial(QARepVGGBlock, inside, outside, size, identity=identity, point_bias=bias, alpha=alpha, sum_bn=after)
     point = "branches.1.layers.0" if alpha else "branches.1.conv"
     names: Names = {**conv_bn("branch_3x3", "branches.0"), "branch_1x1": point, "post_bn": "norm"}
     names |= {"alpha": "branches.1.layers.1.scale", "rbr_reparam": None}  # a placeholder for the fused convolution
@@ -90,7 +91,7 @@ def _orepa_repvgg(t: Tensors, options: Options) -> list[Part]:
     inside, outside, size, groups = grouped(t, "rbr_dense.weight_rbr_origin", "rbr_identity.weight")
     hidden, expansion = _orepa_widths(t, "rbr_dense.weight_rbr", inside)
     sizes: Any = {"groups": groups, "hidden_channels": hidden, "expansion": expansion}
-    block = OREPARepVGGBlock(inside, outside, size, identity="rbr_identity.weight" in t, **sizes)
+    block = partial(OREPARepVGGBlock, inside, outside, size, identity="rbr_identity.weight" in t, **sizes)
     names, given = _orepa_terms(t, "rbr_dense.weight_rbr", "branches.0.layers.0.branches", groups)
     names |= {"rbr_dense.bn": "branches.0.layers.1", **conv_bn("rbr_1x1", "branches.1")}
     return [Part(block, {**names, "rbr_identity": "branches.2.norm"}, "rbr_reparam", given)]
@@ -104,9 +105,8 @@ def _orepa(t: Tensors, options: Options) -> list[Part]:
     hidden, expansion = _orepa_widths(t, "weight_orepa", groups * per_group)
     sizes: Any = {"groups": groups, "hidden_channels": hidden, "expansion": expansion}
     names, given = _orepa_terms(t, "weight_orepa", "branches", groups)
-    return [
-        Part(OREPABlock(groups * per_group, outside, size, **sizes), {**names, "bn": "norm"}, "orepa_reparam", given)
-    ]
+    block = partial(OREPABlock, groups * per_group, outside, size, **sizes)
+    return [Part(block, {**names, "bn": "norm"}, "orepa_reparam", given)]
 
 
 def _orepa_widths(t: Tensors, kind: str, inside: int) -> tuple[int, int]:
@@ -118,7 +118,7 @@ def _orepa_widths(t: Tensors, kind: str, inside: int) -> tuple[int, int]:
 @layout("OREPA 1x1", "weight_or1x1_origin", "vector", "bn.running_var")
 def _orepa_1x1(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "weight_or1x1_origin")
-    block = OREPABlock(inside, outside, size, hidden_channels=shape(t, "weight_or1x1_l2i_conv1")[0])
+    block = partial(OREPABlock, inside, outside, size, hidden_channels=shape(t, "weight_or1x1_l2i_conv1")[0])
     names: Names = {"weight_or1x1_origin": "branches.0.layers.0.weight", "vector": None, "bn": "norm"}
     names |= {f"weight_or1x1_l2i_conv{i + 1}": f"branches.1.layers.{i}.weight" for i in (0, 1)}
     scales = {f"branches.{row}.layers.{row + 1}.scale": scale for row, scale in enumerate(t["vector"])}
@@ -138,7 +138,7 @@ def _mobileone(t: Tensors, options: Options) -> list[Part]:
     names |= conv_bn("rbr_scale", f"branches.{count}") if point else {}
     names["rbr_skip"] = f"branches.{count + point}.norm"
     identity = "rbr_skip.weight" in t
-    block = MobileOneBlock(inside, outside, size, groups=groups, conv_branches=count, identity=identity)
+    block = partial(MobileOneBlock, inside, outside, size, groups=groups, conv_branches=count, identity=identity)
     return [Part(block, names, "reparam_conv")]
 
 
@@ -148,7 +148,7 @@ def _dbb(t: Tensors, options: Options) -> list[Part]:
     first = "idconv1" if "dbb_1x1_kxk.idconv1.weight" in t else "conv1"
     hidden, _, _ = shape(t, f"dbb_1x1_kxk.{first}.weight")
     groups = hidden // shape(t, "dbb_1x1_kxk.conv2.weight")[1]
-    block = DiverseBranchBlock(groups * per_group, outside, size, groups=groups, hidden_channels=hidden)
+    block = partial(DiverseBranchBlock, groups * per_group, outside, size, groups=groups, hidden_channels=hidden)
     point = "dbb_1x1.conv.weight" in t  # there is none in a depthwise block
     pool, chain = f"branches.{1 + point}", f"branches.{2 + point}.layers"
     names = {
@@ -168,7 +168,10 @@ def _acb(t: Tensors, options: Options) -> list[Part]:
     names: Names = {}
     for index, name in enumerate(("square", "ver", "hor")):
         names |= {f"{name}_conv": f"branches.{index}.conv", f"{name}_bn": f"branches.{index}.norm"}
-    return [Part(ACBlock(inside, outside, size), names, "fused_conv")]
+    return [Part(partial(ACBlock, inside, outside, size), names, "fused_conv")]
+
+
+_CONV_BN = {"conv": "conv", "bn": "norm"}
 
 
 @layout("UniRepLKNet", "lk_origin.weight", "origin_bn.running_var")
@@ -184,8 +187,5 @@ def _unireplknet(t: Tensors, options: Options) -> list[Part]:
         names |= {f"dil_{kind}_k{rest}": f"branches.{len(small)}.{ours}" for kind, ours in _CONV_BN.items()}
     pairs = [pair for pair in small if len(pair) == 2]
     sizes, rates = [k for k, _ in pairs], [r for _, r in pairs]
-    block = DilatedReparamBlock(channels, kernel_size=size, groups=channels, small=(sizes, rates))
+    block = partial(DilatedReparamBlock, channels, kernel_size=size, groups=channels, small=(sizes, rates))
     return [Part(block, names, "lk_origin")]
-
-
-_CONV_BN = {"conv": "conv", "bn": "norm"}
