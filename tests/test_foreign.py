@@ -85,6 +85,11 @@ LINEAR = {
     "sum over other groups": lambda: Forward(lambda m, x: m.a(x) + m.b(x), a=conv(groups=2), b=conv(groups=3)),
     "sum of dilations": lambda: Forward(lambda m, x: m.a(x) + m.b(x), a=conv(dilation=2, padding=2), b=conv(1)),
     "sum of offset grids": lambda: Forward(lambda m, x: m.a(x) + m.b(x), a=conv(dilation=2, padding=2), b=conv()),
+    "sum of grids that lie apart": lambda: Forward(
+        lambda m, x: m.a(F.pad(x, (1, 3) * 2)) + m.b(F.pad(x, (3, 1) * 2)) + x,
+        a=conv(padding=0, dilation=2),
+        b=conv(padding=0, dilation=2),
+    ),
     "sum of a tall and a wide": lambda: Forward(
         lambda m, x: m.a(x) + m.b(x), a=conv((3, 1), padding=(1, 0)), b=conv((1, 5), padding=(0, 2))
     ),
@@ -137,6 +142,16 @@ def test_a_kernel_is_read_off_any_linear_forward(name):
     module, x = ready(LINEAR[name]()), image(*SHAPES.get(name, (2, 6, 11, 10)))
     value, kernel = affine_of(module, like_of(module)), kernel_of(module)
     assert_close(F.linear(x, *kernel) if value.flat else value.spec().build_conv(*kernel)(x), module(x))
+
+
+@pytest.mark.parametrize("name", [name for name in LINEAR if "sum" in name])
+def test_a_few_rows_at_a_time_make_the_same_kernel(name, monkeypatch):
+    module = ready(LINEAR[name]())
+    value = affine_of(module, like_of(module))
+    whole = value.rounded(torch.float64)
+    assert torch.equal(whole, value.settled().op.kernel.weight)
+    monkeypatch.setattr("reparam.foreign.affine._FEW", 1)
+    assert torch.equal(value.rounded(torch.float64), whole)
 
 
 class TestWhatIsNotLinear:
@@ -345,6 +360,20 @@ class TestKnownBlocks:
         for key, value in plain.state_dict().items():
             assert torch.equal(value, exact.state_dict()[key].to(dtype)), key
 
+    def test_sums_without_norms_are_rounded_once(self):
+        block = Forward(lambda m, x: m.a(x) + m.b(x) + m.c(x), a=conv(), b=conv(1), c=conv(1))
+        block.fuse = lambda: None
+        model = ready(nn.Sequential(block)).float()
+        exact = fuse(copy.deepcopy(model).double())
+        for key, value in fuse(model).state_dict().items():
+            assert torch.equal(value, exact.state_dict()[key].float()), key
+
+    def test_hooks_inside_do_not_run(self):
+        model, seen = ready(nn.Sequential(RepVGGBlock(8, 8))), []
+        model[0].rbr_dense.register_forward_hook(lambda module, args, y: seen.append(y))
+        fuse(model)
+        assert seen == []
+
     def test_norms_that_stayed_in_float_are_fine(self):
         model = ready(nn.Sequential(RepVGGBlock(8, 8))).bfloat16()
         for name in norms_in(model):
@@ -391,7 +420,7 @@ class TestKnownBlocks:
     def test_a_class_that_does_not_know_the_convolution_is_left_alone(self):
         class Like(RepVGGBlock):
             def forward(self, x):
-                return (self.rbr_dense(x) + self.rbr_1x1(x)).relu()
+                return self.nonlinearity(self.se(self.rbr_dense(x) + self.rbr_1x1(x)))
 
         model, x = ready(nn.Sequential(Like(8, 8))), image(1, 8, 7, 6)
         plain = fuse(model)
