@@ -32,6 +32,7 @@ from .branches import (
     SobelBranch,
 )
 from .errors import CheckpointError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
+from .foreign import kernel_of
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
 from .gap import BNGap, BNGapReport, bn_gap
@@ -103,6 +104,7 @@ __all__ = [
     "fused",
     "inspect_file",
     "inspect_model",
+    "kernel_of",
     "list_models",
     "load_checkpoint",
     "recalibrate_bn_stats",

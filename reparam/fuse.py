@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from .branches import Branch
 from .errors import FuseError
-from .inspect import find_blocks, inspect_model
+from .foreign import Plan, add_foreign, add_neighbours, ready, survey
+from .inspect import find_blocks, inspect_blocks
 
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
 _KEPT_HOOKS = [name for name in _HOOKS if name.startswith(("_forward", "_backward"))]
@@ -30,7 +31,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+def fuse(model: nn.Module, *, inplace: bool = False, batch_norms: bool | None = None) -> nn.Module:
     """Replaces every block of a model by the one convolution that it is equal to.
 
     Kernels are computed in float64 and rounded once. Each convolution keeps the dtype, device, memory format, mode,
@@ -38,16 +39,26 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     places. Wrappers (DDP, DataParallel, `torch.compile`, `AveragedModel`) are taken off. Fusing what is fused already
     gives a copy of it.
 
+    Blocks are those of this library, modules of types registered with `kernel_of`, and the re-parameterizable modules
+    of timm, RepVGG, MobileOne, DBB, ACNet, ECBSR and SPAN, which are known by what they hold. Such a module becomes
+    a convolution as well or, if it has an activation or a gate, keeps its class and runs as the authors' inference
+    form, with its keys. A linear module with a method `fuse`, `reparameterize` or `switch_to_deploy` becomes a
+    convolution or a linear layer.
+
     Args:
         model: a model that holds blocks, or a block itself, in eval mode or with frozen batch norms.
         inplace: change `model` itself instead of a copy.
+        batch_norms: whether batch norms outside of blocks go into the convolution or linear layer before them (or
+            after them, where that pads nothing), which changes the keys of both. None: if the model holds no block of
+            this library; next to one, other layers keep their keys, so that the model it was built from loads them.
 
     Returns:
         The fused copy, or `model` if `inplace`.
 
     Raises:
-        FuseError: if no block is found; if a batch norm of a block uses batch statistics or never saw a batch, each
-            named; or if `inplace` is asked for a wrapped model or for a block itself. The model is unchanged then.
+        FuseError: if there is nothing to fuse; if a batch norm that would go uses batch statistics or never saw a
+            batch, each named; or if `inplace` is asked for a wrapped model or for a block itself. The model is
+            unchanged then.
 
     Example:
         >>> import torch
@@ -63,23 +74,45 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             f"cannot fuse a {type(model).__name__} in place, as the wrapper holds on to what would be replaced; fuse "
             "the model inside of it, or leave inplace=False for a fused copy without the wrapper"
         )
-    blocks = find_blocks(inner)
-    if not blocks and not any("fused_from" in vars(module) for module in inner.modules()):
-        raise FuseError(
-            f"found no block to fuse in {type(inner).__name__}; blocks are modules such as RepSRBlock, or "
-            "subclasses of reparam.Branch. inspect_model(model) lists what is found"
-        )
-    if problems := [f"{name}: {why}" for block in inspect_model(inner).blocks for name, why in block.problems.items()]:
-        raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
-    convs: dict[int, nn.Module] = {id(block): block.to_conv() for block in blocks.values()}
+    plan = _plan(inner, batch_norms)
     if inplace:
-        return _replace(inner, blocks, convs)
+        return _apply(inner, plan)
     # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
-    memo: dict[int, Any] = dict(convs)
+    memo: dict[int, Any] = {}
+    plan.fill(memo)
+    made = {key: memo[key] for key in plan.replace}
     plain = copy.deepcopy(inner, memo)
-    for block in blocks.values():
-        keep_hooks(block, convs[id(block)], memo)
+    for edit in plan.edits:
+        edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
+    _keep_all_hooks(inner, made, memo)
     return plain
+
+
+def _plan(model: nn.Module, batch_norms: bool | None) -> Plan:
+    """What becomes of the modules of a model.
+
+    Raises:
+        FuseError: if nothing does, or something cannot now.
+    """
+    blocks = find_blocks(model)
+    found = survey(model, not blocks if batch_norms is None else batch_norms)
+    nothing = not blocks and not found.blocks and not found.neighbours
+    if nothing and not any("fused_from" in vars(module) for module in model.modules()):
+        raise FuseError(
+            f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
+            "reparam.Branch, types registered with kernel_of, and known modules of timm and others. "
+            "inspect_model(model) lists what is found"
+        )
+    ours = {name: why for block in inspect_blocks(blocks) for name, why in block.problems.items()}
+    if problems := [f"{name}: {why}" for name, why in {**ours, **found.problems()}.items()]:
+        raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
+    plan = Plan()
+    add_foreign(plan, found.blocks.items())
+    add_neighbours(plan, found.neighbours)
+    for block in blocks.values():
+        if id(block) not in plan.replace:
+            plan.replace[id(block)] = partial(ready, block.to_conv())
+    return plan
 
 
 @contextmanager
@@ -111,23 +144,31 @@ def fused(model: nn.Module) -> Iterator[nn.Module]:
 
 def skeleton(model: nn.Module) -> nn.Module:
     """The structure that `fuse(model)` has, with fresh weights, in place: a model into which fused weights load."""
-    blocks = find_blocks(model)
-    convs: dict[int, nn.Module] = {}
-    for block in blocks.values():
-        convs[id(block)] = conv = block.spec.new_conv()
+    plan = Plan()
+    for block in find_blocks(model).values():
+        conv: nn.Module = block.spec.new_conv()
         conv.fused_from = type(block).__name__  # type: ignore[assignment]
-    return _replace(model, blocks, convs)
+        plan.replace[id(block)] = partial(ready, conv)
+    return _apply(model, plan)
 
 
-def _replace(model: nn.Module, blocks: dict[str, Branch], convs: dict[int, nn.Module]) -> nn.Module:
-    if id(model) in convs:
+def _apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carries a plan out on the model itself."""
+    if id(model) in plan.replace:
         raise FuseError(
             f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
             "the convolution that fuse(block) returns"
         )
-    for block in blocks.values():
-        keep_hooks(block, convs[id(block)], None)
-    return replace(model, convs)
+    made = {key: make(_itself) for key, make in plan.replace.items()}
+    _keep_all_hooks(model, made, None)
+    replace(model, made)
+    for edit in plan.edits:
+        edit.apply(edit.block.module, _itself)
+    return model
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 def replace(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
@@ -137,6 +178,12 @@ def replace(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
             if id(child) in others:
                 setattr(parent, name, others[id(child)])
     return model
+
+
+def _keep_all_hooks(model: nn.Module, made: Mapping[int, nn.Module], memo: dict[int, Any] | None) -> None:
+    for module in model.modules():
+        if id(module) in made:
+            keep_hooks(module, made[id(module)], memo)
 
 
 def keep_hooks(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:

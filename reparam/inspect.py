@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from .branches import Branch
+from .foreign import Survey, survey
 from .norm import FrozenStatsBN, norms, why_not_ready
 from .spec import ConvSpec
 
@@ -63,11 +66,16 @@ class ModelReport:
     """Parameters of the whole model."""
     fused_parameters: int
     """Parameters of the whole model after fusing."""
+    batch_norms: Mapping[str, str] = field(default_factory=dict)
+    """Batch norms outside of blocks that go into a layer next to them, and the name of that layer, or the first."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Why one of these cannot go now, by its dotted name."""
 
     @property
     def ready(self) -> bool:
         """Whether `fuse` takes the model as it is."""
-        return bool(self.blocks) and all(block.ready for block in self.blocks)
+        found = bool(self.blocks or self.batch_norms)
+        return found and not self.problems and all(block.ready for block in self.blocks)
 
     def __str__(self) -> str:
         width = max([len(block.name or "(model)") for block in self.blocks], default=5)
@@ -79,11 +87,16 @@ class ModelReport:
                 f"{block.fused_parameters} parameters, {state}, {'ready' if block.ready else 'NOT READY'}"
             )
             lines += [f"{'':{width}}  {name}: {why}" for name, why in block.problems.items()]
+        for name, layer in self.batch_norms.items():
+            lines.append(f"{name} goes into {layer}: {self.problems.get(name, 'ready')}")
         return "\n".join(lines)
 
 
 def inspect_model(model: nn.Module) -> ModelReport:
     """Lists the blocks of a model: what is fusable, frozen, ready or not, and why.
+
+    Foreign blocks are listed as well, one line per convolution that they become. Where the model holds no block of
+    this library, batch norms outside of blocks are looked at too, as in `fuse`.
 
     Args:
         model: any module; wrappers such as DDP only prefix the names.
@@ -94,26 +107,52 @@ def inspect_model(model: nn.Module) -> ModelReport:
         >>> report.blocks[0].name, report.ready
         ('0', False)
     """
-    reports = []
-    for name, block in find_blocks(model).items():
-        inside = list(norms(block))
-        spec = block.spec
-        taps = 1
-        for size in spec.kernel_size:
-            taps *= size
-        reports.append(
-            BlockReport(
-                name=name,
-                kind=type(block).__name__,
-                spec=spec,
-                parameters=sum(p.numel() for p in block.parameters()),
-                fused_parameters=spec.out_channels * (spec.in_channels // spec.groups * taps + spec.bias),
-                frozen=all(isinstance(bn, FrozenStatsBN) for _, bn in inside) if inside else None,
-                problems={
-                    f"{name}.{inner}" if name else inner: why for inner, bn in inside if (why := why_not_ready(bn))
-                },
-            )
-        )
+    blocks = find_blocks(model)
+    found = survey(model, not blocks)
+    reports = [*inspect_blocks(blocks), *_inspect_foreign(found)]
     total = sum(p.numel() for p in model.parameters())
     saved = sum(report.parameters - report.fused_parameters for report in reports)
-    return ModelReport(tuple(reports), total, total - saved)
+    saved += sum(p.numel() for pair in found.neighbours for p in pair.norm.parameters(recurse=False))
+    layers: dict[int, Any] = {id(layer): layer for pair in found.neighbours for layer in pair.layers}
+    saved -= sum(_outputs(layer) for layer in layers.values() if layer.bias is None)
+    outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbours}
+    return ModelReport(tuple(reports), total, total - saved, outside, found.norm_problems())
+
+
+def _outputs(layer: Any) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def inspect_blocks(blocks: dict[str, Branch]) -> list[BlockReport]:
+    """Reports on blocks of this library by dotted name."""
+    reports = []
+    for name, block in blocks.items():
+        problems = {
+            f"{name}.{inner}" if name else inner: why for inner, bn in norms(block) if (why := why_not_ready(bn))
+        }
+        reports.append(_report(name, type(block).__name__, block.spec, [block], problems))
+    return reports
+
+
+def _inspect_foreign(found: Survey) -> list[BlockReport]:
+    reports = []
+    for name, block in found.blocks.items():
+        for conv in block.values:
+            parts, problems = block.parts(conv), found.problems_of(block, conv)
+            kind, spec = type(block.module).__name__, block.spec(conv)
+            reports.append(_report(f"{name}.{conv}".strip("."), kind, spec, parts, problems))
+    return reports
+
+
+def _report(name: str, kind: str, spec: ConvSpec, parts: Sequence[nn.Module], problems: dict[str, str]) -> BlockReport:
+    inside = [bn for part in parts for _, bn in norms(part)]
+    filters = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
+    return BlockReport(
+        name=name,
+        kind=kind,
+        spec=spec,
+        parameters=sum(p.numel() for part in parts for p in part.parameters()),
+        fused_parameters=spec.out_channels * (filters + spec.bias),
+        frozen=all(isinstance(bn, FrozenStatsBN) for bn in inside) if inside else None,
+        problems=problems,
+    )

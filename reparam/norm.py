@@ -161,10 +161,13 @@ def why_not_ready(bn: BatchNorm) -> str | None:
 
 
 def why_unseen(bn: BatchNorm) -> str | None:
-    """Why the stored statistics of `bn` are still those it was built with, or None if it saw a batch."""
+    """Why the stored statistics of `bn` are still those it was built with, or None if they are others."""
     seen = bn.num_batches_tracked
     if seen is None or seen.is_meta or int(seen) > 0:
         return None
+    mean, var = bn.running_mean, bn.running_var
+    if mean is not None and var is not None and bool(mean.any() | (var != 1).any()):
+        return None  # from a file that does not count batches, as weights that were converted from other frameworks
     return (
         "it never saw a batch (num_batches_tracked=0): train it, call recalibrate_bn_stats(model, batches), or, if "
         "this is an EMA copy, copy the buffers as well as the parameters"

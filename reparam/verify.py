@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .block import set_fold
+from .branches import Branch
 from .errors import FuseError
+from .foreign import find_foreign, foreign_block
 from .fuse import unwrap
 from .inspect import find_blocks
 
@@ -73,7 +75,8 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any) -> VerifyReport:
     Everything runs on copies in eval mode; neither model is changed.
 
     Args:
-        model: the model with blocks, in any mode.
+        model: the model with blocks, ours or foreign, in any mode. Batch norms outside of blocks are compared end to
+            end only.
         fused: what `fuse` made of it, with the same dotted names.
         *inputs: the arguments of one forward, tensors in the dtype and on the device of the model.
 
@@ -81,7 +84,7 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any) -> VerifyReport:
         Maximal absolute and relative differences, and the floor that rounding sets.
 
     Raises:
-        FuseError: if `model` holds no block, or `fused` lacks the convolution that belongs to one.
+        FuseError: if nothing of `model` was fused, or `fused` lacks what belongs to a block.
 
     Example:
         >>> from reparam import ECB, fuse
@@ -91,8 +94,9 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any) -> VerifyReport:
     """
     ours, plain = (copy.deepcopy(unwrap(m)).eval() for m in (model, fused))
     set_fold(ours, False)  # run the branches: a folded block would be compared with itself
-    blocks = find_blocks(ours)
-    if not blocks:
+    blocks: dict[str, nn.Module] = {**find_blocks(ours)}
+    blocks |= {name: block.module for name, block in find_foreign(ours).items()}
+    if not blocks and _kinds(ours) == _kinds(plain):
         raise FuseError(f"found no block to verify in {type(ours).__name__}; pass the unfused model first")
     partners = {name: _partner(plain, name) for name in blocks}
     with _recorded(blocks) as seen:
@@ -109,12 +113,16 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any) -> VerifyReport:
     return VerifyReport(tuple(differences), total, tuple(name for name in blocks if not seen[name]))
 
 
+def _kinds(model: nn.Module) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in model.named_modules()]
+
+
 def _partner(plain: nn.Module, name: str) -> nn.Module:
     try:
         module = plain.get_submodule(name)
     except AttributeError:
         module = None
-    if module is None or find_blocks(module):
+    if module is None or isinstance(module, Branch) or foreign_block(module):
         came = "nothing" if module is None else type(module).__name__
         raise FuseError(f"expected the fused model to hold a plain convolution at {name!r}, but found {came}")
     return module
@@ -125,7 +133,7 @@ def _recorded(blocks: dict[str, Any]) -> Iterator[dict[str, list[Tensor]]]:
     """Collects the inputs of each block while it lasts."""
     seen: dict[str, list[Tensor]] = {name: [] for name in blocks}
     hooks = [
-        block.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0]))
+        block.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].clone()))
         for name, block in blocks.items()
     ]
     try:

@@ -192,7 +192,9 @@ def test_blocks_in_a_network_that_does_not_fit_are_fused(ecbsr, tmp_path):
 
 
 def unseen() -> dict[str, torch.Tensor]:
-    return {**official("repvgg_s1_id_8"), "rbr_1x1.bn.num_batches_tracked": torch.tensor(0)}
+    """A batch norm that is as it was built."""
+    new = {f"rbr_1x1.bn.{key}": tensor for key, tensor in torch.nn.BatchNorm2d(8).named_buffers()}
+    return {**official("repvgg_s1_id_8"), **new}
 
 
 def too_large() -> dict[str, torch.Tensor]:

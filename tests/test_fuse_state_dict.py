@@ -209,7 +209,10 @@ def test_batch_norms_from_before_torch_counted_batches():
 
 def test_a_batch_norm_that_never_saw_a_batch():
     sd = inside("stage1.0.", of("repvgg_s1_id_8"))
-    sd["stage1.0.rbr_1x1.bn.num_batches_tracked"] = torch.tensor(0)
+    norm = "stage1.0.rbr_1x1.bn"
+    sd[f"{norm}.num_batches_tracked"] = torch.tensor(0)
+    fuse_state_dict(sd)  # a converted file, in which nobody counted
+    sd |= {f"{norm}.running_mean": torch.zeros(8), f"{norm}.running_var": torch.ones(8)}
     with pytest.raises(FuseError, match=r"block 'stage1.0' \(RepVGG\).*'branches.1.norm'.*num_batches_tracked=0"):
         fuse_state_dict(sd)
 

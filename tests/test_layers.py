@@ -23,6 +23,7 @@ LAYERS = [
     "branches",
     "block",
     "blocks",
+    "foreign",
     "inspect",
     "fuse",
     "verify",

@@ -1,0 +1,19 @@
+"""Modules of other people's codes: what they are as convolutions, and where these go."""
+
+from .blocks import ForeignBlock, find_foreign, foreign_block
+from .kernel_of import kernel_of
+from .plan import Plan, add_foreign, add_neighbours, ready
+from .survey import Survey, survey
+
+__all__ = [
+    "ForeignBlock",
+    "Plan",
+    "Survey",
+    "add_foreign",
+    "add_neighbours",
+    "find_foreign",
+    "foreign_block",
+    "kernel_of",
+    "ready",
+    "survey",
+]

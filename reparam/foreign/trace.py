@@ -1,0 +1,139 @@
+"""What a forward does, as a graph: traced by torch.fx, with torch's own layers as leaves."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node, Tracer
+
+from ..norm import is_norm
+
+Leaf = Callable[[nn.Module], bool]
+
+
+class _ForwardTracer(Tracer):
+    """Traces into every module but the leaves, and knows in which module it was when the tracing failed."""
+
+    def __init__(self, is_leaf: Leaf) -> None:
+        super().__init__()
+        self._is_leaf = is_leaf
+        self.failed_in: nn.Module | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self._is_leaf(m)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        try:  # without hooks, which are nobody's business to run now
+            return super().call_module(m, m.forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or m
+            raise
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a norm of torchvision, detectron2 or timm whose affine is frozen too, which is no `_BatchNorm`."""
+    names = ("weight", "bias", "running_mean", "running_var")
+    return type(module).__name__.startswith("FrozenBatchNorm") and all(
+        name in module._buffers or name in module._parameters for name in names
+    )
+
+
+def is_any_norm(module: nn.Module) -> bool:
+    """Whether it normalises with running statistics per channel: see `is_norm`, and `is_frozen_norm`."""
+    return is_norm(module) or is_frozen_norm(module)
+
+
+def is_torch_layer(module: nn.Module) -> bool:
+    """Whether it runs a forward of torch's own, and is no mere row of other modules."""
+    forward = type(module).forward
+    return forward is not nn.Sequential.forward and getattr(forward, "__module__", "").startswith("torch.")
+
+
+def shared_eval(model: nn.Module) -> nn.Module:
+    """A copy in eval mode of the modules, which hold the very tensors of `model`."""
+    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, memo | same_hooks(model)).eval()
+
+
+def same_hooks(model: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy with which copies hold the hooks themselves, whatever these refer to."""
+    tables = (table for module in model.modules() for name, table in vars(module).items() if "_hooks" in name)
+    return {id(table): table for table in tables}
+
+
+def trace(module: nn.Module, is_leaf: Leaf) -> Graph:
+    """The graph of a forward with its default arguments.
+
+    Raises:
+        Exception: whatever the forward raises on values that are not there yet.
+    """
+    return _trace(_ForwardTracer(is_leaf), module)
+
+
+def _trace(tracer: _ForwardTracer, module: nn.Module) -> Graph:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return tracer.trace(module, concrete_args=defaults)
+
+
+def graphs(model: nn.Module, is_leaf: Leaf) -> Iterator[tuple[nn.Module, Graph]]:
+    """Graphs that together show as much of a model as can be traced, each with the module whose forward it is.
+
+    A class whose forward cannot be traced, because it looks at values or shapes, becomes a leaf, and its parts are
+    traced on their own. So is a module with forward hooks, which see what goes in and comes out.
+    """
+    opaque: set[type] = set()
+
+    def closed(module: nn.Module) -> bool:
+        return type(module) in opaque or bool(module._forward_hooks or module._forward_pre_hooks)
+
+    parts = list(model.children())
+    while True:
+        tracer = _ForwardTracer(lambda module: closed(module) or is_leaf(module))
+        try:
+            graph = _trace(tracer, model)
+        except Exception:  # a foreign forward may raise anything
+            if tracer.failed_in is None or type(tracer.failed_in) in opaque:
+                break
+            opaque.add(type(tracer.failed_in))
+        else:
+            yield model, graph
+            parts = list(_inside(model, closed, is_leaf))
+            break
+    for part in parts:
+        if not is_leaf(part):
+            yield from graphs(part, is_leaf)
+
+
+def _inside(module: nn.Module, closed: Leaf, is_leaf: Leaf) -> Iterator[nn.Module]:
+    """The parts of the outermost modules that were leaves only because they are closed."""
+    for child in module.children():
+        if is_leaf(child):
+            continue
+        yield from child.children() if closed(child) else _inside(child, closed, is_leaf)
+
+
+def called(root: nn.Module, node: Node) -> nn.Module | None:
+    """The module that a node calls, if it calls one."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
+def changes_in_place(root: nn.Module, node: Node) -> bool:
+    """Whether a node writes into its first argument."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    if node.op == "call_function":
+        return node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
+    return bool(getattr(called(root, node), "inplace", False))
