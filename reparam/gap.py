@@ -50,10 +50,10 @@ class BNGapReport:
         if not self.layers:
             return "no batch norm"
         width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{'':{width}}  {'shift':>7}  {'worst':>7}  {'ratio':>7}  {'worst':>7}"]
+        lines = [f"{'':{width}}" + "".join(f"  {title:>8}" for title in ("shift", "worst", "ratio", "worst"))]
         for layer in self.layers:
             numbers = (layer.shift, layer.worst_shift, layer.ratio, layer.worst_ratio)
-            lines.append(f"{layer.name:{width}}  " + "  ".join(f"{number:7.3f}" for number in numbers))
+            lines.append(f"{layer.name:{width}}" + "".join(f"  {number:8.3g}" for number in numbers))
         return "\n".join(lines)
 
 

@@ -1,6 +1,8 @@
 """The training program: its data, exactness of resuming, several processes, and what it writes."""
 
+import csv
 import json
+import math
 import os
 import re
 import shlex
@@ -176,7 +178,7 @@ def test_two_processes_under_torchrun_do_what_one_does(recipe, run, tmp_path, mo
 
 def test_two_processes_with_batch_norm(recipe, run):
     """Fabric starts the second one by itself."""
-    run = replace(run, val=Path(recipe.train))
+    recipe = replace(recipe, freeze_at=0.1)  # after the first step
     done = subprocess.run(
         [sys.executable, *command(recipe, run, "--devices", "2", "--val", recipe.train, "--validate-every", "4")],
         cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
@@ -184,6 +186,15 @@ def test_two_processes_with_batch_norm(recipe, run):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 4: bn_shift") == 1 and "fused:" in done.stdout
     assert set(json.loads((run.out / "result.json").read_text())) == {"recipe", "train", "fused"}
+
+    torch.manual_seed(recipe.seed)
+    net = create_model(recipe.model)
+    pairs = read_patches_of(Path(recipe.train), 2, 1, recipe.patch)
+    net(Batches(pairs, recipe.patch, recipe.batch, recipe.seed)[0][0][0::2].float() / 255)  # the share of the first
+    statistics = {name: value for name, value in net.state_dict().items() if "running" in name or "tracked" in name}
+    assert len(statistics) == 3 * 6
+    for name, value in statistics.items():
+        assert torch.equal(last(run)["model"][name], value), name
 
 
 @pytest.mark.parametrize("model", ["repsr_m1c4_x2", "sesr_m3_x2", "plain_m1c4_x3"])
@@ -228,6 +239,33 @@ def test_mistakes_are_messages(tmp_path, photos):
     assert done.exit_code == 1 and "error: no model is named 'repsr_big'" in done.output
     done = CliRunner().invoke(app, [*words, "--options", "{act"])
     assert done.exit_code == 2 and "--options" in done.output
+
+
+def test_the_rate_follows_its_schedule(recipe, run, tmp_path):
+    def rates(recipe: Recipe, run: Run) -> list[float]:
+        train(recipe, run)
+        with (run.out / "logs" / "version_0" / "metrics.csv").open() as file:
+            return [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
+
+    cosine = [recipe.lr * (1 + math.cos(math.pi * step / 9)) / 2 for step in range(1, 10)]
+    assert rates(recipe, replace(run, log_every=1)) == pytest.approx(cosine)
+    halved = rates(replace(recipe, schedule="step"), replace(run, out=tmp_path / "step", log_every=1))
+    assert halved == pytest.approx([recipe.lr * 0.5 ** (step // 3) for step in range(1, 10)])
+    steady = rates(replace(recipe, schedule="constant"), replace(run, out=tmp_path / "constant", log_every=3))
+    assert steady == [recipe.lr] * 3
+
+
+def test_statistics_are_frozen_at_their_step(recipe, run, tmp_path, monkeypatch):
+    killed_at(7, monkeypatch, recipe, run)
+    at_six = last(run)["model"]
+    train(recipe, run)
+    at_nine = last(run)["model"]
+    never = replace(run, out=tmp_path / "never")
+    train(replace(recipe, freeze_at=1.0), never)
+    for name, value in at_nine.items():
+        assert torch.equal(at_six[name], value) == ("running" in name or "tracked" in name), name
+    assert int(at_nine["body.0.branches.0.norm.num_batches_tracked"]) == 5  # round(0.6 * 9)
+    assert int(last(never)["model"]["body.0.branches.0.norm.num_batches_tracked"]) == 9
 
 
 def test_tensorboard(recipe, run):
@@ -284,10 +322,15 @@ def test_every_place_of_every_image_in_all_eight_symmetries():
     assert {patch[0].numpy().tobytes() for patch in low} == expected
 
 
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(SpecError, match="2 processes cannot share batch=5 equally"):
+        Batches(pairs_of_blocks(2), 4, 5, seed=0, rank=1, world=2)
+
+
 def test_processes_share_one_batch_and_workers_change_nothing():
     pairs = pairs_of_blocks(2)
-    whole = Batches(pairs, 4, 7, seed=5)
-    shares = [Batches(pairs, 4, 7, seed=5, rank=rank, world=3) for rank in range(3)]
+    whole = Batches(pairs, 4, 9, seed=5)
+    shares = [Batches(pairs, 4, 9, seed=5, rank=rank, world=3) for rank in range(3)]
     for step in range(3):
         for kind in (0, 1):
             for rank, share in enumerate(shares):

@@ -54,6 +54,8 @@ class Batches(Dataset):
     """
 
     def __init__(self, pairs: list[Pair], patch: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if batch % world:  # the mean of unequal shares would not be that of the batch
+            raise SpecError(f"{world} processes cannot share batch={batch} equally")
         self.pairs, self.patch, self.batch, self.seed, self.mine = pairs, patch, batch, seed, slice(rank, None, world)
         self.scale = pairs[0][1].shape[1] // pairs[0][0].shape[1]
 

@@ -87,7 +87,6 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
     batches = Batches(pairs, recipe.patch, recipe.batch, recipe.seed, fabric.global_rank, fabric.world_size)
     first = state["step"]
     fabric.print(f"{len(pairs)} images, steps {first} to {recipe.steps}, {fabric.world_size} processes")
-    model.train()
     total_loss = torch.zeros((), device=fabric.device)
     with Progress(*COLUMNS, refresh_per_second=1, disable=not fabric.is_global_zero) as bar:
         task = bar.add_task(recipe.model, total=recipe.steps, completed=first)
@@ -130,7 +129,6 @@ def make_fabric(recipe: Recipe, run: Run) -> Fabric:
         accelerator=run.accelerator,
         devices=per_machine or run.devices,
         num_nodes=int(os.environ["WORLD_SIZE"]) // per_machine if per_machine else 1,
-        strategy="ddp" if per_machine else "auto",
         precision=recipe.precision,  # type: ignore[arg-type]  # Fabric looks at it
         loggers=make_logger(run.out, name="logs"),
     )
