@@ -27,7 +27,7 @@ import examples.train_sr.training as training
 from examples.train_sr.__main__ import app
 from examples.train_sr.data import Batches, read_patches_of
 from examples.train_sr.training import Recipe, Run, loss_of, train
-from reparam import CheckpointError, SpecError, create_model, load_checkpoint
+from reparam import CheckpointError, RepSRBlock, SpecError, create_model, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -214,6 +214,22 @@ def test_what_it_writes(recipe, run, photos, model):
     assert len(log) == 1 + 3 + 2  # loss at 3, 6, 9; validation at 4, 8
 
 
+def test_a_trained_network_is_swapped_and_goes_on(recipe, run, tmp_path, monkeypatch):
+    train(replace(recipe, model="plain_m1c4_x2_y"), run)
+    start = run.out / "train.safetensors"
+    starts, average = [], training.AveragedModel
+    monkeypatch.setattr(training, "AveragedModel", lambda net, **how: starts.append(net) or average(net, **how))
+    swapped = replace(recipe, start=str(start), swap="RepSRBlock")
+    train(swapped, replace(run, out=tmp_path / "swapped"))
+    plain, fused = load_checkpoint(start), load_checkpoint(tmp_path / "swapped" / "fused.safetensors")
+    assert starts and all(isinstance(starts[0].body[index], RepSRBlock) for index in (0, 2, 4))
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    assert not torch.equal(fused.body[0].weight, plain.body[0].weight)
+    killed_at(5, monkeypatch, swapped, replace(run, out=tmp_path / "killed"))
+    train(swapped, replace(run, out=tmp_path / "killed"))
+    assert_same(last(replace(run, out=tmp_path / "killed")), last(replace(run, out=tmp_path / "swapped")))
+
+
 COMMANDS = re.findall(
     r"-m examples.train_sr (.*)$", (ROOT / "docs" / "training.md").read_text().replace("\\\n", ""), re.MULTILINE
 )
@@ -229,7 +245,7 @@ def test_the_commands_of_the_docs(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         printed.append(done.output)
-    assert [line.split()[0] for line in COMMANDS] == ["photos", "train", "evaluate", "train"]
+    assert [line.split()[0] for line in COMMANDS] == ["photos", "train", "evaluate", "train", "train"]
     assert "fused:" in printed[1] and "astronaut" in printed[2] and Path("runs/many/last.ckpt").exists()
 
 

@@ -15,6 +15,7 @@ from skimage import data, io
 from typer import Argument, Option
 
 from reparam import ReparamError, load_checkpoint
+from reparam.block import ConvBlock
 
 from .evaluate import as_table
 from .evaluate import evaluate as evaluate_network
@@ -33,6 +34,10 @@ class Schedule(str, Enum):
 class Loss(str, Enum):
     l1 = "l1"
     charbonnier = "charbonnier"
+
+
+_BLOCKS = {name: name for name in sorted(block.__name__ for block in ConvBlock.__subclasses__())}
+Block = Enum("Block", _BLOCKS, type=str)  # type: ignore[misc]  # members that are known at run time only
 
 
 class Logger(str, Enum):
@@ -74,6 +79,10 @@ def train(
     ),
     precision: Annotated[str, Option(help="Of Fabric: 32-true, bf16-mixed or 16-mixed.")] = "32-true",
     seed: Annotated[int, Option(min=0, help="Of weights and patches.")] = 0,
+    start: Annotated[
+        Path | None, Option(exists=True, dir_okay=False, help="Weights to go on from, in place of --model.")
+    ] = None,
+    swap: Annotated[Block | None, Option(help="Block that takes the place of every convolution first.")] = None,
     validate_every: Annotated[int, Option(min=1, help="Steps between validations.")] = 5_000,
     save_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 1_000,
     log_every: Annotated[int, Option(min=1, help="Steps between lines of the log.")] = 100,
@@ -86,7 +95,7 @@ def train(
     recipe = Recipe(
         train=str(images), model=model, options=options, steps=steps, batch=batch, patch=patch, lr=lr,
         schedule=schedule.value, decay_every=decay_every, loss=loss.value, ema=ema, freeze_at=freeze_at,
-        precision=precision, seed=seed,
+        precision=precision, seed=seed, start=str(start) if start else None, swap=swap.value if swap else None,
     )  # fmt: skip
     run = Run(
         out=out, val=val, validate_every=validate_every, save_every=save_every, log_every=log_every,

@@ -19,7 +19,18 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from reparam import BNFreezeSchedule, CheckpointError, bn_gap, create_model, fuse, inspect_model, save_checkpoint
+import reparam
+from reparam import (
+    BNFreezeSchedule,
+    CheckpointError,
+    bn_gap,
+    create_model,
+    fuse,
+    inspect_model,
+    load_checkpoint,
+    save_checkpoint,
+    swap_convs,
+)
 from reparam.models.registry import Network
 
 from .data import Batches, image_files, read_pair, read_patches_of
@@ -44,6 +55,8 @@ class Recipe:
     freeze_at: float
     precision: str
     seed: int
+    start: str | None = None
+    swap: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
     """Trains, or goes on with what is in `run.out`; writes the weights and returns what they are worth."""
     fabric = make_fabric(recipe, run)
     fabric.seed_everything(recipe.seed, verbose=False)
-    net = create_model(recipe.model, **recipe.options)
+    net, batches = fresh(recipe, fabric)
     ema = AveragedModel(net, use_buffers=True).eval().to(fabric.device)  # without the statistics of BN it is worthless
     model, optimizer = fabric.setup(net, Adam(net.parameters(), recipe.lr))
     schedule = make_schedule(optimizer.optimizer, recipe)
@@ -82,11 +95,9 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
     }
     resume(fabric, run.out / "last.ckpt", state)
 
-    pairs = read_patches_of(Path(recipe.train), net.scale, net.colors, recipe.patch)
     val = [read_pair(path, net.scale) for path in image_files(run.val)] if run.val else []
-    batches = Batches(pairs, recipe.patch, recipe.batch, recipe.seed, fabric.global_rank, fabric.world_size)
     first = state["step"]
-    fabric.print(f"{len(pairs)} images, steps {first} to {recipe.steps}, {fabric.world_size} processes")
+    fabric.print(f"{len(batches.pairs)} images, steps {first} to {recipe.steps}, {fabric.world_size} processes")
     total_loss = torch.zeros((), device=fabric.device)
     with Progress(*COLUMNS, refresh_per_second=1, disable=not fabric.is_global_zero) as bar:
         task = bar.add_task(recipe.model, total=recipe.steps, completed=first)
@@ -116,6 +127,17 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
             if done % run.save_every == 0 or done == recipe.steps:
                 save(fabric, run.out / "last.ckpt", state)
     return finish(fabric, ema.module, val, recipe, run)
+
+
+def fresh(recipe: Recipe, fabric: Fabric) -> tuple[Network, Batches]:
+    """The network as it starts, and the batches that it will see."""
+    net = load_checkpoint(recipe.start) if recipe.start else create_model(recipe.model, **recipe.options)
+    pairs = read_patches_of(Path(recipe.train), net.scale, net.colors, recipe.patch)
+    batches = Batches(pairs, recipe.patch, recipe.batch, recipe.seed, fabric.global_rank, fabric.world_size)
+    if recipe.swap:
+        first = [low.float() / 255 for low, _ in batches.loader(0, 8, workers=0)]
+        swap_convs(net, getattr(reparam, recipe.swap), calibrate=first)
+    return net.train(), batches
 
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
