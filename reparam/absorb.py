@@ -111,11 +111,9 @@ def _forget(bn: BatchNorm) -> None:
 
 
 def _neutralise(bn: BatchNorm) -> None:
-    """Scale 1 and shift 0."""
-    if bn.weight is None:
-        bn.running_var.fill_(1.0 - bn.eps)
-        return
-    bn.weight.fill_(math.sqrt(1.0 + bn.eps))
+    """Scale 1 and shift 0, as far as it has an affine."""
+    if bn.weight is not None:
+        bn.weight.fill_(math.sqrt(1.0 + bn.eps))
     if bn.bias is not None:
         bn.bias.zero_()
 

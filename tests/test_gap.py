@@ -8,7 +8,17 @@ import torch
 from helpers import randomise
 from torch import nn
 
-from reparam import RepSRBlock, StatisticsError, bn_gap, create_model, freeze_bn_stats, recalibrate_bn_stats, set_fold
+from reparam import (
+    BNGap,
+    BNGapReport,
+    RepSRBlock,
+    StatisticsError,
+    bn_gap,
+    create_model,
+    freeze_bn_stats,
+    recalibrate_bn_stats,
+    set_fold,
+)
 
 
 def test_by_hand():
@@ -85,6 +95,12 @@ def test_printed_it_is_a_table():
     lines = str(bn_gap(nn.Sequential(nn.Identity(), bn), torch.ones(1, 2, 3, 3))).splitlines()
     assert lines[0].split() == ["shift", "worst", "ratio", "worst"]
     assert lines[1].split() == ["1", "1", "1", "1e+05", "1e-05"] and len(lines) == 2
+
+
+def test_the_worst_layer_has_the_worst_channel():
+    layers = (BNGap("a", 0.5, 0.6, 1, 1), BNGap("b", 0.2, 0.9, 1, 1), BNGap("c", 0.2, 0.3, 9, 9))
+    report = BNGapReport(layers)
+    assert report.worst == layers[1] and report.shift == pytest.approx(0.3)
 
 
 def test_without_batch_norm():

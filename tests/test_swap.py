@@ -126,7 +126,7 @@ def test_what_cannot_take_a_kernel_says_why():
         absorb(block.double().eval(), a_kernel(ConvSpec(4), 0))
 
 
-def test_a_batch_norm_without_affine_is_made_neutral():
+def test_a_batch_norm_without_affine_is_no_hindrance():
     block = RepVGGBlock(4, bn=partial(nn.BatchNorm2d, affine=False)).double().eval()
     block.branches.append(reparam.ConvBranch(block.spec).double())  # the others have no bias
     target = a_kernel(block.spec, 0)

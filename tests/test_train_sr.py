@@ -257,17 +257,26 @@ def test_mistakes_are_messages(tmp_path, photos):
     assert done.exit_code == 2 and "--options" in done.output
 
 
-def test_the_rate_follows_its_schedule(recipe, run, tmp_path):
-    def rates(recipe: Recipe, run: Run) -> list[float]:
-        train(recipe, run)
-        with (run.out / "logs" / "version_0" / "metrics.csv").open() as file:
-            return [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
+def logged(column: str, recipe: Recipe, run: Run, start: int = 0) -> list[float]:
+    train(recipe, run)
+    with (run.out / "logs" / f"version_{start}" / "metrics.csv").open() as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
+
+def test_the_log_has_mean_losses(recipe, run, tmp_path, monkeypatch):
+    each = logged("loss", recipe, replace(run, out=tmp_path / "each", log_every=1))
+    assert logged("loss", recipe, run) == pytest.approx([sum(each[i : i + 3]) / 3 for i in (0, 3, 6)])
+    resumed = replace(run, out=tmp_path / "resumed", log_every=4)
+    killed_at(7, monkeypatch, recipe, resumed)  # goes on with the seventh step
+    assert logged("loss", recipe, resumed, start=1) == pytest.approx([sum(each[6:8]) / 2])
+
+
+def test_the_rate_follows_its_schedule(recipe, run, tmp_path):
     cosine = [recipe.lr * (1 + math.cos(math.pi * step / 9)) / 2 for step in range(1, 10)]
-    assert rates(recipe, replace(run, log_every=1)) == pytest.approx(cosine)
-    halved = rates(replace(recipe, schedule="step"), replace(run, out=tmp_path / "step", log_every=1))
+    assert logged("lr", recipe, replace(run, log_every=1)) == pytest.approx(cosine)
+    halved = logged("lr", replace(recipe, schedule="step"), replace(run, out=tmp_path / "step", log_every=1))
     assert halved == pytest.approx([recipe.lr * 0.5 ** (step // 3) for step in range(1, 10)])
-    steady = rates(replace(recipe, schedule="constant"), replace(run, out=tmp_path / "constant", log_every=3))
+    steady = logged("lr", replace(recipe, schedule="constant"), replace(run, out=tmp_path / "constant", log_every=3))
     assert steady == [recipe.lr] * 3
 
 
