@@ -19,6 +19,7 @@ from .spec import ConvSpec
 
 _EXACT = 1e-14  # relative residual that float64 can reach
 _STEPS = 200  # with orthogonal 1x1 convolutions a few are enough
+_PASSES = 10
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def absorb(block: ReparamBlock, target: Kernel) -> None:
         weight, bias = block._full(block.kernel())
         return torch.cat([weight.flatten(), bias if block.spec.bias else bias[:0]])
 
-    for _ in range(4):  # each pass takes off what rounding left over of the one before
+    for _ in range(_PASSES):  # each takes off what rounding left over of the one before
         missing = wanted - kernel()
         if float(missing.abs().max()) <= _EXACT * max(float(wanted.abs().max()), float(conv.weight.abs().max())):
             return

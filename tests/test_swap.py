@@ -105,9 +105,11 @@ def test_any_geometry_is_taken_exactly_or_refused(data: st.DataObject):
         return
     absorb(block, target)
     weight, bias = block._full(block.kernel())
-    assert_close(weight, target.weight)
+    # Where what follows the kernel nearly loses a channel by chance, parameters are large, and so is their rounding.
+    scale = max(float(tensor.detach().abs().max()) for tensor in (target.weight, *block.parameters()))
+    assert_close(weight, target.weight, scale=scale)
     if spec.bias:
-        assert_close(bias, target.bias, scale=float(target.weight.abs().max()))
+        assert_close(bias, target.bias, scale=scale)
 
 
 def test_what_cannot_take_a_kernel_says_why():
