@@ -1,0 +1,368 @@
+"""What the stored statistics of batch norm do to smooth areas, and what freezing them late in training does about it.
+
+A network is trained up to nine tenths and from there on twice, never frozen and frozen, and looked at on photos that it
+has not seen. docs/artifacts.md explains what comes out.
+
+    python -m examples.bn_artifacts [--smoke]
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import typer
+from einops import rearrange, reduce
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+from skimage import data, io
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typer import Option
+
+from examples.train_sr.__main__ import photos as write_photos
+from examples.train_sr.__main__ import user_errors
+from examples.train_sr.data import Batches, image_files, read_pair, read_patches_of
+from examples.train_sr.quality import bicubic, luma
+from reparam import SpecError, bn_gap, create_model, freeze_bn_stats, load_checkpoint
+from reparam.models.net import SRNet
+from reparam.norm import norms
+
+WAYS = ("stored", "own", "frozen")
+"""Never frozen with its stored statistics, never frozen with the image's own, and frozen."""
+LOCAL = 17
+"""Height and width of what "local" means below, in pixels of the large image."""
+SMOOTH, TEXTURED = 3.0, 12.0
+"""Smooth is where the true luma has at most this local standard deviation, textured where it has at least this one."""
+INNER = 16
+"""Height and width of the part of a window that nothing around the window reaches, in low-resolution pixels."""
+AMPLIFY = 8
+"""Factor on the errors in the pictures."""
+
+
+class Photo(NamedTuple):
+    """A test image in grey levels, (3, h, w) and (3, scale * h, scale * w), float64."""
+
+    name: str
+    low: Tensor
+    high: Tensor
+
+
+class Window(NamedTuple):
+    """A square of a photo, in its low-resolution pixels."""
+
+    photo: Photo
+    top: int
+    left: int
+    size: int
+
+    def of(self, image: Tensor, margin: int = 0) -> Tensor:
+        """This part of the photo or of what was made of it, without `margin` low-resolution pixels all round."""
+        scale = image.shape[-1] // self.photo.low.shape[-1]
+        size = scale * (self.size - 2 * margin)
+        return image.narrow(-2, scale * (self.top + margin), size).narrow(-1, scale * (self.left + margin), size)
+
+
+# Training
+
+
+class Training:
+    """L1 and Adam, with an average of weights and statistics unless `ema` is 0; deepcopy branches it off."""
+
+    def __init__(
+        self, net: SRNet, folder: Path, steps: int, batch: int, patch: int, lr: float, cosine: bool, ema: float
+    ) -> None:
+        self.net, self.ema, self.done = net.train(), ema, 0
+        self.batches = Batches(read_patches_of(folder, net.scale, net.colors, patch), patch, batch, seed=0)
+        self.optimizer = Adam(net.parameters(), lr)
+        constant = LambdaLR(self.optimizer, lambda step: 1.0)
+        self.schedule = CosineAnnealingLR(self.optimizer, steps) if cosine else constant
+        self.average = AveragedModel(net, use_buffers=True)
+
+    @property
+    def result(self) -> SRNet:
+        """The average, or the network itself if there is none."""
+        return self.average.module if self.ema else self.net
+
+    def go_on(self, stop: int) -> None:
+        """Trains until `stop` steps are done."""
+        for low, high in self.batches.loader(self.done, stop):
+            loss = F.l1_loss(self.net(low.float() / 255), high.float() / 255)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            self.done += 1
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(min(self.ema, self.done / (9 + self.done)))
+            self.average.update_parameters(self.net)
+
+
+def train_both_ways(training: Training, steps: int, tests: Sequence[Photo]) -> tuple[SRNet, SRNet]:
+    """Never frozen, and frozen for the last tenth; up to there it is the same training."""
+    table = Table("step", "stored", "own", title="Before the freeze: mean PSNR of the test images (dB)")
+    tenth = steps // 10
+    for stop in range(tenth, 9 * tenth + 1, tenth):
+        training.go_on(stop)
+        table.add_row(str(stop), *(f"{mean_psnr(training.result, tests, own):.2f}" for own in (False, True)))
+    Console().print(table)
+    frozen = copy.deepcopy(training)
+    freeze_bn_stats(frozen.net)
+    for one in (training, frozen):
+        one.go_on(steps)
+    return training.result, frozen.result
+
+
+# Measuring
+
+
+@torch.no_grad()
+def enlarge(net: SRNet, low: Tensor, own: bool = False) -> Tensor:
+    """The image enlarged with stored statistics, or with its own; those that are stored stay as they are."""
+    net = copy.deepcopy(net).train(own)
+    return (net(low[None].float() / 255)[0].double() * 255).clamp(0, 255)
+
+
+def in_all_ways(never: SRNet, frozen: SRNet, low: Tensor) -> dict[str, Tensor]:
+    """The image enlarged in each of `WAYS`."""
+    return dict(zip(WAYS, (enlarge(never, low), enlarge(never, low, own=True), enlarge(frozen, low))))
+
+
+def enlarge_bicubic(photo: Photo) -> Tensor:
+    """The yardstick, of 8 bit."""
+    scale = photo.high.shape[-1] // photo.low.shape[-1]
+    return torch.from_numpy(bicubic(photo.low.byte().numpy(), scale)).double()
+
+
+def local_mean(image: Tensor) -> Tensor:
+    """Mean over the LOCAL x LOCAL pixels around each one, as far as they lie in the image (C, H, W)."""
+    return F.avg_pool2d(image, LOCAL, 1, LOCAL // 2, count_include_pad=False)
+
+
+def regions(high: Tensor) -> dict[str, Tensor]:
+    """Masks (H, W) of the smooth and of the textured pixels of an image (3, H, W)."""
+    y = torch.from_numpy(luma(high.byte().numpy()))
+    deviation = (local_mean(y * y) - local_mean(y).square()).clamp(min=0).sqrt()[0]
+    return {"smooth": deviation <= SMOOTH, "textured": deviation >= TEXTURED}
+
+
+def psnr(errors: Tensor) -> float:
+    """In dB, of errors in grey levels."""
+    return float(10 * torch.log10(255**2 / errors.square().mean()))
+
+
+def mean_psnr(net: SRNet, tests: Sequence[Photo], own: bool) -> float:
+    """Mean over the images."""
+    return sum(psnr(enlarge(net, photo.low, own) - photo.high) for photo in tests) / len(tests)
+
+
+def region_tables(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]]) -> tuple[Table, Table]:
+    """How good each way is in each region, and what the choice of statistics changes there."""
+    scores = Table("", "share", "bicubic", *WAYS, title="PSNR (dB) by region")
+    local = [f"local, {way}" for way in WAYS]
+    changes = Table("", *local, "|stored - own|", "at most", "its mean, R G B", title="Grey levels by region")
+    for photo, images in zip(tests, enlarged):
+        for region, mask in regions(photo.high).items():
+            if not mask.any():
+                continue
+            name = f"{photo.name}, {region}"
+            errors = [image - photo.high for image in (enlarge_bicubic(photo), *images.values())]
+            share = f"{mask.double().mean():.0%}"
+            scores.add_row(name, share, *(f"{psnr(error[:, mask]):.2f}" for error in errors))
+            of_local_means = [local_mean(error)[:, mask].abs().mean() for error in errors[1:]]
+            change = (images["stored"] - images["own"])[:, mask]
+            numbers = (f"{number:.2f}" for number in (*of_local_means, change.abs().mean()))
+            tint = " ".join(f"{mean:+.2f}" for mean in change.mean(1).tolist())
+            changes.add_row(name, *numbers, f"{change.abs().max():.1f}", tint)
+    return scores, changes
+
+
+def gap_table(never: SRNet, windows: dict[str, Window]) -> Table:
+    """How far the stored statistics are from those of each window."""
+    table = Table("", title="bn_gap: mean shift and typical ratio of the variances")
+    for kind in windows:
+        table.add_column(kind)
+    reports = [bn_gap(never, window.of(window.photo.low)[None].float() / 255) for window in windows.values()]
+    for layers in zip(*(report.layers for report in reports)):
+        table.add_row(layers[0].name, *(f"{layer.shift:.2f}, {layer.ratio:.2f}" for layer in layers))
+    return table
+
+
+# Pasting
+
+
+def margin_of(net: SRNet) -> int:
+    """How far an output looks in each direction: a pixel per 3x3 convolution."""
+    return net.num_blocks + 2
+
+
+def worst_window(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]], region: str, size: int) -> Window:
+    """The square with the most difference between stored and own statistics in pixels of this region."""
+    found = []
+    for photo, images in zip(tests, enlarged):
+        difference = (images["stored"] - images["own"]).abs().mean(0) * regions(photo.high)[region]
+        scale = photo.high.shape[-1] // photo.low.shape[-1]
+        small = reduce(difference, "(h r) (w s) -> 1 h w", "mean", r=scale, s=scale)
+        sums = F.avg_pool2d(small, size, 1)[0]
+        top, left = divmod(int(sums.argmax()), sums.shape[1])
+        found.append((float(sums.max()), Window(photo, top, left, size)))
+    return max(found, key=lambda one: one[0])[1]
+
+
+def paste(window: Window, into: Photo) -> Window:
+    """The window, in both resolutions, in the middle of another photo."""
+    photo = Photo(f"{window.photo.name} in {into.name}", into.low.clone(), into.high.clone())
+    top, left = ((size - window.size) // 2 for size in into.low.shape[1:])
+    pasted = Window(photo, top, left, window.size)
+    for source, target in ((window.photo.low, photo.low), (window.photo.high, photo.high)):
+        pasted.of(target).copy_(window.of(source))
+    return pasted
+
+
+def other_photo(window: Window, tests: Sequence[Photo], region: str) -> Photo:
+    """Of the other photos, the one with the largest share of this region."""
+    others = [photo for photo in tests if photo.name != window.photo.name]
+    return max(others, key=lambda photo: float(regions(photo.high)[region].double().mean()))
+
+
+def paste_table(never: SRNet, frozen: SRNet, pairs: Sequence[tuple[Window, Window]]) -> Table:
+    """The error inside of each window where it was and where it was pasted, and how far these outputs are apart."""
+    table = Table("", *WAYS, title="Inside of the window: mean |error|, in grey levels")
+    margin = margin_of(never)
+    for pair in pairs:
+        outputs = []
+        for window in pair:
+            images = in_all_ways(never, frozen, window.photo.low)
+            inner = {way: window.of(image, margin) for way, image in images.items()}
+            truth = window.of(window.photo.high, margin)
+            table.add_row(window.photo.name, *(f"{(image - truth).abs().mean():.3f}" for image in inner.values()))
+            outputs.append(inner)
+        changes = [float((outputs[0][way] - outputs[1][way]).abs().max()) for way in WAYS]
+        table.add_row("changed by, at most", *(f"{change:.2g}" for change in changes), end_section=True)
+    return table
+
+
+# Pictures
+
+
+def picture(window: Window, images: dict[str, Tensor]) -> Image.Image:
+    """What is in the window: the truth and all ways, and below them the errors, amplified, about grey."""
+    shown = {"truth": window.photo.high, "bicubic": enlarge_bicubic(window.photo), **images}
+    above = {name: window.of(image) for name, image in shown.items()}
+    errors = {f"{name} - truth": image - above["truth"] for name, image in above.items() if name != "truth"}
+    errors = {"stored - own": above["stored"] - above["own"], **errors}
+    below = {f"{AMPLIFY} ({name})": 128 + AMPLIFY * error for name, error in errors.items()}
+    edge, line = 3 * above["truth"].shape[-1], 14
+    sheet = Image.new("RGB", (edge * len(above), 2 * (edge + line)), "white")
+    for number, (title, image) in enumerate((above | below).items()):
+        row, column = divmod(number, len(above))
+        left, top = column * edge, row * (edge + line)
+        ImageDraw.Draw(sheet).text((left + 3, top + 1), title, "black")
+        pixels = rearrange(image.round().clamp(0, 255).byte(), "c h w -> h w c").numpy()
+        sheet.paste(Image.fromarray(pixels).resize((edge - 2, edge - 2), Image.Resampling.NEAREST), (left, top + line))
+    return sheet
+
+
+def show(never: SRNet, frozen: SRNet, tests: Sequence[Photo], out: Path) -> None:
+    """Prints all tables and writes all pictures."""
+    enlarged = [in_all_ways(never, frozen, photo.low) for photo in tests]
+    size = INNER + 2 * margin_of(never)
+    windows = {region: worst_window(tests, enlarged, region, size) for region in ("smooth", "textured")}
+    pasted = {
+        region: paste(window, other_photo(window, tests, "textured" if region == "smooth" else "smooth"))
+        for region, window in windows.items()
+    }
+    console = Console()
+    for table in (
+        *region_tables(tests, enlarged),
+        paste_table(never, frozen, list(zip(windows.values(), pasted.values()))),
+        gap_table(never, windows),
+    ):
+        console.print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, found in (("", windows), ("_pasted", pasted)):
+        for region, window in found.items():
+            picture(window, in_all_ways(never, frozen, window.photo.low)).save(out / f"{region}{kind}.png")
+    console.print(f"pictures: {out}")
+
+
+# The command
+
+
+def check_net(net: object, name: object) -> SRNet:
+    """The network, if it is one that can be looked at."""
+    if not (isinstance(net, SRNet) and net.colors == 3 and any(norms(net))):
+        raise SpecError(
+            f"cannot look at {name}: it must be a network such as repsr_m4c16_x2 or repvggsr_m4c16_x2, for three "
+            "colours and with its batch norms (train.safetensors of a training, not fused.safetensors)"
+        )
+    return net
+
+
+def read_tests(folder: Path, net: SRNet) -> list[Photo]:
+    """The test images; each must hold a window, and a window must go from one to another."""
+    files = image_files(folder)
+    if len(files) < 2:
+        raise SpecError(f"{folder} has one image only, {files[0].name}, and pasting needs two: add another")
+    tests, size = [], INNER + 2 * margin_of(net)
+    for path in files:
+        low, high = (torch.from_numpy(image.copy()).double() for image in read_pair(path, net.scale))
+        if min(high.shape[1:]) < net.scale * size:
+            height, width = high.shape[1:]
+            raise SpecError(
+                f"{path} is too small: {height}x{width} pixels, and a window of this network needs "
+                f"{net.scale * size}x{net.scale * size}; take it out or give a larger one"
+            )
+        tests.append(Photo(path.stem, low, high))
+    return tests
+
+
+def main(
+    folder: Annotated[
+        Path | None, Option("--train", exists=True, file_okay=False, help="Images to train on; else scikit-image's.")
+    ] = None,
+    val: Annotated[
+        Path | None, Option(exists=True, file_okay=False, help="Two or more images to test on; else scikit-image's.")
+    ] = None,
+    out: Annotated[Path, Option(file_okay=False, help="Folder for the pictures.")] = Path("bn-artifacts"),
+    model: Annotated[str, Option(help="Name for create_model.")] = "repvggsr_m4c16_x2",
+    steps: Annotated[int, Option(min=10, help="Training steps in all.")] = 1000,
+    batch: Annotated[int, Option(min=1, help="Patches in a batch.")] = 4,
+    patch: Annotated[int, Option(min=1, help="Height and width of a patch, in low-resolution pixels.")] = 24,
+    lr: Annotated[float, Option(min=0, help="Learning rate of Adam.")] = 4e-3,
+    cosine: Annotated[bool, Option("--cosine", help="Let it fall to zero along a cosine.")] = False,
+    ema: Annotated[float, Option(min=0, max=1, help="Decay of the average that is looked at; 0: none.")] = 0.0,
+    seed: Annotated[int, Option(min=0, help="Of the weights.")] = 0,
+    never: Annotated[
+        Path | None, Option(exists=True, dir_okay=False, help="A checkpoint never frozen, in place of the training.")
+    ] = None,
+    frozen: Annotated[Path | None, Option(exists=True, dir_okay=False, help="And a frozen one.")] = None,
+    smoke: Annotated[bool, Option(help="A few steps only, to see that it runs.")] = False,
+) -> None:
+    """Train a network with batch norm never frozen and frozen late, and show what the choice of statistics changes."""
+    with user_errors():
+        if (never is None) != (frozen is None):
+            raise SpecError("--never and --frozen go together: give both to look at them, or neither to train them")
+        if val is None or (folder is None and never is None):
+            write_photos(out / "photos")
+            for name in ("moon", "grass"):  # hardly any texture, and nothing else
+                io.imsave(out / "photos" / "val" / f"{name}.png", getattr(data, name)())
+        torch.manual_seed(seed)
+        net = check_net(load_checkpoint(never), never) if never else check_net(create_model(model), model)
+        tests = read_tests(val or out / "photos" / "val", net)
+        if frozen:
+            show(net, check_net(load_checkpoint(frozen), frozen), tests, out)
+            return
+        steps = 10 if smoke else steps
+        training = Training(net, folder or out / "photos" / "train", steps, batch, patch, lr, cosine, ema)
+        show(*train_both_ways(training, steps, tests), tests, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
