@@ -9,10 +9,12 @@ has not seen. docs/artifacts.md explains what comes out.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
@@ -31,12 +33,13 @@ from examples.train_sr.__main__ import photos as write_photos
 from examples.train_sr.__main__ import user_errors
 from examples.train_sr.data import Batches, image_files, read_pair, read_patches_of
 from examples.train_sr.quality import bicubic, luma
-from reparam import SpecError, bn_gap, create_model, freeze_bn_stats, load_checkpoint
+from reparam import SpecError, bn_gap, create_model, freeze_bn_stats, load_checkpoint, recalibrate_bn_stats
 from reparam.models.net import SRNet
 from reparam.norm import norms
 
-WAYS = ("stored", "own", "frozen")
-"""Never frozen with its stored statistics, never frozen with the image's own, and frozen."""
+WAYS = ("stored", "recalibrated", "own", "frozen")
+"""Never frozen, with the statistics that the training stored, those of 100 batches at its end, and the image's own; and
+frozen."""
 LOCAL = 17
 """Height and width of what "local" means below, in pixels of the large image."""
 SMOOTH, TEXTURED = 3.0, 12.0
@@ -53,6 +56,14 @@ class Photo(NamedTuple):
     name: str
     low: Tensor
     high: Tensor
+
+
+class Nets(NamedTuple):
+    """The networks that are compared."""
+
+    never: SRNet
+    recalibrated: SRNet
+    frozen: SRNet
 
 
 class Window(NamedTuple):
@@ -76,11 +87,9 @@ class Window(NamedTuple):
 class Training:
     """L1 and Adam, with an average of weights and statistics unless `ema` is 0; deepcopy branches it off."""
 
-    def __init__(
-        self, net: SRNet, folder: Path, steps: int, batch: int, patch: int, lr: float, cosine: bool, ema: float
-    ) -> None:
+    def __init__(self, net: SRNet, batches: Batches, steps: int, lr: float, cosine: bool, ema: float) -> None:
         self.net, self.ema, self.done = net.train(), ema, 0
-        self.batches = Batches(read_patches_of(folder, net.scale, net.colors, patch), patch, batch, seed=0)
+        self.batches = batches
         self.optimizer = Adam(net.parameters(), lr)
         constant = LambdaLR(self.optimizer, lambda step: 1.0)
         self.schedule = CosineAnnealingLR(self.optimizer, steps) if cosine else constant
@@ -89,7 +98,7 @@ class Training:
     @property
     def result(self) -> SRNet:
         """The average, or the network itself if there is none."""
-        return self.average.module if self.ema else self.net
+        return self.average.module if self.ema else self.net  # type: ignore[return-value]  # of the same class
 
     def go_on(self, stop: int) -> None:
         """Trains until `stop` steps are done."""
@@ -106,11 +115,17 @@ class Training:
 
 def train_both_ways(training: Training, steps: int, tests: Sequence[Photo]) -> tuple[SRNet, SRNet]:
     """Never frozen, and frozen for the last tenth; up to there it is the same training."""
-    table = Table("step", "stored", "own", title="Before the freeze: mean PSNR of the test images (dB)")
+    table = Table("step", title="PSNR (dB) of the test images before the freeze")
+    for region in ("all", "smooth"):
+        for way in ("stored", "own"):
+            table.add_column(f"{region}, {way}")
     tenth = steps // 10
     for stop in range(tenth, 9 * tenth + 1, tenth):
         training.go_on(stop)
-        table.add_row(str(stop), *(f"{mean_psnr(training.result, tests, own):.2f}" for own in (False, True)))
+        scores = (
+            mean_psnr(training.result, tests, region, own) for region in ("all", "smooth") for own in (False, True)
+        )
+        table.add_row(str(stop), *(f"{score:.2f}" for score in scores))
     Console().print(table)
     frozen = copy.deepcopy(training)
     freeze_bn_stats(frozen.net)
@@ -129,9 +144,10 @@ def enlarge(net: SRNet, low: Tensor, own: bool = False) -> Tensor:
     return (net(low[None].float() / 255)[0].double() * 255).clamp(0, 255)
 
 
-def in_all_ways(never: SRNet, frozen: SRNet, low: Tensor) -> dict[str, Tensor]:
+def in_all_ways(nets: Nets, low: Tensor) -> dict[str, Tensor]:
     """The image enlarged in each of `WAYS`."""
-    return dict(zip(WAYS, (enlarge(never, low), enlarge(never, low, own=True), enlarge(frozen, low))))
+    stored = {name: enlarge(net, low) for name, net in zip(("stored", "recalibrated", "frozen"), nets)}
+    return {way: enlarge(nets.never, low, own=True) if way == "own" else stored[way] for way in WAYS}
 
 
 def enlarge_bicubic(photo: Photo) -> Tensor:
@@ -146,10 +162,10 @@ def local_mean(image: Tensor) -> Tensor:
 
 
 def regions(high: Tensor) -> dict[str, Tensor]:
-    """Masks (H, W) of the smooth and of the textured pixels of an image (3, H, W)."""
+    """Masks (H, W) of the smooth pixels, the textured ones, and all of an image (3, H, W)."""
     y = torch.from_numpy(luma(high.byte().numpy()))
     deviation = (local_mean(y * y) - local_mean(y).square()).clamp(min=0).sqrt()[0]
-    return {"smooth": deviation <= SMOOTH, "textured": deviation >= TEXTURED}
+    return {"smooth": deviation <= SMOOTH, "textured": deviation >= TEXTURED, "all": deviation >= 0}
 
 
 def psnr(errors: Tensor) -> float:
@@ -157,16 +173,18 @@ def psnr(errors: Tensor) -> float:
     return float(10 * torch.log10(255**2 / errors.square().mean()))
 
 
-def mean_psnr(net: SRNet, tests: Sequence[Photo], own: bool) -> float:
-    """Mean over the images."""
-    return sum(psnr(enlarge(net, photo.low, own) - photo.high) for photo in tests) / len(tests)
+def mean_psnr(net: SRNet, tests: Sequence[Photo], region: str, own: bool) -> float:
+    """Mean over the images that have such a region; nan without one."""
+    masked = [(photo, mask) for photo in tests if (mask := regions(photo.high)[region]).any()]
+    scores = [psnr((enlarge(net, photo.low, own) - photo.high)[:, mask]) for photo, mask in masked]
+    return float(np.mean(scores)) if scores else math.nan
 
 
-def region_tables(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]]) -> tuple[Table, Table]:
+def region_tables(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]]) -> tuple[Table, Table, Table]:
     """How good each way is in each region, and what the choice of statistics changes there."""
     scores = Table("", "share", "bicubic", *WAYS, title="PSNR (dB) by region")
-    local = [f"local, {way}" for way in WAYS]
-    changes = Table("", *local, "|stored - own|", "at most", "its mean, R G B", title="Grey levels by region")
+    tints = Table("", *WAYS, title=f"|error averaged over {LOCAL}x{LOCAL} pixels|, in grey levels")
+    changes = Table("", "mean size", "at most", "mean, R G B", title="stored - own, in grey levels")
     for photo, images in zip(tests, enlarged):
         for region, mask in regions(photo.high).items():
             if not mask.any():
@@ -175,12 +193,11 @@ def region_tables(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]])
             errors = [image - photo.high for image in (enlarge_bicubic(photo), *images.values())]
             share = f"{mask.double().mean():.0%}"
             scores.add_row(name, share, *(f"{psnr(error[:, mask]):.2f}" for error in errors))
-            of_local_means = [local_mean(error)[:, mask].abs().mean() for error in errors[1:]]
+            tints.add_row(name, *(f"{local_mean(error)[:, mask].abs().mean():.2f}" for error in errors[1:]))
             change = (images["stored"] - images["own"])[:, mask]
-            numbers = (f"{number:.2f}" for number in (*of_local_means, change.abs().mean()))
-            tint = " ".join(f"{mean:+.2f}" for mean in change.mean(1).tolist())
-            changes.add_row(name, *numbers, f"{change.abs().max():.1f}", tint)
-    return scores, changes
+            mean = " ".join(f"{value:+.2f}" for value in change.mean(1).tolist())
+            changes.add_row(name, f"{change.abs().mean():.2f}", f"{change.abs().max():.1f}", mean)
+    return scores, tints, changes
 
 
 def gap_table(never: SRNet, windows: dict[str, Window]) -> Table:
@@ -231,14 +248,14 @@ def other_photo(window: Window, tests: Sequence[Photo], region: str) -> Photo:
     return max(others, key=lambda photo: float(regions(photo.high)[region].double().mean()))
 
 
-def paste_table(never: SRNet, frozen: SRNet, pairs: Sequence[tuple[Window, Window]]) -> Table:
+def paste_table(nets: Nets, pairs: Sequence[tuple[Window, Window]]) -> Table:
     """The error inside of each window where it was and where it was pasted, and how far these outputs are apart."""
     table = Table("", *WAYS, title="Inside of the window: mean |error|, in grey levels")
-    margin = margin_of(never)
+    margin = margin_of(nets.never)
     for pair in pairs:
         outputs = []
         for window in pair:
-            images = in_all_ways(never, frozen, window.photo.low)
+            images = in_all_ways(nets, window.photo.low)
             inner = {way: window.of(image, margin) for way, image in images.items()}
             truth = window.of(window.photo.high, margin)
             table.add_row(window.photo.name, *(f"{(image - truth).abs().mean():.3f}" for image in inner.values()))
@@ -269,10 +286,10 @@ def picture(window: Window, images: dict[str, Tensor]) -> Image.Image:
     return sheet
 
 
-def show(never: SRNet, frozen: SRNet, tests: Sequence[Photo], out: Path) -> None:
+def show(nets: Nets, tests: Sequence[Photo], out: Path) -> None:
     """Prints all tables and writes all pictures."""
-    enlarged = [in_all_ways(never, frozen, photo.low) for photo in tests]
-    size = INNER + 2 * margin_of(never)
+    enlarged = [in_all_ways(nets, photo.low) for photo in tests]
+    size = INNER + 2 * margin_of(nets.never)
     windows = {region: worst_window(tests, enlarged, region, size) for region in ("smooth", "textured")}
     pasted = {
         region: paste(window, other_photo(window, tests, "textured" if region == "smooth" else "smooth"))
@@ -281,14 +298,14 @@ def show(never: SRNet, frozen: SRNet, tests: Sequence[Photo], out: Path) -> None
     console = Console()
     for table in (
         *region_tables(tests, enlarged),
-        paste_table(never, frozen, list(zip(windows.values(), pasted.values()))),
-        gap_table(never, windows),
+        paste_table(nets, list(zip(windows.values(), pasted.values()))),
+        gap_table(nets.never, windows),
     ):
         console.print(table)
     out.mkdir(parents=True, exist_ok=True)
     for kind, found in (("", windows), ("_pasted", pasted)):
         for region, window in found.items():
-            picture(window, in_all_ways(never, frozen, window.photo.low)).save(out / f"{region}{kind}.png")
+            picture(window, in_all_ways(nets, window.photo.low)).save(out / f"{region}{kind}.png", optimize=True)
     console.print(f"pictures: {out}")
 
 
@@ -324,12 +341,8 @@ def read_tests(folder: Path, net: SRNet) -> list[Photo]:
 
 
 def main(
-    folder: Annotated[
-        Path | None, Option("--train", exists=True, file_okay=False, help="Images to train on; else scikit-image's.")
-    ] = None,
-    val: Annotated[
-        Path | None, Option(exists=True, file_okay=False, help="Two or more images to test on; else scikit-image's.")
-    ] = None,
+    folder: Annotated[Path | None, Option("--train", help="Folder of images; scikit-image's if not given.")] = None,
+    val: Annotated[Path | None, Option(help="Folder of two test images or more; likewise.")] = None,
     out: Annotated[Path, Option(file_okay=False, help="Folder for the pictures.")] = Path("bn-artifacts"),
     model: Annotated[str, Option(help="Name for create_model.")] = "repvggsr_m4c16_x2",
     steps: Annotated[int, Option(min=10, help="Training steps in all.")] = 1000,
@@ -338,7 +351,7 @@ def main(
     lr: Annotated[float, Option(min=0, help="Learning rate of Adam.")] = 4e-3,
     cosine: Annotated[bool, Option("--cosine", help="Let it fall to zero along a cosine.")] = False,
     ema: Annotated[float, Option(min=0, max=1, help="Decay of the average that is looked at; 0: none.")] = 0.0,
-    seed: Annotated[int, Option(min=0, help="Of the weights.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Of weights and patches.")] = 0,
     never: Annotated[
         Path | None, Option(exists=True, dir_okay=False, help="A checkpoint never frozen, in place of the training.")
     ] = None,
@@ -349,19 +362,26 @@ def main(
     with user_errors():
         if (never is None) != (frozen is None):
             raise SpecError("--never and --frozen go together: give both to look at them, or neither to train them")
-        if val is None or (folder is None and never is None):
+        for given in (folder, val):
+            if given and not given.is_dir():
+                raise SpecError(f"there is no folder {given}: give one of images, or none for those of scikit-image")
+        if val is None or folder is None:
             write_photos(out / "photos")
             for name in ("moon", "grass"):  # hardly any texture, and nothing else
                 io.imsave(out / "photos" / "val" / f"{name}.png", getattr(data, name)())
         torch.manual_seed(seed)
         net = check_net(load_checkpoint(never), never) if never else check_net(create_model(model), model)
         tests = read_tests(val or out / "photos" / "val", net)
+        pairs = read_patches_of(folder or out / "photos" / "train", net.scale, net.colors, patch)
+        batches = Batches(pairs, patch, batch, seed)
         if frozen:
-            show(net, check_net(load_checkpoint(frozen), frozen), tests, out)
-            return
-        steps = 10 if smoke else steps
-        training = Training(net, folder or out / "photos" / "train", steps, batch, patch, lr, cosine, ema)
-        show(*train_both_ways(training, steps, tests), tests, out)
+            both = net, check_net(load_checkpoint(frozen), frozen)
+        else:
+            steps = 10 if smoke else steps
+            both = train_both_ways(Training(net, batches, steps, lr, cosine, ema), steps, tests)
+        recalibrated = copy.deepcopy(both[0])
+        recalibrate_bn_stats(recalibrated, (low.float() / 255 for low, _ in batches.loader(0, 100)))
+        show(Nets(both[0], recalibrated, both[1]), tests, out)
 
 
 if __name__ == "__main__":
