@@ -25,10 +25,11 @@ from examples.bn_artifacts import (
     paste,
     read_tests,
     regions,
+    train_both_ways,
     worst_window,
 )
 from examples.train_sr.data import Batches, read_patches_of
-from reparam import create_model, freeze_bn_stats, fuse, save_checkpoint
+from reparam import create_model, freeze_bn_stats, fuse, load_checkpoint, save_checkpoint
 from reparam.norm import norms
 
 MODEL = "repvggsr_m1c4_x2"
@@ -57,10 +58,15 @@ def tests(photos) -> list[Photo]:
     return read_tests(photos, create_model(MODEL))
 
 
-@pytest.fixture
-def training(photos) -> Training:
+def new_training(photos: Path) -> Training:
+    torch.manual_seed(0)
     batches = Batches(read_patches_of(photos, 2, 3, 8), 8, 2, seed=0)
     return Training(create_model(MODEL), batches, steps=20, lr=1e-2, cosine=True, ema=0.0)
+
+
+@pytest.fixture
+def training(photos) -> Training:
+    return new_training(photos)
 
 
 def statistics(net) -> list[Tensor]:
@@ -74,6 +80,11 @@ def command(monkeypatch, *arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def cells(result: Result) -> list[list[str]]:
+    """The rows of all tables; the first and the last cell are empty."""
+    return [re.split(r"\s*[│┃]\s*", line) for line in result.output.splitlines()]
+
+
 def test_regions_of_a_plain_and_a_checkered_half():
     board = np.indices((40, 80)).sum(0) % 2 * 80 - 40
     board[:, :40] = 0
@@ -81,6 +92,12 @@ def test_regions_of_a_plain_and_a_checkered_half():
     reach = LOCAL // 2
     assert masks["smooth"][:, : 40 - reach].all() and not masks["smooth"][:, 40 - reach :].any()
     assert masks["textured"][:, 40:].all() and not masks["textured"][:, : 40 - reach].any()
+
+
+def test_a_faint_texture_is_neither():
+    board = np.indices((40, 40)).sum(0) % 2 * 14 - 7  # its luma deviates by 6
+    masks = regions(torch.from_numpy(128 + board).double().expand(3, -1, -1))
+    assert masks["all"].all() and not masks["smooth"].any() and not masks["textured"].any()
 
 
 def test_a_patch_has_the_same_output_anywhere_with_stored_statistics_only(training, tests):
@@ -125,18 +142,18 @@ def test_the_worst_window_is_where_the_difference_was_planted(tests):
     assert textured.photo is tests[0] and 15 <= textured.top <= 20 and textured.left == 35
 
 
-def test_both_ways_share_the_start_and_nothing_else(training):
-    training.go_on(10)
-    frozen = copy.deepcopy(training)
-    freeze_bn_stats(frozen.net)
-    before, stored = copy.deepcopy(training.net.state_dict()), statistics(frozen.net)
-    frozen.go_on(20)
-    assert all(torch.equal(value, before[key]) for key, value in training.net.state_dict().items())
-    assert all(map(torch.equal, stored, statistics(frozen.net)))
-    assert not any(torch.equal(value, before[key]) for key, value in frozen.net.named_parameters())
-    assert frozen.optimizer.param_groups[0]["lr"] < 1e-4 < training.optimizer.param_groups[0]["lr"]
-    training.go_on(20)
-    assert not any(map(torch.equal, stored, statistics(training.net)))
+def test_both_ways_share_the_start_and_nothing_else(photos, training, tests):
+    start = new_training(photos)
+    never, frozen = train_both_ways(training, 20, tests)
+    start.go_on(18)
+    assert all(map(torch.equal, statistics(frozen), statistics(start.net)))
+    assert not any(map(torch.equal, statistics(never), statistics(start.net)))
+    start_parameters = dict(start.net.named_parameters())
+    for net in (never, frozen):
+        assert not any(torch.equal(value, start_parameters[name]) for name, value in net.named_parameters())
+    start.go_on(20)
+    assert all(map(torch.equal, never.parameters(), start.net.parameters()))  # the other way left no trace in it
+    assert start.optimizer.param_groups[0]["lr"] == pytest.approx(0)  # cosine
 
 
 def test_the_command_trains_and_writes(photos, tmp_path, monkeypatch):
@@ -151,7 +168,7 @@ def test_the_command_trains_and_writes(photos, tmp_path, monkeypatch):
     for path in out.iterdir():
         with Image.open(path) as image:
             assert image.size[0] > image.size[1] and len(image.getcolors(1 << 24)) > 100
-    rows = [re.split(r"\s*[│┃]\s*", line) for line in result.output.splitlines()]
+    rows = cells(result)
     scores = {row[1]: row[3] for row in rows if len(row) == 9}  # bicubic
     for photo in read_tests(photos, create_model(MODEL)):
         expected = peak_signal_noise_ratio(photo.high.numpy(), enlarge_bicubic(photo).numpy(), data_range=255)
@@ -167,14 +184,22 @@ def test_the_command_looks_at_checkpoints(training, photos, tmp_path, monkeypatc
     never, frozen, plain = (tmp_path / f"{name}.safetensors" for name in ("never", "frozen", "plain"))
     save_checkpoint(training.net, never)
     save_checkpoint(fuse(training.net.eval()), plain)
+    training.net.train()
+    training.go_on(10)
     freeze_bn_stats(training.net)
     save_checkpoint(training.net, frozen)
     common = ("--train", photos, "--val", photos, "--out", tmp_path / "out", "--patch", 8)
     result = command(monkeypatch, *common, "--never", never, "--frozen", frozen)
     assert result.exit_code == 0, result.output
     assert "before the freeze" not in result.output
-    same = [row for row in map(str.split, result.output.splitlines()) if row[1:3] == ["photo0,", "smooth"]]
-    assert same[0][8] == same[0][14]  # stored and frozen: nothing was trained in between
+    photo = read_tests(photos, training.net)[0]
+    images = [
+        enlarge(load_checkpoint(path), photo.low, own) for path, own in ((never, False), (never, True), (frozen, False))
+    ]
+    expected = [f"{peak_signal_noise_ratio(photo.high.numpy(), x.numpy(), data_range=255):.2f}" for x in images]
+    assert len(set(expected)) == 3
+    row = next(row for row in cells(result) if row[1:3] == ["photo0, all", "100%"])
+    assert [row[4], *row[6:8]] == expected
     result = command(monkeypatch, *common, "--never", plain, "--frozen", frozen)
     assert result.exit_code == 1
     assert re.fullmatch(r"error: cannot look at .*plain\.safetensors: .*with its batch norms.*\n", result.output)
