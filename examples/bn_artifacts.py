@@ -91,8 +91,7 @@ class Training:
         self.net, self.ema, self.done = net.train(), ema, 0
         self.batches = batches
         self.optimizer = Adam(net.parameters(), lr)
-        constant = LambdaLR(self.optimizer, lambda step: 1.0)
-        self.schedule = CosineAnnealingLR(self.optimizer, steps) if cosine else constant
+        self.schedule = CosineAnnealingLR(self.optimizer, steps) if cosine else LambdaLR(self.optimizer, lambda _: 1.0)
         self.average = AveragedModel(net, use_buffers=True)
 
     @property
