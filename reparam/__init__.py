@@ -31,7 +31,8 @@ from .branches import (
     SequentialBranch,
     SobelBranch,
 )
-from .errors import CheckpointError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
+from .errors import CheckpointError, ExportError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
+from .export import ExportReport, export
 from .foreign import kernel_of
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from .fuse import fuse, fused
@@ -39,11 +40,23 @@ from .gap import BNGap, BNGapReport, bn_gap
 from .inspect import inspect_model
 from .interop import fuse_file, fuse_state_dict, inspect_file, load_checkpoint, save_checkpoint
 from .kernels import Kernel
-from .models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR, create_model, list_models
+from .models import (
+    ECBSR,
+    EDSR,
+    SESR,
+    CollapsibleSR,
+    PlainSR,
+    RepSR,
+    RepVGGSR,
+    create_model,
+    list_models,
+    pretrained_file,
+)
 from .norm import FrozenStatsBN
 from .schedule import BNFreezeSchedule
 from .spec import ConvSpec
 from .swap import SwapReport, swap_convs
+from .upscale import Upscaler
 from .verify import verify
 
 __version__ = "0.1.0"
@@ -63,6 +76,7 @@ __all__ = [
     "Branch",
     "CheckpointError",
     "CollapsibleLinearBlock",
+    "CollapsibleSR",
     "Conv3XC",
     "ConvBNBranch",
     "ConvBranch",
@@ -70,6 +84,8 @@ __all__ = [
     "DilatedReparamBlock",
     "DiverseBranchBlock",
     "ExpandSqueezeBranch",
+    "ExportError",
+    "ExportReport",
     "FrozenStatsBN",
     "FuseError",
     "IdentityBranch",
@@ -95,8 +111,10 @@ __all__ = [
     "SpecError",
     "StatisticsError",
     "SwapReport",
+    "Upscaler",
     "bn_gap",
     "create_model",
+    "export",
     "freeze_bn_stats",
     "fuse",
     "fuse_file",
@@ -107,6 +125,7 @@ __all__ = [
     "kernel_of",
     "list_models",
     "load_checkpoint",
+    "pretrained_file",
     "recalibrate_bn_stats",
     "save_checkpoint",
     "set_fold",

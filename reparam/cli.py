@@ -19,7 +19,12 @@ from rich.table import Table
 from . import __version__
 from .bench import bench_blocks, bench_training
 from .errors import ReparamError
-from .interop import fuse_file, inspect_file
+from .export import export as export_network
+from .fuse import fuse as fuse_network
+from .interop import fuse_file, inspect_file, load_checkpoint
+from .models import list_models
+from .upscale import Upscaler
+from .verify import verify as verify_networks
 
 app = typer.Typer(no_args_is_help=True, help="Re-parameterizable blocks: train branches, ship one convolution.")
 
@@ -133,6 +138,88 @@ def inspect(
         typer.echo(json.dumps(asdict(report), indent=2))
         return
     typer.echo(str(report))
+
+
+@app.command()
+def upscale(
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder for the results.")],
+    model: Annotated[str, typer.Option(help="Network with weights (see `reparam models`), or a checkpoint.")] = (
+        "repsr_m4c16_x2"
+    ),
+    engine: Annotated[
+        str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16 or ncnn.")
+    ] = "auto",
+    tile: Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")] = 256,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 leaves that to it.")] = 0,
+    suffix: Annotated[str, typer.Option(help="Format of the results, such as .png; if not given, the source's.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+) -> None:
+    """Enlarge images by a network: photo.png becomes photo_x2.png in the folder."""
+    try:
+        from .upscale.batch import plan, upscale_files
+    except ModuleNotFoundError as error:
+        typer.echo(f"upscaling needs the package {error.name!r}: pip install 'reparam[upscale]'", err=True)
+        raise typer.Exit(1) from None
+    with _user_errors():
+        upscaler = Upscaler(model, engine=engine, tile=tile, threads=threads)
+        targets = plan(images, out, upscaler.scale, suffix, overwrite)
+        out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        for source, why in bar.track(upscale_files(upscaler, targets), len(targets), description=upscaler.engine):
+            failed += bool(why)
+            typer.echo(f"error: {source}: {why}" if why else f"{source} -> {targets[source]}", err=bool(why))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .pt or .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO) or .ncnn.param.")],
+    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
+    act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """Fuse a checkpoint's network and write it for another program, proved equal there."""
+    with _user_errors():
+        net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
+        report = export_network(net, target)
+    typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(help="Checkpoint with blocks: .pth, .pt or .safetensors.")],
+    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
+    act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the image that it is tried on.")] = 64,
+) -> None:
+    """Compare a checkpoint's network with its fused form, block by block; exit code 1 if they differ."""
+    with _user_errors():
+        net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
+        image = torch.rand(1, net.colors, size, size, generator=torch.Generator().manual_seed(0))
+        report = verify_networks(net, fuse_network(net), image)
+    typer.echo(str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="As of a shell, such as 'repsr_*_x2'.")] = "*",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only networks that come with weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+) -> None:
+    """List the names of networks, those with weights marked."""
+    with_weights = set(list_models(pretrained=True))
+    names = list_models(pattern, pretrained=pretrained)
+    if as_json:
+        typer.echo(json.dumps([{"name": name, "pretrained": name in with_weights} for name in names], indent=2))
+        return
+    for name in names:
+        typer.echo(f"{name}  (weights)" if name in with_weights else name)
 
 
 @app.command()

@@ -23,3 +23,7 @@ class FuseError(ReparamError, RuntimeError):
 
 class CheckpointError(ReparamError, ValueError):
     """A file or a state dict that cannot be used; the message says what was looked for and what was found."""
+
+
+class ExportError(ReparamError, RuntimeError):
+    """A network that cannot be written for another program, or is another one there; nothing was written."""

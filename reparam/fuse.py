@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .errors import FuseError
 from .foreign import Plan, add_foreign, add_neighbours, ready, survey
-from .inspect import find_blocks, inspect_blocks
+from .inspect import find_blocks, inspect_blocks, inspect_model
 
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
 _KEPT_HOOKS = [name for name in _HOOKS if name.startswith(("_forward", "_backward"))]
@@ -140,6 +140,17 @@ def fused(model: nn.Module) -> Iterator[nn.Module]:
         True
     """
     yield fuse(copy.deepcopy(unwrap(model)).eval())
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, fused if there is anything to fuse.
+
+    Raises:
+        FuseError: if a batch norm of a block uses batch statistics or never saw a batch.
+    """
+    inner = unwrap(model)
+    report = inspect_model(inner)
+    return (fuse(inner) if report.blocks or report.batch_norms else copy.deepcopy(inner)).eval()
 
 
 def skeleton(model: nn.Module) -> nn.Module:

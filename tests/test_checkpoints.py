@@ -293,6 +293,7 @@ def test_every_family_there_and_back(name, file, fused, tmp_path):
         ("ecbsr_m2c6_x2_y", {"identity": None, "act": "softplus"}),
         ("ecbsr_m2c6_x2", {"expansion": 61 / 6, "act": "leakyrelu"}),
         ("repvggsr_m2c6_x3", {"plain_ends": True, "identity": False}),
+        ("collapsiblesr_m2c6_x2_y", {"hidden_channels": 24}),
         ("plain_m2c6_x1", {"base": "bilinear", "act": "leakyrelu"}),
         ("edsr_m2c6_x4_y", {"res_scale": 0.2, "img_range": 1.0, "mean": (0.4,)}),
     ],
@@ -311,6 +312,12 @@ def test_options_there_and_back(name, options, fused, file, wrapper, tmp_path):
 @pytest.mark.parametrize("name", ["repsr_m2c6_x2", "ecbsr_m2c6_x2_y"])
 def test_the_expansion_is_read_off_a_bare_file(name, tmp_path):
     net = ready(name, expansion=61 / 6)
+    save_checkpoint(net, tmp_path / "x.pth")
+    assert torch.equal(load_checkpoint(tmp_path / "x.pth")(x := image(net)), net(x))
+
+
+def test_the_hidden_channels_are_read_off_a_bare_file(tmp_path):
+    net = ready("collapsiblesr_m2c6_x3", hidden_channels=20)
     save_checkpoint(net, tmp_path / "x.pth")
     assert torch.equal(load_checkpoint(tmp_path / "x.pth")(x := image(net)), net(x))
 

@@ -31,7 +31,7 @@ def compact(state: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> torc
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("luma", ["", "_y"])
-@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr"])
+@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])
 def test_every_scale_and_colour(family, scale, luma):
     net = ready(f"{family}_m2c6_x{scale}{luma}").double()
     plain = net if family == "plain" else fuse(net)
@@ -79,6 +79,8 @@ COUNTS = {
     ("m4c8", 4): (3584, 3624, 6104),
     ("m4c16", 2): (10020, 10100, 11548),
     ("m4c16", 4): (11760, 11840, 16768),
+    ("m6c32", 2): (56964, 57188, 60076),
+    ("m6c32", 4): (60432, 60656, 70480),
     ("m10c16", 2): (23940, 24116, 25564),
     ("m10c16", 4): (25680, 25856, 30784),
     ("m10c32", 2): (93956, 94308, 97196),
@@ -94,7 +96,7 @@ def count(net: nn.Module, *kinds: type[nn.Module]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters(recurse=False))
 
 
-@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr"])
+@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])
 @pytest.mark.parametrize(("size", "scale"), COUNTS)
 def test_parameter_counts_of_the_field(family, size, scale):
     luma, rgb = (ready(f"{family}_{size}_x{scale}{end}") for end in ("_y", ""))
@@ -132,7 +134,7 @@ def test_options_reach_the_block():
 
 def test_listed_names_can_be_built():
     names = list_models()
-    assert len(names) == len(set(names)) == 4 * 5 * 4 * 2 + 5 * 2 + 2 * 3 * 2
+    assert len(names) == len(set(names)) == 5 * 6 * 4 * 2 + 5 * 2 + 2 * 3 * 2
     with torch.device("meta"):
         for name in names:
             if "_x2" not in name and "m4c8" not in name:
@@ -152,7 +154,7 @@ def test_listed_names_can_be_built():
         ("repsr_m4c16_x2_y_y", "'repsr_m4c16_x2_y_y'"),
         (
             "resnet_m4c16_x2",
-            "'resnet_m4c16_x2'; a name is FAMILY_.*families: plain, repsr, ecbsr, repvggsr, sesr, edsr",
+            "'resnet_m4c16_x2'; a name is FAMILY_.*families: plain, repsr, ecbsr, repvggsr, collapsiblesr, sesr, edsr",
         ),
         ("plain_m4c0_x2", "channels must be an integer from 1 on, but got channels=0"),
         ("plain_xl_x2", "'plain_xl_x2'.*usually m4c8, m4c16"),
@@ -188,7 +190,9 @@ def test_wrong_options():
         EDSR(colors=1, mean=[0.4, 0.5])
 
 
-TRAINED = {name: {} for name in ("repsr_m1c6_x3", "ecbsr_m1c6_x4", "repvggsr_m1c6_x1", "sesr_m3_x4")}
+TRAINED = {
+    name: {} for name in ("repsr_m1c6_x3", "ecbsr_m1c6_x4", "repvggsr_m1c6_x1", "collapsiblesr_m1c6_x2", "sesr_m3_x4")
+}
 TRAINED["edsr_m1c6_x2"] = {"block": RepSRBlock}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from skimage import data
 from torch import nn
@@ -27,7 +28,7 @@ import examples.train_sr.training as training
 from examples.train_sr.__main__ import app
 from examples.train_sr.data import Batches, read_patches_of
 from examples.train_sr.training import Recipe, Run, loss_of, train
-from reparam import CheckpointError, RepSRBlock, SpecError, create_model, load_checkpoint
+from reparam import CheckpointError, IdentityBranch, RepSRBlock, SpecError, create_model, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -228,6 +229,31 @@ def test_a_trained_network_is_swapped_and_goes_on(recipe, run, tmp_path, monkeyp
     killed_at(5, monkeypatch, swapped, replace(run, out=tmp_path / "killed"))
     train(swapped, replace(run, out=tmp_path / "killed"))
     assert_same(last(replace(run, out=tmp_path / "killed")), last(replace(run, out=tmp_path / "swapped")))
+
+
+@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])
+def test_gain_scales_what_every_layer_starts_with(family, recipe):
+    def start(gain: float) -> list[torch.Tensor]:
+        net, _ = training.fresh(replace(recipe, model=f"{family}_m1c4_x2_y", gain=gain), Fabric(accelerator="cpu"))
+        for name, buffer in net.named_buffers():
+            if name.endswith("num_batches_tracked"):
+                buffer.fill_(1)  # else it cannot be fused
+        kernels = []
+        for layer in net.double().eval().body[::2]:
+            kernel = (layer if family == "plain" else layer.to_conv()).weight.detach()
+            for branch in getattr(layer, "branches", ()):
+                if isinstance(branch, IdentityBranch) and branch.norm is None:  # stays as it is
+                    kernel = kernel - branch.to_conv().weight.detach()
+            kernels.append(kernel)
+        return kernels
+
+    torch.manual_seed(1)
+    whole = start(1.0)
+    torch.manual_seed(1)
+    third = start(0.3)
+    assert len(whole) == 3
+    for kernel, scaled in zip(whole, third):
+        torch.testing.assert_close(scaled, 0.3 * kernel, rtol=1e-6, atol=1e-9)
 
 
 COMMANDS = re.findall(

@@ -31,6 +31,7 @@ from reparam import (
     save_checkpoint,
     swap_convs,
 )
+from reparam.block import ConvBlock
 from reparam.models.registry import Network
 
 from .data import Batches, image_files, read_pair, read_patches_of
@@ -57,6 +58,7 @@ class Recipe:
     seed: int
     start: str | None = None
     swap: str | None = None
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,20 @@ def fresh(recipe: Recipe, fabric: Fabric) -> tuple[Network, Batches]:
     if recipe.swap:
         first = [low.float() / 255 for low, _ in batches.loader(0, 8, workers=0)]
         swap_convs(net, getattr(reparam, recipe.swap), calibrate=first)
-    return net.train(), batches
+    scale_start(net, recipe.gain)
+    return net.train().to(memory_format=torch.channels_last), batches
+
+
+@torch.no_grad()
+def scale_start(net: nn.Module, gain: float) -> None:
+    """Multiplies what the convolutions and blocks of the body give at the start, but not the identity of a block."""
+    if gain == 1:
+        return
+    for layer in net.body:  # type: ignore[union-attr]  # every network here has one
+        for branch in layer.branches if isinstance(layer, ConvBlock) else [layer] * isinstance(layer, nn.Conv2d):
+            weights = [parameter for name, parameter in branch.named_parameters() if not name.endswith("bias")]
+            for weight in weights[-1:]:
+                weight *= gain
 
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

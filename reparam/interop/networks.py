@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..fuse import skeleton
-from ..models import ECBSR, EDSR, SESR, PlainSR, RepSR, RepVGGSR
+from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, RepSR, RepVGGSR
 from ..models.registry import Network
 from .layouts import Names, Options, Tensors
 from .state_dict import parts_in
@@ -264,6 +264,14 @@ def _with_expansion(recipe: Recipe, t: Tensors, expand: str) -> Recipe:
 @_layout("RepVGGSR of reparam", "body.0.branches.0.conv.weight", "body.0.branches.1.norm.weight")
 def _(t: Tensors) -> Recipe:
     return _ours(RepVGGSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
+
+
+@_layout("CollapsibleSR of reparam", "body.0.branches.0.expand.weight", "body.0.branches.0.squeeze.weight")
+def _(t: Tensors) -> Recipe:
+    recipe = _ours(CollapsibleSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
+    return recipe._replace(
+        options={**recipe.options, "hidden_channels": _conv(t, "body.0.branches.0.expand.weight")[0]}
+    )
 
 
 @_layout("SRVGGNetCompact", "body.0.weight", "body.2.weight")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..block import ConvBlock
-from ..blocks import ECB, RepSRBlock, RepVGGBlock
+from ..blocks import ECB, CollapsibleLinearBlock, RepSRBlock, RepVGGBlock
 from ..errors import SpecError
 from .sizes import check_sizes
 
@@ -31,10 +31,10 @@ _BASES = ("nearest", "bilinear")
 class SRNet(nn.Module):
     r"""A VGG-style super-resolution network; subclasses choose the block in place of its 3x3 convolutions.
 
-    $$y = \mathrm{shuffle}_s\big(\mathrm{conv}(f_M(\dots f_0(x))) + x^{\uparrow}\big), \qquad
+    $$y = \mathrm{shuffle}_s\big(\mathrm{conv}(f_M(\dots f_0(x)))\big) + x^{\uparrow}, \qquad
       f_i(z) = \mathrm{act}(\mathrm{conv}_i(z))$$
 
-    $x^{\uparrow}$ repeats every colour s² times, so that after the shuffle it is x enlarged by nearest neighbour.
+    $x^{\uparrow}$ is x enlarged by nearest neighbour, or bilinearly.
     Fused, the state dict has the keys `body.0.weight`, `body.0.bias`, `body.1.weight`, ... of SRVGGNetCompact,
     Real-ESRGAN's compact network, and loads wherever that does.
 
@@ -93,11 +93,7 @@ class SRNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges x of shape (N, colors, H, W)."""
-        if self.base == "bilinear":
-            enlarged = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
-            return F.pixel_shuffle(self.body(x), self.scale) + enlarged
-        y = self.body(x).unflatten(1, (self.colors, -1))  # (N, colors, scale², H, W)
-        return F.pixel_shuffle((y + x.unsqueeze(2)).flatten(1, 2), self.scale)
+        return F.pixel_shuffle(self.body(x), self.scale) + F.interpolate(x, scale_factor=self.scale, mode=self.base)
 
 
 class PlainSR(SRNet):
@@ -212,3 +208,23 @@ class RepVGGSR(_BlockSR):
     """
 
     Block = RepVGGBlock
+
+
+class CollapsibleSR(_BlockSR):
+    """The network of real-time super-resolution with SESR's `CollapsibleLinearBlock` in place of every convolution.
+
+    Source of the block: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys
+    2022, arXiv 2103.09404. The network of that paper is `SESR`; this one differs from its neighbours in the block only.
+
+    Args:
+        scale, num_blocks, channels, colors, act, base: as in `SRNet`.
+        plain_ends: whether the first and the last layer are plain convolutions.
+        **block_options: options of `CollapsibleLinearBlock`.
+
+    Example:
+        >>> import torch
+        >>> CollapsibleSR(scale=2, num_blocks=1, channels=8)(torch.rand(2, 3, 5, 7)).shape == (2, 3, 10, 14)
+        True
+    """
+
+    Block = CollapsibleLinearBlock

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from ..errors import SpecError
 from .edsr import EDSR
-from .net import ECBSR, PlainSR, RepSR, RepVGGSR, SRNet
+from .net import ECBSR, CollapsibleSR, PlainSR, RepSR, RepVGGSR, SRNet
+from .pretrained import load_pretrained, pretrained_names
 from .sesr import SESR
 
 Network = SRNet | SESR | EDSR
 Sizes = Mapping[str, Mapping[str, int | float]]
 
-_COMPACT: Sizes = {"m4c8": {}, "m4c16": {}, "m10c16": {}, "m10c32": {}, "m16c64": {}}
+_COMPACT: Sizes = {"m4c8": {}, "m4c16": {}, "m6c32": {}, "m10c16": {}, "m10c32": {}, "m16c64": {}}
 _SESR: Sizes = {
     "m3": {"num_blocks": 3},
     "m5": {"num_blocks": 5},
@@ -52,12 +53,13 @@ _FAMILIES = {
     "repsr": Family(RepSR, _COMPACT),
     "ecbsr": Family(ECBSR, _COMPACT),
     "repvggsr": Family(RepVGGSR, _COMPACT),
+    "collapsiblesr": Family(CollapsibleSR, _COMPACT),
     "sesr": Family(SESR, _SESR, scales=(2, 4), luma_only=True),
     "edsr": Family(EDSR, _EDSR, scales=(2, 3, 4)),
 }
 
 
-def create_model(name: str, **options: Any) -> Network:
+def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Network:
     """Builds a network from its name, such as "repsr_m4c16_x2": M=4 blocks of C=16 channels, scale 2, RGB.
 
     Args:
@@ -65,13 +67,16 @@ def create_model(name: str, **options: Any) -> Network:
             m<blocks>c<channels> with any numbers, which leaves all else at the defaults of the class, or one of those
             that the family's paper names, such as "sesr_xl_x4". `list_models` shows the usual names. SESR is luma only,
             and its names have no "_y".
-        **options: further arguments of the network's class.
+        pretrained: whether it has the weights that come with the package for this name, which
+            `list_models(pretrained=True)` shows. Nothing is fetched. Of the larger networks only fused weights are
+            shipped; there the blocks take the kernels in, as with `swap_convs`.
+        **options: further arguments of the network's class; none with `pretrained`.
 
     Returns:
-        The network with fresh weights, in train mode.
+        The network with fresh weights, in train mode; if pretrained, in eval mode, ready for use or for `fuse`.
 
     Raises:
-        SpecError: for a name that fits nothing, or an option that the name already decides.
+        SpecError: for a name that fits nothing or has no weights, or an option that the name already decides.
 
     Example:
         >>> create_model("repsr_m4c16_x2_y").colors
@@ -86,22 +91,38 @@ def create_model(name: str, **options: Any) -> Network:
         raise SpecError(
             f"the name {name!r} already decides {', '.join(clash)}; change the name, or build {family.network.__name__}"
         )
-    return family.network(**decided, **options)
+    if not pretrained:
+        return family.network(**decided, **options)
+    if options:
+        raise SpecError(
+            f"the weights for {name!r} fit the network without {', '.join(options)}; leave that out, or pretrained=True"
+        )
+    net = family.network(**decided)
+    load_pretrained(net, name, decided)
+    return net.eval()
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """The usual names for `create_model`, those that fit a shell pattern.
+
+    Args:
+        pattern: as of a shell; "*" fits all.
+        pretrained: whether to list only those that come with weights.
 
     Example:
         >>> list_models("repsr_m4c16_x2*")
         ['repsr_m4c16_x2', 'repsr_m4c16_x2_y']
     """
     names = (
-        f"{name}_{size}_x{scale}{luma}"
-        for name, family in _FAMILIES.items()
-        for size in family.sizes
-        for scale in family.scales
-        for luma in ([""] if family.luma_only else ["", "_y"])
+        pretrained_names()
+        if pretrained
+        else (
+            f"{name}_{size}_x{scale}{luma}"
+            for name, family in _FAMILIES.items()
+            for size in family.sizes
+            for scale in family.scales
+            for luma in ([""] if family.luma_only else ["", "_y"])
+        )
     )
     return [name for name in names if fnmatch(name, pattern)]
 

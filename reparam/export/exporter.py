@@ -1,0 +1,170 @@
+"""A network, fused, in a file of another program, proved before it is in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError, ReparamError, SpecError
+from ..fuse import plain_copy
+from ..receptive import receptive_radius
+from .formats import FORMATS, Format
+
+_TOLERANCE = 1e-5
+_SIZES = ((1, 1, 1), (1, 3, 5), (2, 8, 9), (1, 17, 4), (1, 4, 33))
+"""Batch, height and width of the inputs that a file is tried on."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how exact it is; printed, it is a line."""
+
+    files: tuple[Path, ...]
+    format: str
+    engine: str
+    """The program that ran the file to check it."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the inputs that it was checked on."""
+    error: float
+    """The largest difference from the fused network in torch, over the largest value of its output."""
+
+    def __str__(self) -> str:
+        names = " and ".join(map(str, self.files))
+        return f"{names}: {self.format}, differs by {self.error:.0e} in {self.engine} ({len(self.shapes)} shapes)"
+
+
+def export(
+    model: nn.Module, path: str | os.PathLike[str], *, example: Tensor | None = None, dynamic: bool = True
+) -> ExportReport:
+    r"""Writes a network for inference elsewhere: fused first, so that no branch is ever exported, in float32.
+
+    The suffix says for which program:
+
+    | suffix | program | needs |
+    |---|---|---|
+    | `.onnx` | ONNX, opset 18, by torch's exporter | `reparam[onnx]` |
+    | `.pt2` | `torch.export` | |
+    | `.xml` (and `.bin`) | OpenVINO IR, by OpenVINO's converter from ONNX | `reparam[openvino]` |
+    | `.ncnn.param` (and `.ncnn.bin`) | ncnn, by pnnx | `reparam[ncnn]` |
+
+    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; by OpenVINO; by ncnn)
+    on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does
+    not, an existing file stays as it was.
+
+    All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input), `range`
+    ("0 to 1"), `order` ("RGB" or "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as
+    `rt_info` under "reparam" of OpenVINO, as extra files of `torch.export`.
+
+    Args:
+        model: any network of one input and one output; it is not changed.
+        path: where to; the directory must be there.
+        example: an input (N, C, ...), which only networks without `colors` need.
+        dynamic: whether batch, height and width of the input are free; if not, they are those of the example.
+
+    Raises:
+        SpecError: for an unknown suffix, or a missing example.
+        ExportError: if a package is missing, the network cannot be exported, or the file is not exact.
+        FuseError: if the network cannot be fused as it is.
+        FileNotFoundError: if there is no such directory.
+
+    Example:
+        >>> import tempfile
+        >>> from reparam import create_model
+        >>> net = create_model("repsr_m1c4_x2")
+        >>> _ = net(torch.rand(2, 3, 8, 8))  # training
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = export(net.eval(), f"{folder}/net.pt2")
+        >>> report.engine, report.error < 1e-5
+        ('torch', True)
+    """
+    path = Path(path)
+    kind = _format_of(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    net = plain_copy(model).float().cpu().requires_grad_(False)
+    shapes = _shapes(net, example, dynamic)
+    first = torch.rand(2, *shapes[0][1:-2], 8, 9) if example is None else example.detach().float().cpu()
+    if dynamic and len(first) == 1:  # which torch.export would take for a constant
+        first = torch.cat([first, first])
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        file = Path(folder) / path.name
+        try:
+            kind.write(net, first, dynamic, file, _metadata(net))
+        except ReparamError:
+            raise
+        except Exception as problem:  # exporters raise whatever they met
+            advice = "; if only one size is needed, dynamic=False may do" if dynamic else ""
+            raise ExportError(f"cannot export {type(net).__name__} as {kind.name}{advice}: {problem}") from problem
+        engine, error = _check(kind, file, net, shapes)
+        stem = path.name.removesuffix(kind.suffixes[0])
+        files = tuple(path.with_name(stem + suffix) for suffix in kind.suffixes)
+        for target in reversed(files):  # the one that was asked for at the end
+            (Path(folder) / target.name).replace(target)
+    return ExportReport(files, kind.name, engine, shapes, error)
+
+
+def _format_of(path: Path) -> Format:
+    kind = next((kind for kind in FORMATS if path.name.endswith(kind.suffixes[0])), None)
+    if kind is None:
+        known = ", ".join(f"{kind.suffixes[0]} ({kind.name})" for kind in FORMATS)
+        raise SpecError(f"the suffix says in which format to export, but got {path.name!r}; there are {known}")
+    if missing := [package for package in kind.packages if not find_spec(package)]:
+        raise ExportError(f"{kind.name} needs {' and '.join(missing)}: pip install 'reparam[{kind.extra}]'")
+    return kind
+
+
+def _shapes(net: nn.Module, example: Tensor | None, dynamic: bool) -> tuple[tuple[int, ...], ...]:
+    """What the file is tried on."""
+    colors: Any = getattr(net, "colors", None)
+    if example is None and not isinstance(colors, int):
+        raise SpecError(f"{type(net).__name__} does not say its input: pass example=, a tensor such as it takes")
+    if example is None:
+        return tuple((batch, colors, *size) for batch, *size in (_SIZES if dynamic else [(2, 8, 9)]))
+    shape = tuple(example.shape)
+    if not dynamic or len(shape) < 3:
+        return (shape,)
+    wider = tuple(size + 1 + index for index, size in enumerate(shape[2:]))
+    return shape, (shape[0] + 1, *shape[1:]), (*shape[:2], *wider)
+
+
+def _metadata(net: nn.Module) -> dict[str, str]:
+    from .. import __version__
+
+    note: dict[str, Any] = {"version": __version__, "network": type(net).__name__}
+    note["options"] = getattr(net, "options", {})
+    metadata = {"reparam": json.dumps(note, default=str)}
+    colors, scale = getattr(net, "colors", None), getattr(net, "scale", None)
+    if isinstance(colors, int) and isinstance(scale, int):
+        metadata |= {"scale": str(scale), "colors": str(colors), "radius": str(receptive_radius(net, colors))}
+        metadata |= {"range": "0 to 1", "order": "RGB" if colors == 3 else "Y"}
+    return metadata
+
+
+def _check(kind: Format, file: Path, net: nn.Module, shapes: tuple[tuple[int, ...], ...]) -> tuple[str, float]:
+    try:
+        engine, run = kind.read(file)
+    except Exception as problem:  # engines raise whatever they met
+        raise ExportError(f"what was exported as {kind.name} cannot be loaded: {problem}") from problem
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for shape in shapes:
+        x = torch.rand(shape, generator=generator)
+        with torch.inference_mode():
+            wanted = net(x).numpy()
+            got = run(x)
+        if got.shape != wanted.shape:
+            raise ExportError(f"{engine} gives {got.shape} for an input of {shape}, where torch gives {wanted.shape}")
+        error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+        if not error <= _TOLERANCE:
+            raise ExportError(f"{engine} differs by {error:.1e} of the largest value for an input of {shape}")
+        worst = max(worst, error)
+    return engine, worst

@@ -1,0 +1,5 @@
+"""From a network to large images."""
+
+from .upscaler import Upscaler
+
+__all__ = ["Upscaler"]

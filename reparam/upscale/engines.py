@@ -1,0 +1,220 @@
+"""The programs that can run a network, behind one call."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import SpecError
+from ..export import export
+
+Engine = Callable[[np.ndarray], np.ndarray]
+"""From (N, C, H, W) to (N, D, s * H, s * W), both float32 and contiguous."""
+
+_TRIED = ("torch", "onnxruntime", "openvino")
+"""What "auto" chooses from: compiling takes longer than most images do, bfloat16 is less exact, and ncnn is made for
+other processors."""
+
+
+def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Engine:
+    net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    run = torch.compile(net) if compiled else net
+    weight = next(net.parameters())
+
+    @torch.inference_mode()
+    def engine(x: np.ndarray) -> np.ndarray:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            # Of one channel, `to` would leave the strides as they are, and the network would run in the other layout.
+            image = torch.empty(x.shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
+            return run(image.copy_(torch.from_numpy(x))).float().cpu().contiguous().numpy()
+        finally:
+            torch.set_num_threads(before)
+
+    return engine
+
+
+def _onnxruntime(file: Path, threads: int) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})[0]
+
+
+def _openvino(file: Path, threads: int, precision: str = "f32") -> Engine:
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    compiled = openvino.Core().compile_model(file, "CPU", settings)
+    return lambda x: compiled(x)[0].copy()  # what it returns is overwritten by the next call
+
+
+def _ncnn(file: Path, threads: int) -> Engine:
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads or torch.get_num_threads()
+    for reduced in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(net.opt, f"use_{reduced}", False)
+    net.load_param(str(file))
+    net.load_model(str(file.with_suffix(".bin")))
+
+    def engine(x: np.ndarray) -> np.ndarray:
+        images = []
+        for image in x:
+            extractor = net.create_extractor()
+            extractor.input(net.input_names()[0], ncnn.Mat(image).clone())
+            images.append(np.array(extractor.extract(net.output_names()[0])[1]))
+        return np.stack(images)
+
+    return engine
+
+
+class _Kind:
+    """How an engine is made: of the network itself, or of a file that it is exported to."""
+
+    def __init__(self, package: str, make: Callable[..., Engine], suffix: str = "", *options: object) -> None:
+        self.package, self.make, self.suffix, self.options = package, make, suffix, options
+        self.extra = "onnx" if package == "onnxruntime" else package
+
+
+ENGINES = {
+    "torch": _Kind("torch", _torch),
+    "torch-compile": _Kind("torch", _torch, "", True),
+    "onnxruntime": _Kind("onnxruntime", _onnxruntime, ".onnx"),
+    "openvino": _Kind("openvino", _openvino, ".onnx"),
+    "openvino-bf16": _Kind("openvino", _openvino, ".onnx", "bf16"),
+    "ncnn": _Kind("ncnn", _ncnn, ".ncnn.param"),
+}
+
+
+def installed_engines() -> list[str]:
+    """The engines whose packages are installed.
+
+    Example:
+        >>> installed_engines()[:2]
+        ['torch', 'torch-compile']
+    """
+    return [name for name, kind in ENGINES.items() if find_spec(kind.package)]
+
+
+def make_engine(net: nn.Module, name: str, threads: int = 0) -> Engine:
+    """Makes an engine that runs a network; all but torch run a file, which is exported once and kept in a cache.
+
+    Args:
+        net: the network, fused, in eval mode.
+        name: one of `ENGINES`.
+        threads: how many it may use; 0 leaves that to the engine.
+
+    Raises:
+        SpecError: for an unknown name, or one whose package is not installed.
+    """
+    kind = _kind(name)
+    where = (_exported(net, kind.suffix),) if kind.suffix else (net,)
+    return kind.make(*where, threads, *kind.options)
+
+
+FILE_ENGINES = {".onnx": ("onnxruntime", "openvino", "openvino-bf16"), ".xml": ("openvino", "openvino-bf16")}
+"""What runs a file, by its suffix."""
+
+
+def open_engine(file: Path, name: str, threads: int = 0) -> Engine:
+    """Makes an engine of a file that was exported before.
+
+    Raises:
+        SpecError: for an engine that does not run this kind of file.
+    """
+    if name not in FILE_ENGINES[file.suffix]:
+        raise SpecError(f"{file.name} is run by {', '.join(FILE_ENGINES[file.suffix])}, and not by {name!r}")
+    kind = _kind(name)
+    return kind.make(file, threads, *kind.options)
+
+
+def _kind(name: str) -> _Kind:
+    if name not in ENGINES:
+        raise SpecError(f"no engine is named {name!r}; there are auto, {', '.join(ENGINES)}")
+    kind = ENGINES[name]
+    if not find_spec(kind.package):
+        raise SpecError(
+            f"the engine {name!r} needs the package {kind.package}: pip install 'reparam[{kind.extra}]', or take one "
+            f"of {', '.join(installed_engines())}"
+        )
+    return kind
+
+
+def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
+    """The name of the engine that runs this network fastest here, of torch, onnxruntime and openvino, where installed.
+
+    Each runs a 256x256 image a few times; the outcome is kept in the cache, for this machine, the versions of the
+    engines, and networks of the same shape.
+    """
+    candidates = [name for name in _TRIED if find_spec(ENGINES[name].package)]
+    if len(candidates) == 1 or next(net.parameters()).device.type != "cpu":
+        return "torch"
+    versions = {name: importlib.metadata.version(name) for name in candidates}
+    shapes = [tuple(tensor.shape) for tensor in net.state_dict().values()]
+    place = (platform.node(), platform.processor(), threads or torch.get_num_threads())
+    record = cache_folder() / f"engine-{_digest(str((versions, shapes, place)).encode())}.json"
+    if record.exists():
+        chosen = json.loads(record.read_text())["engine"]
+    else:
+        times = {name: _seconds(make_engine(net, name, threads), colors) for name in candidates}
+        chosen = min(times, key=lambda name: times[name])
+        _put(record, json.dumps({"engine": chosen, "seconds": times}).encode())
+    return chosen
+
+
+def _seconds(engine: Engine, colors: int) -> float:
+    x = np.random.default_rng(0).random((1, colors, 256, 256), dtype=np.float32)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        engine(x)
+        times.append(time.perf_counter() - start)
+    return median(times[1:])
+
+
+def cache_folder() -> Path:
+    """Where exported networks and the outcomes of trials are kept: beside torch's own cache (`TORCH_HOME`)."""
+    return Path(torch.hub.get_dir()).parent / "reparam"
+
+
+def _exported(net: nn.Module, suffix: str) -> Path:
+    """The network as a file in the cache, named after its content."""
+    state = net.state_dict()
+    content = [str((type(net), getattr(net, "options", ""), __package__, suffix)).encode()]
+    content += [f"{key}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes() for key, tensor in state.items()]
+    file = cache_folder() / f"{type(net).__name__.lower()}-{_digest(b''.join(content))}{suffix}"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        export(net, file)
+    return file
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
+
+
+def _put(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{time.time_ns()}.part")
+    unfinished.write_bytes(content)
+    unfinished.replace(file)

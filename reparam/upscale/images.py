@@ -1,0 +1,165 @@
+"""Images of files, of PIL and of arrays, with what belongs to them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import SpecError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+"""What can be written."""
+_DEEP = (".png", ".tif", ".tiff")
+"""What can hold 16 bits."""
+_ORIENTATION = 0x0112
+
+
+class Picture(NamedTuple):
+    """Pixels and what belongs to them."""
+
+    pixels: np.ndarray
+    """(H, W, C), uint8 or uint16; grey, grey and alpha, RGB, or RGB and alpha."""
+    icc_profile: bytes | None = None
+    exif: Image.Exif | None = None
+
+    @property
+    def info(self) -> dict:
+        """For `Image.save`."""
+        parts = {"icc_profile": self.icc_profile, "exif": self.exif.tobytes() if self.exif else None}
+        return {key: value for key, value in parts.items() if value}
+
+
+def from_pil(image: Image.Image) -> Picture:
+    """Turned upright; palettes, CMYK and the like become RGB, and a colour that stands for transparency alpha."""
+    if getattr(image, "n_frames", 1) > 1:
+        raise SpecError(f"the image has {image.n_frames} frames; pass one of them")  # type: ignore[attr-defined]
+    icc_profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise SpecError(f"the image holds {pixels.min()} to {pixels.max()}, which is more than 16 bits")
+        pixels = pixels.astype(np.uint16)
+    else:
+        mode = _mode(image)
+        if image.mode in ("CMYK", "LAB"):
+            icc_profile = None  # of colours that it has no more
+        pixels = np.asarray(image if mode == image.mode else image.convert(mode))
+    return Picture(np.atleast_3d(pixels), icc_profile, image.getexif() or None)
+
+
+def _mode(image: Image.Image) -> str:
+    if image.mode == "F":
+        raise SpecError("the image is of floats, whose range nobody knows; pass a numpy array of 0 to 1 in its place")
+    see_through = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    grey = image.mode in ("1", "L", "LA", "La")
+    return ("LA" if see_through else "L") if grey else ("RGBA" if see_through else "RGB")
+
+
+def to_pil(picture: Picture) -> Image.Image:
+    """An image of PIL, with profile and EXIF in its `info`."""
+    pixels = picture.pixels
+    if pixels.dtype == np.uint16 and pixels.shape[2] > 1:
+        raise SpecError("PIL has no images of 16 bits and more than one channel; pass and take a numpy array")
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image.info.update(picture.info)
+    return image
+
+
+def read_picture(path: Path) -> Picture:
+    """Reads an image file.
+
+    Raises:
+        SpecError: if the file is no image, damaged, or has several frames; if it has 16 bits and more than one channel,
+            and the package opencv-python-headless is not there.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            picture = from_pil(image)
+            deep = image.mode[:1] != "I" and _is_deep(image, path)
+    except (UnidentifiedImageError, SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
+        if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+            raise
+        raise SpecError(f"cannot read {path} as an image: {error}") from error
+    if not deep:
+        return picture
+    pixels = _opencv().imread(os.fspath(path), -1)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise SpecError(f"cannot read {path} with its 16 bits; convert it to a 16-bit PNG")
+    pixels = np.atleast_3d(pixels)
+    swapped = pixels[..., [2, 1, 0, *range(3, pixels.shape[2])]] if pixels.shape[2] > 2 else pixels
+    with Image.open(path) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    return picture._replace(pixels=np.ascontiguousarray(_upright(swapped, orientation)))
+
+
+def _is_deep(image: Image.Image, path: Path) -> bool:
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24] == 16  # the bit depth in the header
+    return image.format == "TIFF" and image.tag_v2.get(258, (8,))[0] == 16  # type: ignore[attr-defined]
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """As `ImageOps.exif_transpose`, for arrays."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+
+
+def write_picture(picture: Picture, path: Path) -> None:
+    """Writes an image file, whole or not at all; 16 bits stay in PNG and TIFF, and become 8 in other formats.
+
+    Raises:
+        SpecError: for a suffix that is not one of `SUFFIXES`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise SpecError(f"cannot write {path.name}: the suffix must be one of {', '.join(SUFFIXES)}")
+    unfinished = path.with_name(f".{path.stem}.part{suffix}")
+    pixels = picture.pixels
+    if pixels.dtype == np.uint16 and suffix not in _DEEP:
+        pixels = np.rint(pixels / 257).astype(np.uint8)
+    try:
+        if pixels.dtype == np.uint16 and pixels.shape[2] > 1:
+            _write_deep(picture, unfinished)
+        else:
+            image = to_pil(picture._replace(pixels=pixels))
+            if suffix in (".jpg", ".jpeg", ".bmp") and image.mode in ("LA", "RGBA"):
+                raise SpecError(
+                    f"cannot write {path.name}: {suffix} has no transparency, which the image has; use .png"
+                )
+            lossy: dict[str, Any] = {"quality": 95} if suffix in (".jpg", ".jpeg", ".webp") else {}
+            image.save(unfinished, **lossy, **(picture.info if suffix != ".bmp" else {}))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_deep(picture: Picture, path: Path) -> None:
+    cv2 = _opencv()
+    pixels = picture.pixels
+    if pixels.shape[2] == 2:
+        pixels = pixels[:, :, [0, 0, 0, 1]]
+    pixels = pixels[:, :, [2, 1, 0, *range(3, pixels.shape[2])]]
+    kinds = {"icc_profile": cv2.IMAGE_METADATA_ICCP, "exif": cv2.IMAGE_METADATA_EXIF}
+    parts = {kinds[key]: np.frombuffer(value, np.uint8) for key, value in picture.info.items()}
+    if not cv2.imwriteWithMetadata(os.fspath(path), pixels, list(parts), list(parts.values())):
+        raise OSError(f"cannot write {path}")
+
+
+def _opencv():
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        raise SpecError(
+            "an image of 16 bits and more than one channel needs the package opencv-python-headless: "
+            "pip install 'reparam[deep]'"
+        ) from None
+    return cv2

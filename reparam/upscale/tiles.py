@@ -1,0 +1,40 @@
+"""An image in tiles that overlap by exactly what a pixel of the output depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """A stretch of one axis: what is read, and what of it is kept; in pixels of the small image."""
+
+    read: slice
+    keep: slice
+    """Where the result belongs in the image."""
+    inner: slice
+    """Where it lies in what was read."""
+
+    def __repr__(self) -> str:
+        return f"{self.read.start}:{self.read.stop} -> {self.keep.start}:{self.keep.stop}"
+
+
+def spans(length: int, tile: int, radius: int) -> Iterator[Span]:
+    """Cuts an axis into nearly equal stretches of at most `tile` pixels; each is read with `radius` more around it.
+
+    At the ends of the axis nothing is added, so that a network pads there as it does on the whole image.
+
+    Example:
+        >>> list(spans(10, 6, 2))
+        [0:7 -> 0:5, 3:10 -> 5:10]
+    """
+    count = -(-length // tile)
+    for index in range(count):
+        start, stop = index * length // count, (index + 1) * length // count
+        first, last = max(0, start - radius), min(length, stop + radius)
+        yield Span(slice(first, last), slice(start, stop), slice(start - first, stop - first))
+
+
+def scaled(part: slice, scale: int) -> slice:
+    """The same part of the large image."""
+    return slice(scale * part.start, scale * part.stop)

@@ -1,0 +1,196 @@
+"""Images enlarged by a network, whatever kind of image, on whatever engine, in tiles that nobody sees."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from ..export.formats import read_note
+from ..fuse import plain_copy
+from ..interop import load_checkpoint
+from ..models import list_models, pretrained_file
+from ..receptive import receptive_radius
+from .color import Coloring, coloring
+from .engines import FILE_ENGINES, fastest_engine, make_engine, open_engine
+from .tiles import scaled, spans
+
+Image = TypeVar("Image")
+
+_TILE = 256
+
+
+class Upscaler:
+    r"""Enlarges images with a super-resolution network.
+
+    The network is fused, and runs on the engine of choice. An image is cut into tiles that are read with exactly the
+    receptive radius around them, so that the result is that of the whole image, bit for bit on these engines, while the
+    memory needed beside the two images does not depend on their size.
+
+    A network for luma gets Y of BT.601; the two colour differences, and alpha, are enlarged by bicubic interpolation.
+    A grey image goes through an RGB network as three equal colours, and their mean is the result.
+
+    Args:
+        model: a name of `list_models(pretrained=True)`, a checkpoint that `load_checkpoint` reads, a file of ONNX or
+            OpenVINO that `export` wrote, or a network. A network is copied; it must have `scale` and `colors` (1 or 3),
+            and take values of 0 to 1.
+        engine: "torch" (on the network's device), "torch-compile", "onnxruntime", "openvino", "openvino-bf16" (faster
+            where the processor has it, and less exact), "ncnn", or "auto" for the fastest of torch, onnxruntime and
+            openvino that are installed: they are timed once, and the outcome is kept beside torch's cache.
+        tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once.
+        threads: how many the engine may use; 0 leaves that to it.
+
+    Attributes:
+        scale: the factor by which height and width grow.
+        engine: the name of the engine in use.
+        radius: the receptive radius, in pixels of the small image.
+
+    Raises:
+        SpecError: for a network or an engine that cannot be used; `CheckpointError` for such a file.
+
+    Example:
+        >>> import numpy as np
+        >>> upscaler = Upscaler("repsr_m4c16_x2", engine="torch")
+        >>> upscaler(np.zeros((30, 40, 3), np.uint8)).shape
+        (60, 80, 3)
+    """
+
+    def __init__(
+        self, model: nn.Module | str | os.PathLike[str], *, engine: str = "auto", tile: int = _TILE, threads: int = 0
+    ) -> None:
+        if tile < 0 or threads < 0:
+            raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
+        if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
+            self.scale, self.colors, self.radius = _noted(Path(model))
+            self.engine = FILE_ENGINES[Path(model).suffix][0] if engine == "auto" else engine
+            self._run = open_engine(Path(model), self.engine, threads)
+        else:
+            net = _ready(model)
+            self.scale, self.colors = _sizes(net)
+            self.radius = receptive_radius(net, self.colors)
+            self.engine = fastest_engine(net, self.colors, threads) if engine == "auto" else engine
+            self._run = make_engine(net, self.engine, threads)
+        self._tile = tile
+        self._overlap = max(self.radius, 2)  # 2 is what bicubic interpolation reads
+
+    def __call__(self, image: Image) -> Image:
+        """Enlarges one image.
+
+        Args:
+            image: a `PIL.Image`, turned upright by its EXIF, palettes and the like as RGB; a numpy array (H, W) or
+                (H, W, C), uint8, uint16 or floats of 0 to 1; or a tensor (C, H, W) or (N, C, H, W), uint8 or floats. C
+                is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+
+        Returns:
+            The same kind of image, `scale` times as high and wide. Integers are rounded and clipped, floats are not.
+
+        Raises:
+            SpecError: for another kind of image.
+        """
+        if isinstance(image, Tensor):
+            return self._tensor(image)  # type: ignore[return-value]
+        if isinstance(image, np.ndarray):
+            return self._array(image)  # type: ignore[return-value]
+        if type(image).__module__.partition(".")[0] == "PIL":
+            from .images import from_pil, to_pil  # PIL is there, as the image is
+
+            picture = from_pil(image)  # type: ignore[arg-type]
+            return to_pil(picture._replace(pixels=self._array(picture.pixels)))  # type: ignore[return-value]
+        raise SpecError(f"an image is a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
+
+    def file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+        """Enlarges an image file; the target is written whole, or not at all.
+
+        Profile and EXIF are kept, and so are 16 bits, in PNG and TIFF.
+
+        Raises:
+            FileNotFoundError: if there is no such file, or no such directory.
+            SpecError: if the file is no image, or the target's format cannot hold it; if Pillow is not installed.
+        """
+        try:
+            from .images import read_picture, write_picture
+        except ModuleNotFoundError as error:
+            raise SpecError(f"image files need the package {error.name!r}: pip install 'reparam[upscale]'") from None
+        source, target = Path(source), Path(target)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {target}: there is no directory {target.parent}")
+        picture = read_picture(source)
+        write_picture(picture._replace(pixels=self._array(picture.pixels)), target)
+
+    def _tensor(self, image: Tensor) -> Tensor:
+        if image.dim() not in (3, 4):
+            raise SpecError(f"a tensor must be (C, H, W) or (N, C, H, W), but got {tuple(image.shape)}")
+        images = image.detach().cpu().numpy() if image.dtype != torch.bfloat16 else image.detach().cpu().float().numpy()
+        large = [
+            self._array(one.transpose(1, 2, 0)).transpose(2, 0, 1) for one in images.reshape(-1, *image.shape[-3:])
+        ]
+        y = torch.from_numpy(np.stack(large)).to(image.device, image.dtype)
+        return y if image.dim() == 4 else y[0]
+
+    def _array(self, image: np.ndarray) -> np.ndarray:
+        whole = np.atleast_3d(image) if image.ndim in (2, 3) else image
+        if whole.ndim != 3 or whole.shape[2] not in (1, 2, 3, 4) or not whole.size:
+            raise SpecError(f"an array is (H, W) or (H, W, C) with C of 1 to 4, and not empty, but got {image.shape}")
+        if whole.dtype not in (np.uint8, np.uint16) and not np.issubdtype(whole.dtype, np.floating):
+            raise SpecError(f"an array must be uint8, uint16 or floats of 0 to 1, but got {image.dtype}")
+        height, width, channels = whole.shape
+        way = coloring(channels, self.colors, self.scale)
+        large = np.empty((self.scale * height, self.scale * width, channels), whole.dtype)
+        for rows in spans(height, self._tile or height, self._overlap):
+            for columns in spans(width, self._tile or width, self._overlap):
+                part = self._enlarge(whole[rows.read, columns.read], way)
+                part = part[scaled(rows.inner, self.scale), scaled(columns.inner, self.scale)]
+                large[scaled(rows.keep, self.scale), scaled(columns.keep, self.scale)] = part
+        return large[:, :, 0] if image.ndim == 2 else large
+
+    def _enlarge(self, part: np.ndarray, way: Coloring) -> np.ndarray:
+        """A tile (h, w, C), in the dtype of the image, made large."""
+        largest = np.iinfo(part.dtype).max if part.dtype.kind == "u" else 1
+        x = np.ascontiguousarray(part.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(largest)
+        y = way.join(self._run(np.ascontiguousarray(way.split(x))), x)[0].transpose(1, 2, 0)
+        return np.rint(y * largest).clip(0, largest) if largest > 1 else y
+
+
+def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
+    """The network of a name or a file, or a copy of it, fused and in eval mode."""
+    if isinstance(model, str) and model in list_models(pretrained=True):
+        net: nn.Module = load_checkpoint(pretrained_file(model))
+    elif isinstance(model, (str, os.PathLike)):
+        if not Path(model).exists():
+            names = ", ".join(list_models(pretrained=True))
+            raise SpecError(f"{os.fspath(model)!r} is no file, and no network with weights; there are {names}")
+        net = load_checkpoint(model)
+    else:
+        net = model
+    _sizes(net)
+    return plain_copy(net)
+
+
+def _sizes(net: nn.Module) -> tuple[int, int]:
+    """Scale and colours, if they are such as there are."""
+    scale: Any = getattr(net, "scale", None)
+    colors: Any = getattr(net, "colors", None)
+    if colors not in (1, 3) or not isinstance(scale, int) or scale < 1:
+        raise SpecError(
+            f"{type(net).__name__} has scale={scale} and colors={colors}; give it the attributes scale, a whole "
+            "number, and colors, 1 or 3"
+        )
+    return scale, colors
+
+
+def _noted(file: Path) -> tuple[int, int, int]:
+    """Scale, colours and radius, of what `export` wrote beside a network."""
+    if not file.exists():
+        raise SpecError(f"there is no file {file}")
+    note = read_note(file)
+    try:
+        return int(note["scale"]), int(note["colors"]), int(note["radius"])
+    except KeyError as error:
+        raise SpecError(
+            f"{file} does not say its {error.args[0]}, as the files of `export` do; export the network with that"
+        ) from None

@@ -1,0 +1,272 @@
+"""Files for other programs: equal there, lean, and in place only when they are."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import timm
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from reparam import (
+    ExportError,
+    RepSRBlock,
+    SpecError,
+    Upscaler,
+    create_model,
+    export,
+    freeze_bn_stats,
+    load_checkpoint,
+    save_checkpoint,
+    swap_convs,
+)
+from reparam.cli import app
+from reparam.export import exporter, formats
+
+SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param")
+
+
+def made(name: str, **options) -> nn.Module:
+    """A network in the middle of its training, in eval mode."""
+    torch.manual_seed(0)
+    net = create_model(name, **options)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+        net(torch.rand(4, net.colors, 16, 16))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return made("repsr_m2c8_x2")
+
+
+@pytest.fixture(scope="module")
+def files(net, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    for suffix in SUFFIXES:
+        export(net, folder / f"my-net v2{suffix}")
+    return {suffix: folder / f"my-net v2{suffix}" for suffix in SUFFIXES}
+
+
+def run(file: Path, x: torch.Tensor) -> np.ndarray:
+    """What a user's program gets of a file; for ncnn and torch.export as the library reads them."""
+    if file.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    if file.suffix == ".xml":
+        return openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
+    kind = next(kind for kind in formats.FORMATS if file.name.endswith(kind.suffixes[0]))
+    return kind.read(file)[1](x)
+
+
+def assert_equal_there(net: nn.Module, file: Path, *shapes: tuple[int, ...]) -> None:
+    for shape in shapes:
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
+        with torch.inference_mode():
+            y = net(x).numpy()
+            assert np.abs(run(file, x) - y).max() <= 1e-5 * np.abs(y).max(), shape
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_is_equal_at_awkward_sizes(suffix, net, files):
+    shapes = [(1, 3, *size) for size in ((1, 1), (2, 3), (7, 40), (31, 5), (64, 48))]
+    assert_equal_there(net, files[suffix], *shapes, (3, 3, 6, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("repsr_m1c4_x3_y", {}),
+        ("ecbsr_m1c4_x4", {"act": "relu"}),
+        ("plain_m1c4_x2", {"act": "softplus", "base": "bilinear"}),
+        ("plain_m1c4_x1", {"act": "leakyrelu"}),
+        ("collapsiblesr_m1c4_x2", {"act": "linear"}),
+        ("sesr_m3_x2", {}),
+        ("edsr_m1c4_x4", {"block": RepSRBlock}),
+    ],
+)
+def test_every_network_in_onnx_openvino_and_ncnn(name, options, tmp_path):
+    net = made(name, **options)
+    for suffix in (".onnx", ".xml", *[".ncnn.param"] * (name[:5] in ("plain", "edsr_"))):
+        report = export(net, tmp_path / f"net{suffix}")
+        assert report.error < 1e-5 and all(file.exists() for file in report.files)
+        assert_equal_there(net, tmp_path / f"net{suffix}", (1, net.colors, 9, 4), (2, net.colors, 3, 8))
+
+
+def test_the_onnx_graph_is_lean(files):
+    model = onnx.load(files[".onnx"])
+    assert Counter(node.op_type for node in model.graph.node) == {
+        "Conv": 4, "PRelu": 3, "DepthToSpace": 1, "Resize": 1, "Add": 1,
+    }  # fmt: skip
+    assert model.opset_import[0].version == 18
+    (image,), (enlarged,) = model.graph.input, model.graph.output
+    assert (image.name, enlarged.name) == ("input", "output")
+    sizes = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    assert sizes == ["batch", 3, "height", "width"]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_ncnn_has_no_more_than_the_network(files):
+    kinds = Counter(line.split()[0] for line in files[".ncnn.param"].read_text().splitlines()[2:])
+    assert kinds == {
+        "Input": 1, "Split": 1, "Convolution": 4, "PReLU": 3, "PixelShuffle": 1, "Interp": 1, "BinaryOp": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_the_note_says_all_that_a_program_needs(suffix, files, net):
+    if suffix == ".pt2":
+        note = dict.fromkeys(("scale", "colors", "radius", "range", "order", "reparam"), "")
+        torch.export.load(files[suffix], extra_files=note)
+        note = {key: value.decode() if isinstance(value, bytes) else value for key, value in note.items()}
+    else:
+        note = formats.read_note(files[suffix])
+    about = json.loads(note.pop("reparam"))
+    assert note == {"scale": "2", "colors": "3", "radius": "4", "range": "0 to 1", "order": "RGB"}
+    assert about["network"] == "RepSR" and about["options"] == net.options
+
+
+def test_upscaler_runs_the_files(files, net):
+    image = np.random.default_rng(0).random((20, 30, 3), np.float32)
+    whole = Upscaler(net, engine="torch")(image)
+    for suffix, engines in ((".onnx", ("auto", "onnxruntime", "openvino")), (".xml", ("auto", "openvino"))):
+        for engine in engines:
+            upscaler = Upscaler(files[suffix], engine=engine, tile=9)
+            assert (upscaler.scale, upscaler.radius) == (2, 4)
+            assert np.abs(upscaler(image) - whole).max() <= 1e-5 * np.abs(whole).max()
+    with pytest.raises(SpecError, match=r"my-net v2.xml is run by openvino, openvino-bf16, and not by 'torch'"):
+        Upscaler(files[".xml"], engine="torch")
+    with pytest.raises(SpecError, match=r"there is no file no.onnx"):
+        Upscaler("no.onnx")
+
+
+def test_a_file_without_a_note(files, tmp_path):
+    model = onnx.load(files[".onnx"])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(SpecError, match=r"bare.onnx does not say its scale, as the files of `export` do"):
+        Upscaler(tmp_path / "bare.onnx")
+
+
+def test_the_users_network_is_left_as_it_is(tmp_path):
+    net = made("repsr_m1c4_x2").train()
+    freeze_bn_stats(net)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    export(net.double(), tmp_path / "net.pt2")
+    assert net.training and isinstance(net.body[0], RepSRBlock)
+    assert all(torch.equal(value, before[key].to(value)) for key, value in net.state_dict().items())
+    assert all(parameter.requires_grad and parameter.dtype == torch.float64 for parameter in net.parameters())
+
+
+def test_other_peoples_networks(tmp_path):
+    torch.manual_seed(0)
+    denoiser = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 1, 3, padding=1)).eval()
+    swap_convs(denoiser, RepSRBlock)
+    report = export(denoiser, tmp_path / "denoiser.onnx", example=torch.rand(1, 1, 12, 10))
+    assert report.shapes == ((1, 1, 12, 10), (2, 1, 12, 10), (1, 1, 13, 12))
+    assert_equal_there(denoiser, tmp_path / "denoiser.onnx", (2, 1, 5, 30))
+    assert Counter(node.op_type for node in onnx.load(tmp_path / "denoiser.onnx").graph.node) == {"Conv": 2, "Relu": 1}
+    classifier = timm.create_model("repvgg_a0", num_classes=7)
+    classifier(torch.rand(2, 3, 64, 64))
+    classifier.eval()
+    export(classifier, tmp_path / "classifier.onnx", example=torch.rand(1, 3, 64, 64))
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "classifier.onnx").graph.node)
+    assert kinds["Conv"] == 22 and "BatchNormalization" not in kinds
+    export(classifier, tmp_path / "fixed.onnx", example=torch.rand(1, 3, 64, 64), dynamic=False)
+    assert onnx.load(tmp_path / "fixed.onnx").graph.input[0].type.tensor_type.shape.dim[2].dim_value == 64
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
+@pytest.mark.parametrize("step", ["write", "read", "other numbers", "other shape"])
+def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monkeypatch):
+    kind = next(kind for kind in formats.FORMATS if kind.suffixes[0] == suffix)
+
+    def broken(*_):
+        raise RuntimeError("so it is")
+
+    if step in ("write", "read"):
+        kind = kind._replace(**{step: broken})
+    else:
+        twist = (lambda y: y * 1.001) if step == "other numbers" else (lambda y: y[..., 1:])
+        read = kind.read
+        kind = kind._replace(read=lambda file: ("program", lambda x: twist(read(file)[1](x))))
+    monkeypatch.setattr(exporter, "FORMATS", (kind,))
+    (tmp_path / f"net{suffix}").write_bytes(b"old")
+    message = {
+        "write": "cannot export RepSR as .*; if only one size is needed, dynamic=False may do: so it is",
+        "read": "cannot be loaded: so it is",
+        "other numbers": r"program differs by 1.0e-03 of the largest value for an input of \(1, 3, 1, 1\)",
+        "other shape": r"program gives \(1, 3, 2, 1\) for an input of \(1, 3, 1, 1\), where torch gives \(1, 3, 2, 2\)",
+    }
+    with pytest.raises(ExportError, match=message[step]):
+        export(net, tmp_path / f"net{suffix}")
+    assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]
+    assert (tmp_path / f"net{suffix}").read_bytes() == b"old"
+
+
+def test_bad_arguments(net, tmp_path, monkeypatch):
+    with pytest.raises(
+        SpecError, match=r"'net.tflite'; there are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
+    ):
+        export(net, tmp_path / "net.tflite")
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        export(net, tmp_path / "no" / "net.onnx")
+    with pytest.raises(SpecError, match="Conv2d does not say its input: pass example="):
+        export(nn.Conv2d(3, 3, 3), tmp_path / "net.onnx")
+    with pytest.raises(Exception, match="batch statistics"):
+        export(create_model("repsr_m1c4_x2"), tmp_path / "net.onnx")
+    monkeypatch.setattr(exporter, "find_spec", lambda name: None if name.startswith("onnx") else True)
+    with pytest.raises(ExportError, match=r"ONNX needs onnx and onnxscript: pip install 'reparam\[onnx\]'"):
+        export(net, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnxruntime_the_reference_checks(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    assert export(net, tmp_path / "net.onnx").engine == "onnx"
+
+
+def command(*arguments: object):
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
+
+
+def test_the_commands(net, tmp_path):
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    result = command("export", tmp_path / "net.safetensors", tmp_path / "net.pt2")
+    assert result.exit_code == 0 and "net.pt2: torch.export, differs by 0e+00 in torch (5 shapes)" in result.output
+    assert_equal_there(net, tmp_path / "net.pt2", (1, 3, 5, 6))
+    report = json.loads(command("export", tmp_path / "net.safetensors", tmp_path / "net.pt2", "--json").output)
+    assert report["error"] == 0 and report["engine"] == "torch"
+    bad = command("export", tmp_path / "net.safetensors", tmp_path / "net.xyz")
+    assert bad.exit_code == 1 and bad.output.startswith("error: the suffix says")
+    checked = command("verify", tmp_path / "net.safetensors")
+    assert checked.exit_code == 0 and "end to end" in checked.output and "body.2" in checked.output
+    save_checkpoint(
+        load_checkpoint(tmp_path / "net.safetensors").train(False), tmp_path / "again.pth", wrapper="params"
+    )
+    assert command("verify", tmp_path / "again.pth", "--wrapper", "params", "--size", "9").exit_code == 0
+
+
+def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
+    import reparam.cli
+
+    def wrong(model):
+        plain = reparam.fuse(model)
+        plain.body[0].weight.data *= 1.01
+        return plain
+
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    monkeypatch.setattr(reparam.cli, "fuse_network", wrong)
+    result = command("verify", tmp_path / "net.safetensors")
+    assert result.exit_code == 1 and "LARGER THAN ROUNDING" in result.output

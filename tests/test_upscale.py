@@ -1,0 +1,419 @@
+"""Enlarging: tiles that equal the whole, every kind of image, files, and the command."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from skimage import color, data, metrics
+from torch import nn
+from typer.testing import CliRunner
+
+import reparam.upscale.engines as engines
+from reparam import SpecError, Upscaler, create_model, list_models, save_checkpoint
+from reparam.cli import app
+from reparam.receptive import receptive_radius
+from reparam.upscale.color import bicubic, coloring
+from reparam.upscale.tiles import spans
+
+PHOTO = data.coffee()[150:203, 200:267]
+EXACT = ("torch", "onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    before = os.environ.get("TORCH_HOME")
+    os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("TORCH_HOME")
+    if before is not None:
+        os.environ["TORCH_HOME"] = before
+
+
+def made(name: str) -> nn.Module:
+    """A network that enlarges a little better than by chance, with batch norms that saw batches."""
+    torch.manual_seed(0)
+    net = create_model(name)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+        net(torch.rand(4, net.colors, 16, 16))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def nets() -> dict[str, nn.Module]:
+    return {name: made(name) for name in ("repsr_m2c8_x2", "repsr_m2c8_x3_y", "plain_m1c6_x4")}
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+# How far a pixel reaches
+
+
+@pytest.mark.parametrize(
+    ("name", "radius"), [("repsr_m2c8_x2", 4), ("plain_m4c4_x3", 6), ("sesr_m3_x2", 7), ("edsr_m1c4_x4", 6)]
+)
+def test_radius_of_networks(name, radius):
+    net = create_model(name)
+    assert receptive_radius(net, net.colors) == radius
+    assert net.training  # it was a copy that ran
+
+
+def test_radius_of_lopsided_and_dilated_kernels():
+    assert receptive_radius(nn.Sequential(nn.ConstantPad2d((3, 0, 0, 0), 0.0), nn.Conv2d(1, 1, (1, 4))), 1) == 3
+    assert receptive_radius(nn.Conv2d(2, 1, 5, padding=6, dilation=3), 2) == 6
+    assert receptive_radius(nn.Conv2d(1, 1, 1), 1) == 0
+    dead = nn.Conv2d(1, 1, 3, padding=1)
+    nn.init.zeros_(dead.weight)  # counts all the same
+    assert receptive_radius(dead, 1) == 1
+    assert receptive_radius(nn.Conv2d(1, 1, 101, padding=50), 1) == 50
+
+
+class Everywhere(nn.Module):
+    def forward(self, x):
+        return x + x.mean((2, 3), keepdim=True)
+
+
+def test_no_radius():
+    with pytest.raises(SpecError, match="Everywhere reaches farther than 256 pixels .*can only be run on whole images"):
+        receptive_radius(Everywhere(), 1)
+    with pytest.raises(SpecError, match="MaxPool2d makes .* of 17 x 17 pixels, no multiple"):
+        receptive_radius(nn.MaxPool2d(2), 1)
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 30, 64])
+@pytest.mark.parametrize("tile", [1, 5, 8, 64])
+def test_spans_cover_an_axis_once(length, tile):
+    axis, radius = np.arange(length), 3
+    kept = []
+    for span in spans(length, tile, radius):
+        read = axis[span.read]
+        kept += [*read[span.inner]]
+        assert (read[span.inner] == axis[span.keep]).all() and len(axis[span.keep]) <= tile
+        assert read[0] == max(0, span.keep.start - radius) and read[-1] == min(length, span.keep.stop + radius) - 1
+    assert kept == [*axis]
+
+
+@pytest.mark.parametrize("engine", EXACT)
+@pytest.mark.parametrize("name", ["repsr_m2c8_x2", "repsr_m2c8_x3_y"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_tiles_equal_the_whole_bit_for_bit(engine, name, channels, nets):
+    image = np.dstack([PHOTO, PHOTO[:, :, 1]])[:, :, :channels] / 255
+    whole = Upscaler(nets[name], engine=engine, tile=0, threads=1)(image)
+    for tile in (9, 16, 40):
+        assert (Upscaler(nets[name], engine=engine, tile=tile, threads=1)(image) == whole).all()
+
+
+def test_less_overlap_would_show(nets):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=16, threads=1)
+    whole = Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=0, threads=1)(PHOTO / 255)
+    assert (upscaler(PHOTO / 255) == whole).all()
+    upscaler._overlap -= 1
+    assert not (upscaler(PHOTO / 255) == whole).all()
+
+
+# The network on images
+
+
+def test_an_rgb_network_gets_the_image_as_it_is(nets):
+    net = nets["repsr_m2c8_x2"]
+    x = torch.rand(2, 3, 21, 30)
+    y = net(x)
+    for engine in engines.installed_engines():
+        if engine not in ("torch-compile", "openvino-bf16"):
+            assert (Upscaler(net, engine=engine)(x) - y).abs().max() <= 1e-5 * y.abs().max(), engine
+    assert (Upscaler(net, engine="openvino-bf16")(x) - y).abs().max() <= 0.05 * y.abs().max()
+
+
+def test_a_luma_network_gets_y_and_gives_it(nets):
+    net, image = nets["repsr_m2c8_x3_y"], PHOTO / 255
+    large = Upscaler(net, engine="torch")(image)
+    ycbcr = color.rgb2ycbcr(image)
+    y = net(torch.from_numpy(ycbcr[None, None, :, :, 0] / 255).float())[0, 0].detach().numpy() * 255
+    chroma = bicubic(ycbcr.transpose(2, 0, 1)[None, 1:], 3)[0]
+    back = color.rgb2ycbcr(large)
+    assert np.abs(back[:, :, 0] - y).max() < 1e-3
+    assert np.abs(back[:, :, 1:] - chroma.transpose(1, 2, 0)).max() < 1e-3
+
+
+@pytest.mark.parametrize(("channels", "colors"), [(1, 1), (1, 3), (2, 1), (2, 3), (3, 1), (3, 3), (4, 1), (4, 3)])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_constant_images_stay_what_they_are(channels, colors, scale):
+    way = coloring(channels, colors, scale)
+    x = np.broadcast_to(np.array([0.2, 0.7, 0.4, 1.0], np.float32)[:channels, None, None], (channels, 4, 5))[None]
+    asked = way.split(x)
+    assert asked.shape == (1, colors, 4, 5) and asked.dtype == np.float32
+    large = way.join(asked.repeat(scale, 2).repeat(scale, 3), x)
+    assert large.shape == (1, channels, 4 * scale, 5 * scale)
+    assert np.abs(large - x[:, :, :1, :1]).max() < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_bicubic(scale):
+    x = np.random.default_rng(0).random((1, 2, 20, 30), np.float32)
+    large = bicubic(x, scale)
+    assert large.dtype == np.float32 and large.shape == (1, 2, 20 * scale, 30 * scale)
+    for channel in range(2):  # of PIL, whose edges are other ones
+        wanted = Image.fromarray(x[0, channel]).resize((30 * scale, 20 * scale), Image.Resampling.BICUBIC)
+        inner = slice(3 * scale, -3 * scale)
+        assert np.abs(large[0, channel] - np.asarray(wanted))[inner, inner].max() < 1e-6
+    around = bicubic(np.pad(x, [(0, 0), (0, 0), (5, 5), (5, 5)], mode="edge"), scale)
+    assert (around[:, :, 5 * scale :, 5 * scale :][:, :, : 20 * scale, : 30 * scale] == large).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 1), (6, 7, 2), (6, 7, 3), (6, 7, 4), (1, 1, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+def test_arrays_keep_their_kind(shape, dtype, nets):
+    largest = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    x = (np.random.default_rng(0).random(shape) * largest).astype(dtype)
+    y = Upscaler(nets["repsr_m2c8_x2"], engine="torch")(x)
+    assert y.dtype == dtype and y.shape == (2 * shape[0], 2 * shape[1], *shape[2:])
+    exact = Upscaler(nets["repsr_m2c8_x2"], engine="torch")(x / largest)
+    wanted = (np.rint(exact * largest).clip(0, largest) if largest > 1 else exact).astype(np.float64)
+    assert np.abs(y.astype(np.float64) - wanted).max() <= (1 if largest > 1 else 2e-3 if dtype == np.float16 else 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 7), (1, 6, 7), (2, 3, 6, 7), (2, 4, 6, 7)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_tensors_keep_their_kind(shape, dtype, nets):
+    x = torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.randint(0, 256, shape, dtype=dtype)
+    y = Upscaler(nets["repsr_m2c8_x2"], engine="torch")(x)
+    assert y.dtype == dtype and y.shape == (*shape[:-2], 12, 14)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "RGBX", "La"])
+def test_images_of_pil(mode, nets):
+    rgb = Image.fromarray(PHOTO)
+    if mode == "I;16":
+        image = Image.fromarray(PHOTO[:, :, 0].astype(np.uint16) * 257)
+    elif mode in ("La", "PA"):
+        image = rgb.convert("RGBA" if mode == "PA" else "LA").convert(mode)
+    else:
+        image = rgb.convert(mode)
+    large = Upscaler(nets["repsr_m2c8_x2"], engine="torch")(image)
+    kept = {"1": "L", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "RGBX": "RGB", "La": "LA"}
+    assert large.mode == kept.get(mode, mode) and large.size == (2 * image.width, 2 * image.height)
+
+
+def test_a_colour_that_stands_for_transparency(nets):
+    image = Image.fromarray(PHOTO[:, :, 0] // 2 + 1)
+    image.info["transparency"] = 200
+    large = Upscaler(nets["repsr_m2c8_x2"], engine="torch")(image)
+    assert large.mode == "LA" and large.getchannel("A").getextrema() == (255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(orientation, nets, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "maker"
+    Image.fromarray(PHOTO).save(tmp_path / "a.png", exif=exif)
+    deep = PHOTO.astype(np.uint16) * 257
+    import cv2
+
+    kind = [cv2.IMAGE_METADATA_EXIF]
+    cv2.imwriteWithMetadata(str(tmp_path / "b.png"), deep[:, :, ::-1], kind, [np.frombuffer(exif.tobytes(), np.uint8)])
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
+    upright = {0: PHOTO, 1: PHOTO[:, ::-1], 2: PHOTO[::-1, ::-1], 3: PHOTO[::-1]}
+    upright |= {4 + index: image.swapaxes(0, 1) for index, image in enumerate([PHOTO, PHOTO[::-1], PHOTO[::-1, ::-1]])}
+    upright[7] = PHOTO[:, ::-1].swapaxes(0, 1)
+    expected = upscaler(np.ascontiguousarray(upright[orientation - 1]))
+    for name in ("a", "b"):
+        upscaler.file(tmp_path / f"{name}.png", tmp_path / f"{name}_x2.png")
+        with Image.open(tmp_path / f"{name}_x2.png") as large:
+            assert np.abs(np.asarray(large).astype(int) - expected).max() <= 1
+            assert large.getexif().get(0x0112, 1) == 1 and large.getexif()[0x010F] == "maker"
+
+
+# Files
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_files_keep_their_profile(suffix, nets, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / f"a{suffix}", icc_profile=PROFILE)
+    Upscaler(nets["repsr_m2c8_x2"], engine="torch").file(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+    with Image.open(tmp_path / f"b{suffix}") as large:
+        assert large.size == (2 * PHOTO.shape[1], 2 * PHOTO.shape[0])
+        assert large.info["icc_profile"] == PROFILE
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_files_keep_16_bits(suffix, channels, nets, tmp_path):
+    import cv2
+
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 8, channels)).astype(np.uint16)
+    turned = [2, 1, 0, 3][:channels] if channels > 1 else [0]
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), deep[:, :, turned])
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
+    upscaler.file(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+    large = np.atleast_3d(cv2.imread(str(tmp_path / f"b{suffix}"), -1))
+    assert large.dtype == np.uint16
+    assert (large[:, :, turned] == upscaler(deep)).all()
+    upscaler.file(tmp_path / f"a{suffix}", tmp_path / "b.webp")
+    with Image.open(tmp_path / "b.webp") as shallow:
+        assert shallow.size == (16, 18)
+
+
+def test_a_file_that_fails_leaves_what_was_there(nets, tmp_path, monkeypatch):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    Image.fromarray(np.dstack([PHOTO, PHOTO[:, :, 0]])).save(tmp_path / "alpha.png")
+    (tmp_path / "old.png").write_bytes(b"old")
+    (tmp_path / "old.jpg").write_bytes(b"old")
+    with pytest.raises(SpecError, match=r"cannot write old.jpg: .jpg has no transparency, which the image has"):
+        upscaler.file(tmp_path / "alpha.png", tmp_path / "old.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", lambda self, path, **_: path.write_bytes(b"half") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            upscaler.file(tmp_path / "a.png", tmp_path / "old.png")
+    assert (tmp_path / "old.png").read_bytes() == (tmp_path / "old.jpg").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "alpha.png", "old.jpg", "old.png"]
+
+
+def test_bad_files(nets, tmp_path):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
+    (tmp_path / "text.png").write_text("no image")
+    buffer = io.BytesIO()
+    Image.fromarray(PHOTO).save(buffer, "png")
+    (tmp_path / "half.png").write_bytes(buffer.getvalue()[:2000])
+    frames = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1])]
+    frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:])
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    for name, match in (
+        ("text.png", r"cannot read .*text.png as an image"),
+        ("half.png", r"cannot read .*half.png as an image"),
+        ("film.webp", "2 frames"),
+    ):
+        with pytest.raises(SpecError, match=match):
+            upscaler.file(tmp_path / name, tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError, match="nothing.png"):
+        upscaler.file(tmp_path / "nothing.png", tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        upscaler.file(tmp_path / "a.png", tmp_path / "no" / "x.png")
+    with pytest.raises(SpecError, match=r"cannot write x.gif: the suffix must be one of .png, .jpg"):
+        upscaler.file(tmp_path / "a.png", tmp_path / "x.gif")
+    assert not (tmp_path / "x.png").exists()
+
+
+# What cannot be
+
+
+def test_bad_images_and_networks(nets):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
+    for image, match in (
+        (ramp(3, 4, 5), r"C of 1 to 4, and not empty, but got \(3, 4, 5\)"),
+        (ramp(0, 4, 3), r"not empty, but got \(0, 4, 3\)"),
+        (ramp(4), r"but got \(4,\)"),
+        (ramp(3, 4).astype(np.int32), "uint8, uint16 or floats of 0 to 1, but got int32"),
+        (torch.rand(3, 4), r"\(C, H, W\) or \(N, C, H, W\), but got \(3, 4\)"),
+        ([1, 2], "a PIL.Image, a numpy array or a tensor, but got list"),
+        (Image.new("F", (3, 4)), "pass a numpy array of 0 to 1"),
+    ):
+        with pytest.raises(SpecError, match=match):
+            upscaler(image)
+    with pytest.raises(SpecError, match="'tensorrt'; there are auto, torch, torch-compile, onnxruntime"):
+        Upscaler(nets["repsr_m2c8_x2"], engine="tensorrt")
+    with pytest.raises(SpecError, match="Conv2d has scale=None and colors=None; give it the attributes"):
+        Upscaler(nn.Conv2d(3, 3, 3))
+    with pytest.raises(SpecError, match="'nothing' is no file, and no network with weights; there are repsr_m4c16_x2"):
+        Upscaler("nothing")
+    with pytest.raises(SpecError, match="tile=-1"):
+        Upscaler(nets["repsr_m2c8_x2"], tile=-1)
+
+
+def test_an_engine_that_is_not_installed(nets, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: name == "torch" or None)
+    with pytest.raises(SpecError, match=r"needs the package openvino: pip install 'reparam\[openvino\]'"):
+        Upscaler(nets["repsr_m2c8_x2"], engine="openvino")
+    assert Upscaler(nets["repsr_m2c8_x2"]).engine == "torch"  # auto
+
+
+def test_auto_takes_the_fastest_and_remembers(nets, monkeypatch):
+    seconds = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(engines, "_seconds", lambda engine, colors: next(seconds))
+    assert Upscaler(nets["repsr_m2c8_x2"]).engine == "onnxruntime"
+    assert Upscaler(nets["repsr_m2c8_x2"]).engine == "onnxruntime"  # no second trial, which would find no time
+    assert len(list(engines.cache_folder().glob("engine-*.json"))) == 1
+
+
+def test_the_users_network_is_left_as_it_is(nets):
+    net = create_model("repsr_m1c4_x2")
+    net(torch.rand(2, 3, 8, 8))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(Exception, match="batch statistics"):
+        Upscaler(net, engine="torch")
+    Upscaler(net.eval(), engine="torch")(PHOTO)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert [type(layer).__name__ for layer in net.body] == ["RepSRBlock", "PReLU", "RepSRBlock", "PReLU", "RepSRBlock"]
+
+
+# Weights, and the command
+
+
+@pytest.mark.parametrize("name", list_models(pretrained=True))
+def test_shipped_weights_are_better_than_bicubic(name):
+    upscaler = Upscaler(name, engine="torch")
+    for photo in (data.astronaut()[:384, :384], data.coffee()[:384, :384]):
+        size = photo.shape[1] // upscaler.scale
+        low = np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BICUBIC))
+        plain = np.asarray(Image.fromarray(low).resize(photo.shape[:2], Image.Resampling.BICUBIC))
+        ours, theirs = (metrics.peak_signal_noise_ratio(photo, large) for large in (upscaler(low), plain))
+        assert ours > theirs + 0.3
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["upscale", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def test_the_command(nets, tmp_path):
+    save_checkpoint(nets["repsr_m2c8_x2"], tmp_path / "net.safetensors")
+    folder, out = tmp_path / "in", tmp_path / "new" / "out"
+    folder.mkdir()
+    Image.fromarray(PHOTO).save(folder / "a.png")
+    Image.fromarray(PHOTO).save(folder / "b.jpg")
+    (folder / "notes.txt").write_text("no image")
+    model = ("--model", tmp_path / "net.safetensors", "--engine", "torch")
+    result = run(folder, "-o", out, *model)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["a_x2.png", "b_x2.jpg"]
+    assert (np.asarray(Image.open(out / "a_x2.png")) == Upscaler(nets["repsr_m2c8_x2"], engine="torch")(PHOTO)).all()
+    again = run(folder, "-o", out, *model)
+    assert again.exit_code == 1 and "is there already" in again.output
+    (folder / "c.png").write_text("no image")
+    mixed = run(folder, "-o", out, *model, "--overwrite", "--suffix", "webp")
+    assert mixed.exit_code == 1 and "c.png" in mixed.output
+    assert sorted(path.name for path in out.iterdir()) == ["a_x2.png", "a_x2.webp", "b_x2.jpg", "b_x2.webp"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.png", "-o", "out"), "there is no file missing.png"),
+        (("a.png", "one/a.png", "-o", "out"), "would both become"),
+        (("a.png", "-o", "out", "--suffix", ".gif"), "choose a format of .png"),
+        (("a.png", "-o", "out", "--model", "nothing"), "no network with weights"),
+        (("empty", "-o", "out"), "no image in empty"),
+    ],
+)
+def test_bad_commands(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("one").mkdir()
+    Path("empty").mkdir()
+    for name in ("a.png", "one/a.png"):
+        Image.fromarray(PHOTO).save(name)
+    result = run(*arguments, "--engine", "torch")
+    assert result.exit_code == 1 and message in result.output
+    assert not Path("out").exists()
