@@ -189,7 +189,7 @@ def test_two_processes_with_batch_norm(recipe, run):
     assert set(json.loads((run.out / "result.json").read_text())) == {"recipe", "train", "fused"}
 
     torch.manual_seed(recipe.seed)
-    net = create_model(recipe.model)
+    net = create_model(recipe.model).to(memory_format=torch.channels_last)
     pairs = read_patches_of(Path(recipe.train), 2, 1, recipe.patch)
     net(Batches(pairs, recipe.patch, recipe.batch, recipe.seed)[0][0][0::2].float() / 255)  # the share of the first
     statistics = {name: value for name, value in net.state_dict().items() if "running" in name or "tracked" in name}
@@ -378,7 +378,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         Batches(pairs_of_blocks(2), 4, 5, seed=0, rank=1, world=2)
 
 
-def test_processes_share_one_batch_and_workers_change_nothing():
+def test_processes_share_one_batch():
     pairs = pairs_of_blocks(2)
     whole = Batches(pairs, 4, 9, seed=5)
     shares = [Batches(pairs, 4, 9, seed=5, rank=rank, world=3) for rank in range(3)]
@@ -386,12 +386,30 @@ def test_processes_share_one_batch_and_workers_change_nothing():
         for kind in (0, 1):
             for rank, share in enumerate(shares):
                 assert torch.equal(share[step][kind], whole[step][kind][rank::3])
+
+
+WORKERS = """
+import torch
+from test_train_sr import Batches, pairs_of_blocks
+
+if __name__ == "__main__":
+    whole = Batches(pairs_of_blocks(2), 4, 9, seed=5)
     state = torch.get_rng_state()
     alone, helped = (list(whole.loader(2, 6, workers)) for workers in (0, 2))
     assert torch.equal(state, torch.get_rng_state())
     assert len(alone) == len(helped) == 4
     for step, (one, other) in enumerate(zip(alone, helped), 2):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], whole[step][1])
+    print("the same")
+"""
+
+
+def test_workers_change_nothing(tmp_path):
+    (tmp_path / "workers.py").write_text(WORKERS)
+    environ = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = [sys.executable, str(tmp_path / "workers.py")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "the same", done.stderr
 
 
 def test_images_smaller_than_a_patch_are_left_out(photos):

@@ -221,7 +221,9 @@ def test_images_are_turned_upright(orientation, nets, tmp_path):
     import cv2
 
     kind = [cv2.IMAGE_METADATA_EXIF]
-    cv2.imwriteWithMetadata(str(tmp_path / "b.png"), deep[:, :, ::-1], kind, [np.frombuffer(exif.tobytes(), np.uint8)])
+    cv2.imwriteWithMetadata(
+        str(tmp_path / "b.png"), deep[:, :, ::-1], kind, [np.frombuffer(exif.tobytes()[6:], np.uint8)]
+    )
     upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
     upright = {0: PHOTO, 1: PHOTO[:, ::-1], 2: PHOTO[::-1, ::-1], 3: PHOTO[::-1]}
     upright |= {4 + index: image.swapaxes(0, 1) for index, image in enumerate([PHOTO, PHOTO[::-1], PHOTO[::-1, ::-1]])}

@@ -87,6 +87,7 @@ class Batches(Dataset):
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,  # a fork may hang or crash beside threads
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the global one, of which it would draw, must be the same in a resumed run
         )

@@ -149,7 +149,10 @@ def _write_deep(picture: Picture, path: Path) -> None:
         pixels = pixels[:, :, [0, 0, 0, 1]]
     pixels = pixels[:, :, [2, 1, 0, *range(3, pixels.shape[2])]]
     kinds = {"icc_profile": cv2.IMAGE_METADATA_ICCP, "exif": cv2.IMAGE_METADATA_EXIF}
-    parts = {kinds[key]: np.frombuffer(value, np.uint8) for key, value in picture.info.items()}
+    # PIL puts a header before EXIF that belongs to JPEG only.
+    parts = {
+        kinds[key]: np.frombuffer(value.removeprefix(b"Exif\0\0"), np.uint8) for key, value in picture.info.items()
+    }
     if not cv2.imwriteWithMetadata(os.fspath(path), pixels, list(parts), list(parts.values())):
         raise OSError(f"cannot write {path}")
 
