@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reparam import ConvSpec
+from reparam import ConvSpec, create_model
 from reparam.norm import norms
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
@@ -98,3 +98,14 @@ def slow_conv(x: Tensor, weight: Tensor, bias: Tensor, spec: ConvSpec) -> Tensor
             y[:, out] += np.einsum("oi,ni...->no...", w[(out, slice(None), *taps)], seen)
     y += bias.detach().double().numpy().reshape(-1, *(1,) * spec.ndim) * spec.bias
     return torch.from_numpy(y)
+
+
+def made(name: str, **options) -> nn.Module:
+    """A network as in the middle of its training, with outputs of a usual size, in eval mode."""
+    torch.manual_seed(0)
+    net = create_model(name, **options)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+        net(torch.rand(4, net.colors, 16, 16))
+    return net.eval()

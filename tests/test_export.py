@@ -11,6 +11,7 @@ import openvino
 import pytest
 import timm
 import torch
+from helpers import made
 from torch import nn
 from typer.testing import CliRunner
 
@@ -30,17 +31,6 @@ from reparam.cli import app
 from reparam.export import exporter, formats
 
 SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param")
-
-
-def made(name: str, **options) -> nn.Module:
-    """A network in the middle of its training, in eval mode."""
-    torch.manual_seed(0)
-    net = create_model(name, **options)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
-        net(torch.rand(4, net.colors, 16, 16))
-    return net.eval()
 
 
 @pytest.fixture(scope="module")

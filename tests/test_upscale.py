@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import made
 from PIL import Image, ImageCms
 from skimage import color, data, metrics
 from torch import nn
@@ -31,17 +32,6 @@ def cache(tmp_path_factory):
     os.environ.pop("TORCH_HOME")
     if before is not None:
         os.environ["TORCH_HOME"] = before
-
-
-def made(name: str) -> nn.Module:
-    """A network that enlarges a little better than by chance, with batch norms that saw batches."""
-    torch.manual_seed(0)
-    net = create_model(name)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
-        net(torch.rand(4, net.colors, 16, 16))
-    return net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +75,15 @@ def test_no_radius():
         receptive_radius(Everywhere(), 1)
     with pytest.raises(SpecError, match="MaxPool2d makes .* of 17 x 17 pixels, no multiple"):
         receptive_radius(nn.MaxPool2d(2), 1)
+
+
+def test_a_network_without_a_radius_takes_whole_images():
+    net = Everywhere()
+    net.scale, net.colors, net.weight = 1, 3, nn.Parameter(torch.zeros(1))
+    image = PHOTO[:, :, 0] / 255
+    with pytest.raises(SpecError, match="can only be run on whole images"):
+        Upscaler(net, engine="torch")
+    assert np.abs(Upscaler(net, engine="torch", tile=0)(image) - image - image.mean()).max() < 1e-5
 
 
 # Tiles

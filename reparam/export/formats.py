@@ -82,7 +82,7 @@ def _read_onnx(file: Path) -> tuple[str, Run]:
     from onnx.reference import ReferenceEvaluator
 
     reference = ReferenceEvaluator(os.fspath(file))
-    return "onnx", lambda x: reference.run(None, {"input": x.numpy()})[0]  # type: ignore[index]
+    return "onnx", lambda x: reference.run(None, {"input": x.numpy()})[0]  # type: ignore[index]  # a list here
 
 
 def _write_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:

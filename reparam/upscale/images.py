@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 def from_pil(image: Image.Image) -> Picture:
     """Turned upright; palettes, CMYK and the like become RGB, and a colour that stands for transparency alpha."""
     if getattr(image, "n_frames", 1) > 1:
-        raise SpecError(f"the image has {image.n_frames} frames; pass one of them")  # type: ignore[attr-defined]
+        raise SpecError(f"the image has {image.n_frames} frames; pass one of them")  # type: ignore[attr-defined]  # asked above
     icc_profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
@@ -102,7 +102,7 @@ def _is_deep(image: Image.Image, path: Path) -> bool:
     if image.format == "PNG":
         with path.open("rb") as file:
             return file.read(25)[24] == 16  # the bit depth in the header
-    return image.format == "TIFF" and image.tag_v2.get(258, (8,))[0] == 16  # type: ignore[attr-defined]
+    return image.format == "TIFF" and image.tag_v2.get(258, (8,))[0] == 16  # type: ignore[attr-defined]  # of TIFF only
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -42,13 +42,14 @@ class Upscaler:
         engine: "torch" (on the network's device), "torch-compile", "onnxruntime", "openvino", "openvino-bf16" (faster
             where the processor has it, and less exact), "ncnn", or "auto" for the fastest of torch, onnxruntime and
             openvino that are installed: they are timed once, and the outcome is kept beside torch's cache.
-        tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once.
+        tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once, as a network
+            that has no receptive radius (global pooling, attention) needs.
         threads: how many the engine may use; 0 leaves that to it.
 
     Attributes:
         scale: the factor by which height and width grow.
         engine: the name of the engine in use.
-        radius: the receptive radius, in pixels of the small image.
+        radius: the receptive radius, in pixels of the small image; 0 where `tile` is 0 and nobody asks for it.
 
     Raises:
         SpecError: for a network or an engine that cannot be used; `CheckpointError` for such a file.
@@ -72,7 +73,7 @@ class Upscaler:
         else:
             net = _ready(model)
             self.scale, self.colors = _sizes(net)
-            self.radius = receptive_radius(net, self.colors)
+            self.radius = receptive_radius(net, self.colors) if tile else 0
             self.engine = fastest_engine(net, self.colors, threads) if engine == "auto" else engine
             self._run = make_engine(net, self.engine, threads)
         self._tile = tile
@@ -93,14 +94,15 @@ class Upscaler:
             SpecError: for another kind of image.
         """
         if isinstance(image, Tensor):
-            return self._tensor(image)  # type: ignore[return-value]
+            return self._tensor(image)  # type: ignore[return-value]  # the same kind, which isinstance told
         if isinstance(image, np.ndarray):
-            return self._array(image)  # type: ignore[return-value]
+            return self._array(image)  # type: ignore[return-value]  # likewise
         if type(image).__module__.partition(".")[0] == "PIL":
             from .images import from_pil, to_pil  # PIL is there, as the image is
 
-            picture = from_pil(image)  # type: ignore[arg-type]
-            return to_pil(picture._replace(pixels=self._array(picture.pixels)))  # type: ignore[return-value]
+            picture = from_pil(image)  # type: ignore[arg-type]  # told by its module, as PIL need not be there
+            pixels = self._array(picture.pixels)
+            return to_pil(picture._replace(pixels=pixels))  # type: ignore[return-value]  # likewise
         raise SpecError(f"an image is a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
 
     def file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
