@@ -275,6 +275,37 @@ def test_the_commands_of_the_docs(tmp_path, monkeypatch):
     assert "fused:" in printed[1] and "astronaut" in printed[2] and Path("runs/many/last.ckpt").exists()
 
 
+def finished(folder: Path, seed: int, psnr_db: float, **recipe) -> str:
+    folder.mkdir()
+    recipe = {"model": "plain_m1c4_x2", "options": {}, "steps": 5, "batch": 4, "patch": 8, "lr": 1e-3, "gain": 1.0,
+              "freeze_at": 0.9, "seed": seed} | recipe  # fmt: skip
+    (folder / "result.json").write_text(json.dumps({"recipe": recipe, "fused": {"psnr_db": psnr_db, "ssim": 0.9}}))
+    return str(folder)
+
+
+def test_summary_has_a_row_for_each_recipe(tmp_path):
+    runs = [
+        finished(tmp_path / "a", 0, 30.0),
+        finished(tmp_path / "b", 0, 31.5, lr=4e-3),
+        finished(tmp_path / "c", 1, 30.5),
+    ]
+    done = CliRunner().invoke(app, ["summary", *runs], env={"COLUMNS": "120"})
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.output.splitlines() if "plain" in line]
+    assert rows == [
+        ["plain_m1c4_x2", "0.001", "2", "30.250", "30.000 to 30.500", "0.9000"],
+        ["plain_m1c4_x2", "0.004", "1", "31.500", "", "0.9000"],
+    ]
+
+
+def test_summary_of_runs_without_scores(tmp_path):
+    done = CliRunner().invoke(app, ["summary", str(tmp_path)])
+    assert done.exit_code == 1 and "there is no result.json" in done.output
+    folder = Path(finished(tmp_path / "a", 0, 30.0))
+    (folder / "result.json").write_text('{"recipe": {}}')
+    done = CliRunner().invoke(app, ["summary", str(folder)])
+    assert done.exit_code == 1 and "was not scored: train with --val" in done.output
+
+
 def test_mistakes_are_messages(tmp_path, photos):
     words = ["train", "--train", str(photos), "--out", str(tmp_path), "--model", "repsr_big", "--accelerator", "cpu"]
     done = CliRunner().invoke(app, words)

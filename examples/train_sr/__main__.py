@@ -19,6 +19,7 @@ from reparam.block import ConvBlock
 
 from .evaluate import as_table
 from .evaluate import evaluate as evaluate_network
+from .summary import summary as summary_of
 from .training import Recipe, Run
 from .training import train as train_network
 
@@ -121,6 +122,16 @@ def evaluate(
         net = load_checkpoint(checkpoint).to(device)
         rows = evaluate_network(net, images)
     Console().print(as_table(rows, f"{checkpoint.name}, x{net.scale}: PSNR (dB) / SSIM on luma"))
+
+
+@app.command()
+def summary(
+    runs: Annotated[list[Path], Argument(exists=True, file_okay=False, help="Folders of finished runs, as --out.")],
+) -> None:
+    """Print finished runs side by side; those that differ in their seed alone are one row."""
+    with user_errors():
+        table = summary_of(runs)
+    Console().print(table)
 
 
 @app.command()
