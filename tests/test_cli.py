@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import reparam
 from reparam import RepSRBlock, create_model, fuse, fuse_state_dict, load_checkpoint, save_checkpoint
 from reparam.cli import app
+from reparam.upscale.engines import installed_engines
 
 
 def run(*arguments: str):
@@ -52,9 +53,56 @@ def test_bench_prints_ratios_for_every_block_and_phase():
     assert ("RepSRBlock", "batch statistics", "folded") in ways and ("ECB", "no BN", "branches") in ways
     assert len(ways) == 10
     assert all(row["step"] > 0 and row["fuse_error"] < 1e-5 for row in found["blocks"])
-    assert [row["mode"] for row in found["training"]] == ["folded", "branches"]
+    assert [(row["model"], row["mode"]) for row in found["training"]] == [
+        (f"{family}_m4c16_x2", mode)
+        for family in ("repsr", "ecbsr", "repvggsr", "collapsiblesr")
+        for mode in ("folded", "branches")
+    ]
     table = run(*small)
     assert "RepVGGBlock" in table.output and "repsr_m4c16_x2" in table.output
+
+
+def test_bench_infer_has_a_row_for_every_way():
+    small = ("bench", "infer", "--height", "9", "--width", "12", "--rounds", "1")
+    result = run(*small, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    ways = [(row["graph"], row["engine"]) for row in found["rows"]]
+    assert ways[:3] == [("branches", "torch-eager"), ("folded", "torch-eager"), ("fused", "torch-eager")]
+    assert [engine for _, engine in ways[3:]] == installed_engines()
+    assert found["shape"] == [1, 3, 9, 12]
+    assert found["operations"] == 2 * 9 * 12 * 9 * (3 * 16 + 4 * 16 * 16 + 16 * 12)
+    for row in found["rows"]:
+        assert row["error"] < (0.05 if row["engine"] == "openvino-bf16" else 1e-5)
+        assert row["gflops"] == pytest.approx(found["operations"] / row["latency_ms"] / 1e6)
+        assert row["share"] == pytest.approx(row["gflops"] / found["limit_gflops"])
+    assert found["rows"][2]["speed"] == 1 and found["rows"][2]["error"] == 0
+    few = run(*small, "--engine", "torch", "plain_m1c4_x2_y")
+    assert re.findall(r"^│ (fused|folded|branches) +│ ([\w-]+)", few.output, re.MULTILINE) == [
+        ("fused", "torch-eager"),
+        ("fused", "torch"),
+    ]
+    assert "limit:" in few.output
+
+
+def test_bench_infer_of_a_file_and_of_nothing(tmp_path):
+    threads = torch.get_num_threads()
+    save_checkpoint(create_model("plain_m1c4_x2"), tmp_path / "net.safetensors")
+    small = ("bench", "infer", "--height", "9", "--width", "12", "--rounds", "1", "--engine", "torch", "--threads", "1")
+    assert ", 1 threads of torch" in " ".join(run(*small, str(tmp_path / "net.safetensors")).output.split())
+    assert torch.get_num_threads() == threads
+    result = run(*small, "nothing.pth")
+    assert result.exit_code == 1 and "no model is named 'nothing.pth'" in result.output
+    result = run(*small, "--engine", "tpu")
+    assert result.exit_code == 1 and "no engine is named 'tpu'" in result.output
+
+
+def test_a_network_with_weights_is_as_good_as_a_file(tmp_path):
+    result = run("export", "repsr_m4c16_x2", str(tmp_path / "net.pt2"))
+    assert result.exit_code == 0 and (tmp_path / "net.pt2").exists(), result.output
+    assert "RepSR(scale=2" in run("inspect", "repsr_m4c16_x2").output
+    missing = run("export", "repsr_m4c16_x5", str(tmp_path / "other.pt2"))
+    assert missing.exit_code == 1 and "error: No such file or directory: repsr_m4c16_x5" in missing.output
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .block import ConvBlock, set_fold
-from .blocks import ECB, RepSRBlock, RepVGGBlock
-from .freeze import freeze_bn_stats
-from .fuse import fuse
-from .models import create_model
-from .norm import norms
-from .verify import verify
+from ..block import ConvBlock, set_fold
+from ..blocks import ECB, RepSRBlock, RepVGGBlock
+from ..freeze import freeze_bn_stats
+from ..fuse import fuse
+from ..models import create_model
+from ..norm import norms
+from ..verify import verify
+from .race import race, ratio
 
 BLOCKS: tuple[type[ConvBlock], ...] = (RepSRBlock, ECB, RepVGGBlock)
+FAMILIES = ("repsr", "ecbsr", "repvggsr", "collapsiblesr")
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """One way to train a RepSR, nine tenths on batch statistics and one tenth frozen, against the plain network."""
+    """One way to train a network, nine tenths as it is and one tenth with frozen batch norms, against the plain one."""
 
     model: str
     """Name for `create_model`."""
     mode: str
-    """"folded" or "branches"."""
+    """"folded" (where `fold="auto"` chooses it) or "branches"."""
     step: float
     """Mean time of a training step, over that of the plain network."""
 
@@ -71,7 +73,9 @@ def bench_blocks(
     x = torch.rand(batch, channels, size, size, requires_grad=True)
     conv = nn.Conv2d(channels, channels, 3, padding=1)
     ways = {way: block for make in BLOCKS for way, block in _ways(make(channels), x).items()}
-    ratios = _race({"": conv, **ways}, lambda module: _step(module, x), rounds, progress)
+    runs: dict[Hashable, Callable[[], object]] = {"": partial(_step, conv, x)}
+    runs |= {way: partial(_step, block, x) for way, block in ways.items()}
+    times = race(runs, rounds, progress)
     plain = saved_bytes(conv, x)
     rows = []
     for way, block in ways.items():
@@ -81,7 +85,7 @@ def bench_blocks(
         fuse_ms = 1000 * (time.perf_counter() - start)
         error = verify(ready, fused, x.detach()[:1]).total.relative
         saved = saved_bytes(block, x) / plain
-        rows.append(BlockCost(way[0], channels, way[1], way[2], median(ratios[way]), saved, fuse_ms, error))
+        rows.append(BlockCost(way[0], channels, way[1], way[2], ratio(times, way, ""), saved, fuse_ms, error))
     return rows
 
 
@@ -92,29 +96,40 @@ def bench_training(
     rounds: int = 20,
     progress: Callable[[], object] = lambda: None,
 ) -> list[TrainingCost]:
-    """Measures training steps of a whole RepSR x2 with Adam: both phases, folded and branch by branch."""
+    """Measures training steps of whole networks x2 with Adam: both phases, folded and branch by branch."""
     x = torch.rand(batch, 3, patch, patch)
-    names = [(phase, mode) for phase in ("batch statistics", "frozen") for mode in ("folded", "branches")]
-    nets: dict[object, nn.Module] = {"": create_model(f"plain_{size}_x2")}
-    for phase, mode in names:
-        net = create_model(f"repsr_{size}_x2")
-        set_fold(net, "auto" if mode == "folded" else False)
-        net(x)
-        if phase == "frozen":
-            freeze_bn_stats(net)
-        nets[phase, mode] = net
-    optimizers = {id(net): torch.optim.Adam(net.parameters(), 1e-4) for net in nets.values()}
+    ways: dict[Hashable, Callable[[], object]] = {"": _training(create_model(f"plain_{size}_x2"), x)}
+    for family in FAMILIES:
+        for mode in ("folded", "branches"):
+            net = create_model(f"{family}_{size}_x2")
+            set_fold(net, "auto" if mode == "folded" else False)
+            ways[family, mode, "learning"] = _training(net, x)
+            if any(norms(net)):
+                frozen = copy.deepcopy(net)
+                frozen(x)
+                freeze_bn_stats(frozen)
+                ways[family, mode, "frozen"] = _training(frozen, x)
+    times = race(ways, rounds, progress)
+    rows = []
+    for family in FAMILIES:
+        for mode in ("folded", "branches"):
+            learning = ratio(times, (family, mode, "learning"), "")
+            frozen_way = (family, mode, "frozen")
+            frozen_step = ratio(times, frozen_way, "") if frozen_way in times else learning
+            rows.append(TrainingCost(f"{family}_{size}_x2", mode, 0.9 * learning + 0.1 * frozen_step))
+    return rows
 
-    def step(net: nn.Module) -> None:
-        optimizers[id(net)].zero_grad()
+
+def _training(net: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A function that takes one step."""
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
         net(x).abs().mean().backward()
-        optimizers[id(net)].step()
+        optimizer.step()
 
-    ratios = {way: median(its) for way, its in _race(nets, step, rounds, progress).items()}
-    return [
-        TrainingCost(f"repsr_{size}_x2", mode, 0.9 * ratios["batch statistics", mode] + 0.1 * ratios["frozen", mode])
-        for mode in ("folded", "branches")
-    ]
+    return step
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
@@ -154,23 +169,3 @@ def _step(module: nn.Module, x: Tensor) -> None:
     module.zero_grad()
     y = module(x)
     y.backward(torch.ones_like(y))
-
-
-def _race(
-    modules: dict, run: Callable[[nn.Module], object], rounds: int, progress: Callable[[], object]
-) -> dict[object, list[float]]:
-    """Times of all modules over the first one's, round by round; two rounds to warm up are not counted."""
-    ratios: dict[object, list[float]] = {way: [] for way in modules}
-    for number in range(rounds + 2):
-        times = {}
-        for way, module in modules.items():
-            run(module)  # not counted: it meets the caches and the memory that the one before it left
-            start = time.perf_counter()
-            run(module)
-            times[way] = time.perf_counter() - start
-        if number >= 2:
-            plain = next(iter(times.values()))
-            for way, seconds in times.items():
-                ratios[way].append(seconds / plain)
-        progress()
-    return ratios

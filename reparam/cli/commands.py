@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -16,17 +14,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from . import __version__
-from .bench import bench_blocks, bench_training
-from .errors import ReparamError
-from .export import export as export_network
-from .fuse import fuse as fuse_network
-from .interop import fuse_file, inspect_file, load_checkpoint
-from .models import list_models
-from .upscale import Upscaler
-from .verify import verify as verify_networks
+from .. import __version__
+from ..export import export as export_network
+from ..fuse import fuse as fuse_network
+from ..interop import fuse_file, inspect_file, load_checkpoint
+from ..models import list_models
+from ..upscale import Upscaler
+from ..verify import verify as verify_networks
+from . import bench
+from .shared import Checkpoint, Json, user_errors
 
 app = typer.Typer(no_args_is_help=True, help="Re-parameterizable blocks: train branches, ship one convolution.")
+app.add_typer(bench.app, name="bench")
 
 
 class Keys(str, Enum):
@@ -34,16 +33,6 @@ class Keys(str, Enum):
 
     source = "source"
     reparam = "reparam"
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """A mistake of the user's is a message and exit code 1, not a traceback."""
-    try:
-        yield
-    except (ReparamError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def _version(wanted: bool) -> None:
@@ -71,7 +60,7 @@ def demo(
 ) -> None:
     """Train a small RepSR on photos of scikit-image, freeze its batch norms, fuse it, prove it, draw it."""
     try:
-        from .demo import run_demo  # its packages come with the extra, and the other commands do without
+        from ..demo import run_demo  # its packages come with the extra, and the other commands do without
     except ModuleNotFoundError as error:
         typer.echo(f"the demo needs the package {error.name!r}: pip install 'reparam[demo]'", err=True)
         raise typer.Exit(1) from None
@@ -107,11 +96,11 @@ def fuse(
     act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
     with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
     pool: Annotated[bool, typer.Option("--pool", help="QARepVGG: the blocks have an average pool (V2).")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
     layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
-    with _user_errors():
+    with user_errors():
         options: dict[str, Any] = {} if act is None else {"act": act}
         report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
     if as_json:
@@ -127,12 +116,12 @@ def fuse(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .pt or .safetensors.")],
+    file: Checkpoint,
     wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a checkpoint holds: network, blocks, sizes, and what stands in the way of fusing it."""
-    with _user_errors():
+    with user_errors():
         report = inspect_file(file, wrapper=wrapper)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
@@ -157,11 +146,11 @@ def upscale(
 ) -> None:
     """Enlarge images by a network: photo.png becomes photo_x2.png in the folder."""
     try:
-        from .upscale.batch import plan, upscale_files
+        from ..upscale.batch import plan, upscale_files
     except ModuleNotFoundError as error:
         typer.echo(f"upscaling needs the package {error.name!r}: pip install 'reparam[upscale]'", err=True)
         raise typer.Exit(1) from None
-    with _user_errors():
+    with user_errors():
         upscaler = Upscaler(model, engine=engine, tile=tile, threads=threads)
         targets = plan(images, out, upscaler.scale, suffix, overwrite)
         out.mkdir(parents=True, exist_ok=True)
@@ -176,14 +165,14 @@ def upscale(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .pt or .safetensors.")],
+    source: Checkpoint,
     target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO) or .ncnn.param.")],
     wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
     act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fuse a checkpoint's network and write it for another program, proved equal there."""
-    with _user_errors():
+    with user_errors():
         net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
         report = export_network(net, target)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
@@ -197,7 +186,7 @@ def verify(
     size: Annotated[int, typer.Option(min=1, help="Height and width of the image that it is tried on.")] = 64,
 ) -> None:
     """Compare a checkpoint's network with its fused form, block by block; exit code 1 if they differ."""
-    with _user_errors():
+    with user_errors():
         net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
         image = torch.rand(1, net.colors, size, size, generator=torch.Generator().manual_seed(0))
         report = verify_networks(net, fuse_network(net), image)
@@ -210,7 +199,7 @@ def verify(
 def models(
     pattern: Annotated[str, typer.Argument(help="As of a shell, such as 'repsr_*_x2'.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only networks that come with weights.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the names of networks, those with weights marked."""
     with_weights = set(list_models(pretrained=True))
@@ -220,40 +209,3 @@ def models(
         return
     for name in names:
         typer.echo(f"{name}  (weights)" if name in with_weights else name)
-
-
-@app.command()
-def bench(
-    channels: Annotated[list[int] | None, typer.Option(min=1, help="Widths to measure; may be repeated.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
-    size: Annotated[int, typer.Option(min=3, help="Height and width, in pixels.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="How often everything is run; the median counts.")] = 10,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves them as they are.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
-) -> None:
-    """Measure what training the blocks costs on this machine, as ratios to a plain 3x3 convolution."""
-    if threads:
-        torch.set_num_threads(threads)
-    widths = channels or [16, 64]
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Measuring", total=(rounds + 2) * (len(widths) + 1))
-        blocks = [
-            row for width in widths for row in bench_blocks(width, batch, size, rounds, lambda: bar.advance(task))
-        ]
-        training = bench_training(batch=batch, patch=size, rounds=rounds, progress=lambda: bar.advance(task))
-    if as_json:
-        typer.echo(json.dumps({"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}, indent=2))
-        return
-    shape = f"{batch} images of {size}x{size}, {torch.get_num_threads()} threads"
-    title = f"A training step over that of a plain 3x3 convolution ({shape})"
-    table = Table("block", "channels", "phase", "mode", "time", "saved bytes", "fuse (ms)", "fuse error", title=title)
-    for row in blocks:
-        ratios = (f"{row.step:.2f}", f"{row.saved:.2f}", f"{row.fuse_ms:.1f}", f"{row.fuse_error:.0e}")
-        table.add_row(row.block, str(row.channels), row.phase, row.mode, *ratios)
-    Console().print(table)
-    table = Table(
-        "network", "mode", "time", title="A whole training (90 % batch statistics, 10 % frozen) over the plain one"
-    )
-    for whole in training:
-        table.add_row(whole.model, whole.mode, f"{whole.step:.2f}")
-    Console().print(table)

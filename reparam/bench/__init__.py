@@ -1,0 +1,14 @@
+"""What training and inference cost on this machine, as ratios measured in one run."""
+
+from .inference import InferenceCost, InferenceReport, bench_inference
+from .training import BlockCost, TrainingCost, bench_blocks, bench_training
+
+__all__ = [
+    "BlockCost",
+    "InferenceCost",
+    "InferenceReport",
+    "TrainingCost",
+    "bench_blocks",
+    "bench_inference",
+    "bench_training",
+]

@@ -1,0 +1,149 @@
+"""A fused network on every engine of this machine, beside its own train graph and the limit of the processor."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..block import set_fold
+from ..fuse import plain_copy
+from ..inspect import inspect_model
+from ..upscale.engines import installed_engines, make_engine
+from .race import race, ratio
+
+EAGER = "torch-eager"
+_GEMM = 1536
+"""Height and width of the matrices whose product measures the limit of the processor: far beyond its caches' lines,
+and a fraction of a second."""
+
+
+@dataclass(frozen=True)
+class InferenceCost:
+    """One way to run a network."""
+
+    graph: str
+    """"branches" (the train graph, one by one), "folded" (the train graph, one convolution a block) or "fused"."""
+    engine: str
+    """"torch-eager" (the module, called as it is), or one of the engines of `Upscaler`."""
+    latency_ms: float
+    """Median time of one image, milliseconds."""
+    speed: float
+    """How many times as fast as the fused network in "torch-eager": the median of the ratios of all rounds."""
+    gflops: float
+    """10^9 operations a second, those of the fused network counted: two for a multiply-add of its convolutions."""
+    share: float
+    """`gflops` over the measured limit of the processor."""
+    error: float
+    """Largest difference from the fused network in "torch-eager", over its largest output."""
+
+
+@dataclass(frozen=True)
+class InferenceReport:
+    """All ways, and what they are measured against."""
+
+    rows: tuple[InferenceCost, ...]
+    operations: float
+    """Of the fused network for one image."""
+    limit_gflops: float
+    """The best rate of a product of two float32 matrices in torch, in the same run."""
+    shape: tuple[int, ...]
+    """Of the image, (1, C, H, W)."""
+    threads: int
+    """Of torch; the engines have their own count where it was left to them."""
+
+
+def bench_inference(
+    net: nn.Module,
+    height: int = 540,
+    width: int = 960,
+    *,
+    engines: Sequence[str] | None = None,
+    rounds: int = 5,
+    threads: int = 0,
+    progress: Callable[[], object] = lambda: None,
+) -> InferenceReport:
+    """Measures a network on all engines, which take turns in each round; one more way is a product of matrices.
+
+    Args:
+        net: a network with `colors`, in eval mode or with frozen batch norms; if it has blocks, its train graph is
+            measured as well, branch by branch and folded.
+        height: of the image, in pixels.
+        width: likewise.
+        engines: of `Upscaler`; None takes all that are installed.
+        rounds: how often every way runs.
+        threads: of every engine; 0 leaves that to them.
+        progress: called after each round; there are `rounds` + 2.
+
+    Raises:
+        SpecError: for an engine that is unknown or not installed.
+    """
+    x = torch.rand(1, int(net.colors), height, width, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    plain = plain_copy(net)
+    with _threads(threads), torch.inference_mode():
+        ways = _ways(net, plain, x, installed_engines() if engines is None else engines, threads)
+        wanted = ways["fused", EAGER]()
+        errors = {way: float(np.abs(run() - wanted).max() / np.abs(wanted).max()) for way, run in ways.items()}
+        matrix = torch.rand(_GEMM, _GEMM)
+        runs: dict[Hashable, Callable[[], object]] = {"limit": partial(torch.mm, matrix, matrix)}
+        times = race(runs | ways, rounds, progress)
+        operations = _operations(plain, x)
+        used = torch.get_num_threads()
+    limit = 2 * _GEMM**3 / min(times["limit"]) / 1e9
+    rows = []
+    for way in ways:
+        seconds, speed = median(times[way]), 1 / ratio(times, way, ("fused", EAGER))
+        rate = operations / seconds / 1e9
+        rows.append(InferenceCost(*way, 1000 * seconds, speed, rate, rate / limit, errors[way]))
+    return InferenceReport(tuple(rows), operations, limit, tuple(x.shape), used)
+
+
+def _ways(
+    net: nn.Module, plain: nn.Module, x: torch.Tensor, engines: Sequence[str], threads: int
+) -> dict[tuple[str, str], Callable[[], np.ndarray]]:
+    ways: dict[tuple[str, str], Callable[[], np.ndarray]] = {}
+    if inspect_model(net).blocks:
+        for graph, fold in (("branches", False), ("folded", True)):
+            graph_net = copy.deepcopy(net).eval()
+            set_fold(graph_net, fold)
+            ways[graph, EAGER] = partial(_eager, graph_net, x)
+    ways["fused", EAGER] = partial(_eager, plain, x)
+    for name in engines:
+        ways["fused", name] = partial(make_engine(plain, name, threads), x.numpy())
+    return ways
+
+
+def _eager(net: nn.Module, x: torch.Tensor) -> np.ndarray:
+    return net(x).numpy()
+
+
+def _operations(net: nn.Module, x: torch.Tensor) -> float:
+    """Two for each multiply-add of the convolutions."""
+    total = 0
+
+    def count(layer: nn.Conv2d, _: object, y: torch.Tensor) -> None:
+        nonlocal total
+        total += 2 * y[0, 0].numel() * layer.weight.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    net(x)
+    for hook in hooks:
+        hook.remove()
+    return float(total)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

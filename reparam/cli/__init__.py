@@ -1,0 +1,5 @@
+"""The `reparam` command."""
+
+from .commands import app
+
+__all__ = ["app"]
