@@ -29,6 +29,8 @@ from reparam import (
 )
 from reparam.cli import app
 from reparam.export import exporter, formats
+from reparam.export.lean import Gather, lean, one_by_one
+from reparam.models import PlainSR
 
 SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param")
 
@@ -54,7 +56,7 @@ def run(file: Path, x: torch.Tensor) -> np.ndarray:
     if file.suffix == ".xml":
         return openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
     kind = next(kind for kind in formats.FORMATS if file.name.endswith(kind.suffixes[0]))
-    return kind.read(file)[1](x)
+    return kind.read(file)[1](x.numpy())
 
 
 def assert_equal_there(net: nn.Module, file: Path, *shapes: tuple[int, ...]) -> None:
@@ -94,14 +96,47 @@ def test_every_network_in_onnx_openvino_and_ncnn(name, options, tmp_path):
 def test_the_onnx_graph_is_lean(files):
     model = onnx.load(files[".onnx"])
     assert Counter(node.op_type for node in model.graph.node) == {
-        "Conv": 4, "PRelu": 3, "DepthToSpace": 1, "Resize": 1, "Add": 1,
+        "Conv": 4, "PRelu": 3, "Gather": 1, "Add": 1, "DepthToSpace": 1,
     }  # fmt: skip
+    assert [node.op_type for node in model.graph.node][-2:] == ["Add", "DepthToSpace"]
     assert model.opset_import[0].version == 18
     (image,), (enlarged,) = model.graph.input, model.graph.output
     assert (image.name, enlarged.name) == ("input", "output")
     sizes = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
     assert sizes == ["batch", 3, "height", "width"]
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_the_graph_of_openvino_adds_a_convolution(files):
+    operations = openvino.Core().read_model(files[".xml"]).get_ordered_ops()
+    kinds = Counter(operation.get_type_name() for operation in operations)
+    kinds = {kind: number for kind, number in kinds.items() if kind not in ("Constant", "Parameter", "Result")}
+    # Four with their biases, and the one that repeats the image.
+    assert kinds == {"Convolution": 5, "PRelu": 3, "Add": 5, "DepthToSpace": 1}
+
+
+@pytest.mark.parametrize("repeat", [Gather, one_by_one])
+@pytest.mark.parametrize("name", ["plain_m1c4_x1", "plain_m1c4_x2", "plain_m1c4_x3_y", "plain_m1c4_x4"])
+def test_lean_networks_give_the_same_bits(repeat, name):
+    net = made(name)
+    before = net.state_dict().keys()
+    x = torch.rand(2, net.colors, 7, 5)
+    assert torch.equal(lean(net, repeat)(x), net(x)) and lean(net, repeat) is not net
+    assert net.state_dict().keys() == before
+
+
+class Clipped(PlainSR):
+    def forward(self, x):
+        return super().forward(x).clamp(0, 1)
+
+
+def test_what_is_no_network_of_this_library_stays_as_it_is(tmp_path):
+    for net in (made("plain_m1c4_x2", base="bilinear"), made("sesr_m3_x2"), Clipped(channels=4), nn.ReLU()):
+        assert lean(net, Gather) is net
+    hooked = made("plain_m1c4_x2")
+    hooked.register_forward_hook(lambda module, inputs, y: y.clamp(0.2, 0.5))
+    export(hooked, tmp_path / "net.onnx")
+    assert_equal_there(hooked, tmp_path / "net.onnx", (1, 3, 9, 4))
 
 
 def test_ncnn_has_no_more_than_the_network(files):
@@ -220,6 +255,79 @@ def test_bad_arguments(net, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"ONNX needs onnx and onnxscript: pip install 'reparam\[onnx\]'"):
         export(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Odd(nn.Module):
+    """A network of images whose output is what a function makes of the input."""
+
+    scale, colors = 1, 3
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_outputs_that_are_no_tensor(tmp_path):
+    with pytest.raises(ExportError, match="Odd gives a tuple: export a module whose output is one tensor"):
+        export(Odd(lambda x: (x, x)), tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match=r"Odd itself fails for .*\(2, 3, 8, 9\): .* pass example=, an input"):
+        export(Odd(lambda x: x.reshape(2, 3, 7, 7)), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_fails_at_a_size(net, tmp_path, monkeypatch):
+    kind = next(kind for kind in formats.FORMATS if kind.name == "ONNX")
+
+    def choosy(x):
+        raise RuntimeError(f"{x.shape[2]} rows are few")
+
+    monkeypatch.setattr(exporter, "FORMATS", (kind._replace(read=lambda file: ("program", choosy)),))
+    with pytest.raises(ExportError, match=r"program fails for an input of \(1, 3, 1, 1\): 1 rows are few"):
+        export(net, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_of_zeros(tmp_path):
+    assert export(Odd(lambda x: x * 0), tmp_path / "net.onnx").error == 0
+
+
+def test_what_ncnn_does_not_know(tmp_path):
+    with pytest.raises(ExportError, match=r"ncnn cannot be loaded: ncnn does not know all .* in net.ncnn.param"):
+        export(Odd(lambda x: x.repeat_interleave(2, 1)), tmp_path / "net.ncnn.param")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_pnnx_cannot_read(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit.ScriptModule, "save", lambda self, file: file.write_bytes(b"no network"))
+    with pytest.raises(ExportError, match="pnnx could not convert the network: "):
+        export(net, tmp_path / "net.ncnn.param")
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_of_the_main_program_in_ncnn(tmp_path):
+    export(Odd(torch.relu), tmp_path / "net.ncnn.param")  # of a function, which no other process could load
+    assert_equal_there(Odd(torch.relu), tmp_path / "net.ncnn.param", (2, 3, 5, 6))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_network_without_a_radius(suffix, tmp_path):
+    file, image = tmp_path / f"net{suffix}", np.random.default_rng(0).random((9, 7, 3), np.float32)
+    export(Odd(lambda x: x + x.mean((2, 3), keepdim=True)), file)
+    assert formats.read_note(file).keys() == {"scale", "colors", "range", "order", "reparam"}
+    with pytest.raises(SpecError, match=r"net.* does not say its radius.* tile=0"):
+        Upscaler(file)
+    assert np.abs(Upscaler(file, tile=0)(image) - image - image.mean((0, 1))).max() < 1e-5
+
+
+@pytest.mark.parametrize("taken", ["net.xml", "net.bin"])
+def test_a_directory_in_the_way(taken, net, tmp_path):
+    (tmp_path / taken).mkdir()
+    with pytest.raises(ExportError, match=f"cannot write .*{taken}: it is a directory; choose another name"):
+        export(net, tmp_path / "net.xml")
+    assert [path.name for path in tmp_path.iterdir()] == [taken]
 
 
 def test_without_onnxruntime_the_reference_checks(net, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import tempfile
@@ -18,6 +20,7 @@ from ..errors import ExportError, ReparamError, SpecError
 from ..fuse import plain_copy
 from ..receptive import receptive_radius
 from .formats import FORMATS, Format
+from .runners import Run
 
 _TOLERANCE = 1e-5
 _SIZES = ((1, 1, 1), (1, 3, 5), (2, 8, 9), (1, 17, 4), (1, 4, 33))
@@ -60,9 +63,12 @@ def export(
     on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does
     not, an existing file stays as it was.
 
-    All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input), `range`
-    ("0 to 1"), `order` ("RGB" or "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as
-    `rt_info` under "reparam" of OpenVINO, as extra files of `torch.export`.
+    All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
+    network has one), `range` ("0 to 1"), `order` ("RGB" or "Y"), and `reparam`, a JSON of class, options and version:
+    as metadata of ONNX, as `rt_info` under "reparam" of OpenVINO, as extra files of `torch.export`.
+
+    In ONNX and OpenVINO, networks of this library add the image enlarged by nearest neighbour before the pixel shuffle,
+    s² times for each channel, and not after it: the same numbers, for fewer passes over the large image.
 
     Args:
         model: any network of one input and one output; it is not changed.
@@ -72,7 +78,8 @@ def export(
 
     Raises:
         SpecError: for an unknown suffix, or a missing example.
-        ExportError: if a package is missing, the network cannot be exported, or the file is not exact.
+        ExportError: if a package is missing, the target is a directory, the network cannot be exported (it gives more
+            than one tensor, say), or the file does not run or is not exact.
         FuseError: if the network cannot be fused as it is.
         FileNotFoundError: if there is no such directory.
 
@@ -88,28 +95,30 @@ def export(
     """
     path = Path(path)
     kind = _format_of(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    files = _targets(path, kind)
     net = plain_copy(model).float().cpu().requires_grad_(False)
     shapes = _shapes(net, example, dynamic)
     first = torch.rand(2, *shapes[0][1:-2], 8, 9) if example is None else example.detach().float().cpu()
     if dynamic and len(first) == 1:  # which torch.export would take for a constant
         first = torch.cat([first, first])
+    _output(net, first)  # what it cannot do is said here, and not by a converter
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         file = Path(folder) / path.name
-        try:
-            kind.write(net, first, dynamic, file, _metadata(net))
-        except ReparamError:
-            raise
-        except Exception as problem:  # exporters raise whatever they met
-            advice = "; if only one size is needed, dynamic=False may do" if dynamic else ""
-            raise ExportError(f"cannot export {type(net).__name__} as {kind.name}{advice}: {problem}") from problem
+        _write(kind, net, first, dynamic, file)
         engine, error = _check(kind, file, net, shapes)
-        stem = path.name.removesuffix(kind.suffixes[0])
-        files = tuple(path.with_name(stem + suffix) for suffix in kind.suffixes)
         for target in reversed(files):  # the one that was asked for at the end
             (Path(folder) / target.name).replace(target)
     return ExportReport(files, kind.name, engine, shapes, error)
+
+
+def holds(file: Path, net: nn.Module) -> bool:
+    """Whether a file that was exported before computes what a network does, as far as one small image tells."""
+    net = copy.deepcopy(net).float().cpu()
+    try:
+        _check(_format_of(file), file, net, _shapes(net, None, dynamic=False))
+    except ExportError:
+        return False
+    return True
 
 
 def _format_of(path: Path) -> Format:
@@ -120,6 +129,17 @@ def _format_of(path: Path) -> Format:
     if missing := [package for package in kind.packages if not find_spec(package)]:
         raise ExportError(f"{kind.name} needs {' and '.join(missing)}: pip install 'reparam[{kind.extra}]'")
     return kind
+
+
+def _targets(path: Path, kind: Format) -> tuple[Path, ...]:
+    """The files that will be in place, the one that was asked for first."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    stem = path.name.removesuffix(kind.suffixes[0])
+    files = tuple(path.with_name(stem + suffix) for suffix in kind.suffixes)
+    if folders := [file for file in files if file.is_dir()]:
+        raise ExportError(f"cannot write {folders[0]}: it is a directory; choose another name, or move it away")
+    return files
 
 
 def _shapes(net: nn.Module, example: Tensor | None, dynamic: bool) -> tuple[tuple[int, ...], ...]:
@@ -144,27 +164,57 @@ def _metadata(net: nn.Module) -> dict[str, str]:
     metadata = {"reparam": json.dumps(note, default=str)}
     colors, scale = getattr(net, "colors", None), getattr(net, "scale", None)
     if isinstance(colors, int) and isinstance(scale, int):
-        metadata |= {"scale": str(scale), "colors": str(colors), "radius": str(receptive_radius(net, colors))}
+        metadata |= {"scale": str(scale), "colors": str(colors)}
         metadata |= {"range": "0 to 1", "order": "RGB" if colors == 3 else "Y"}
+        with contextlib.suppress(Exception):  # it has none, or takes no image of the size that this is measured on
+            metadata["radius"] = str(receptive_radius(net, colors))
     return metadata
 
 
+def _write(kind: Format, net: nn.Module, first: Tensor, dynamic: bool, file: Path) -> None:
+    try:
+        kind.write(net, first, dynamic, file, _metadata(net))
+    except ReparamError:
+        raise
+    except Exception as problem:  # exporters raise whatever they met
+        advice = "; if only one size is needed, dynamic=False may do" if dynamic else ""
+        raise ExportError(f"cannot export {type(net).__name__} as {kind.name}{advice}: {problem}") from problem
+
+
 def _check(kind: Format, file: Path, net: nn.Module, shapes: tuple[tuple[int, ...], ...]) -> tuple[str, float]:
+    """The name of the program that runs the file, and the largest error in it."""
     try:
         engine, run = kind.read(file)
     except Exception as problem:  # engines raise whatever they met
         raise ExportError(f"what was exported as {kind.name} cannot be loaded: {problem}") from problem
-    worst = 0.0
     generator = torch.Generator().manual_seed(0)
-    for shape in shapes:
-        x = torch.rand(shape, generator=generator)
-        with torch.inference_mode():
-            wanted = net(x).numpy()
-            got = run(x)
-        if got.shape != wanted.shape:
-            raise ExportError(f"{engine} gives {got.shape} for an input of {shape}, where torch gives {wanted.shape}")
-        error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
-        if not error <= _TOLERANCE:
-            raise ExportError(f"{engine} differs by {error:.1e} of the largest value for an input of {shape}")
-        worst = max(worst, error)
-    return engine, worst
+    return engine, max(_error(engine, run, net, torch.rand(shape, generator=generator)) for shape in shapes)
+
+
+def _error(engine: str, run: Run, net: nn.Module, x: Tensor) -> float:
+    """Of one input, over the largest value of the output; absolute where all of that is zero."""
+    shape = tuple(x.shape)
+    wanted = _output(net, x).numpy()
+    try:
+        got = run(x.numpy())
+    except Exception as problem:
+        raise ExportError(f"{engine} fails for an input of {shape}: {problem}") from problem
+    if got.shape != wanted.shape:
+        raise ExportError(f"{engine} gives {got.shape} for an input of {shape}, where torch gives {wanted.shape}")
+    error = float(np.abs(got - wanted).max() / (np.abs(wanted).max() or 1.0))
+    if not error <= _TOLERANCE:
+        raise ExportError(f"{engine} differs by {error:.1e} of the largest value for an input of {shape}")
+    return error
+
+
+@torch.inference_mode()
+def _output(net: nn.Module, x: Tensor) -> Tensor:
+    name, shape = type(net).__name__, tuple(x.shape)
+    try:
+        y = net(x)
+    except Exception as problem:
+        advice = "pass example=, an input that it takes"
+        raise ExportError(f"{name} itself fails for an input of {shape}: {problem}; {advice}") from problem
+    if not isinstance(y, Tensor):
+        raise ExportError(f"{name} gives a {type(y).__name__}: export a module whose output is one tensor")
+    return y

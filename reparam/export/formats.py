@@ -1,25 +1,23 @@
-"""One function per format to write a network, and one to run what was written."""
+"""How a network gets into a file of each format, and which program runs what was written."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from .lean import Gather, lean, one_by_one
+from .runners import Run, run_ncnn, run_onnxruntime, run_openvino, run_program, run_reference
 
-Run = Callable[[Tensor], np.ndarray]
 Metadata = Mapping[str, str]
 
 OPSET = 18
@@ -37,7 +35,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...]
     write: Callable[[nn.Module, Tensor, bool, Path, Metadata], None]
     read: Callable[[Path], tuple[str, Run]]
-    """Gives the name of the program that runs the file, and a function that does."""
+    """Gives the name of the program that runs the file, and what does."""
 
 
 def _dynamic(example: Tensor) -> tuple[dict[int, Any], ...]:
@@ -50,12 +48,11 @@ def _write_program(net: nn.Module, example: Tensor, dynamic: bool, file: Path, m
     torch.export.save(program, file, extra_files=dict(metadata))
 
 
-def _read_program(file: Path) -> tuple[str, Run]:
-    module = torch.export.load(file).module()
-    return "torch", lambda x: module(x).numpy()
-
-
 def _write_onnx(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    _write_graph(lean(net, Gather), example, dynamic, file, metadata)
+
+
+def _write_graph(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # of what the exporter uses inside
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -73,23 +70,11 @@ def _write_onnx(net: nn.Module, example: Tensor, dynamic: bool, file: Path, meta
     program.save(file)
 
 
-def _read_onnx(file: Path) -> tuple[str, Run]:
-    if find_spec("onnxruntime"):
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        return "onnxruntime", lambda x: session.run(None, {"input": x.numpy()})[0]
-    from onnx.reference import ReferenceEvaluator
-
-    reference = ReferenceEvaluator(os.fspath(file))
-    return "onnx", lambda x: reference.run(None, {"input": x.numpy()})[0]  # type: ignore[index]  # a list here
-
-
 def _write_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
     import openvino
 
     middle = file.with_suffix(".onnx")
-    _write_onnx(net, example, dynamic, middle, metadata)
+    _write_graph(lean(net, one_by_one), example, dynamic, middle, metadata)
     model = openvino.convert_model(middle)
     for key, value in metadata.items():
         model.set_rt_info(value, ["reparam", key])
@@ -97,25 +82,17 @@ def _write_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, 
     middle.unlink()
 
 
-def _read_openvino(file: Path) -> tuple[str, Run]:
-    import openvino
-
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return "openvino", lambda x: compiled(x.numpy())[0].copy()
-
-
-_PNNX = """
-import sys, torch, pnnx
-net, examples = torch.load(sys.argv[1], weights_only=False)
-pnnx.export(net, sys.argv[2], examples[0], *examples[1:], fp16=False)
-"""
-
-
 def _write_ncnn(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
-    other = torch.rand(example.shape[0], example.shape[1], *(size + 3 for size in example.shape[2:]))
-    given, traced = file.with_name("given.pth"), file.with_name("network.pt")
-    torch.save((net, [(example[:1],), (other[:1],)] if dynamic else [(example[:1],)]), given)
-    command = [sys.executable, "-c", _PNNX, str(given), str(traced)]
+    import pnnx
+
+    traced = file.with_name("network.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that the trace holds fixed: the file is run on others
+        torch.jit.trace(net, example[:1], check_trace=False).save(traced)
+    shape = (1, *example.shape[1:])
+    command = [pnnx.EXEC_PATH, traced.name, "fp16=0", f"inputshape={_listed(shape)}"]
+    if dynamic:  # what differs in a second shape is free
+        command += [f"inputshape2={_listed((*shape[:2], *(size + 3 for size in shape[2:])))}"]
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)  # it prints all that it does
     made = [file.with_name(f"network.ncnn{suffix}") for suffix in (".param", ".bin")]  # beside what it was given
     if done.returncode or not all(path.exists() for path in made):
@@ -124,33 +101,33 @@ def _write_ncnn(net: nn.Module, example: Tensor, dynamic: bool, file: Path, meta
         path.replace(file.with_suffix(path.suffix))
 
 
-def _read_ncnn(file: Path) -> tuple[str, Run]:
-    import ncnn
+def _listed(shape: Sequence[int]) -> str:
+    return f"[{','.join(map(str, shape))}]f32"
 
-    net = ncnn.Net()
-    for reduced in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
-        setattr(net.opt, f"use_{reduced}", False)
-    net.load_param(str(file))
-    net.load_model(str(file.with_suffix(".bin")))
 
-    def run(x: Tensor) -> np.ndarray:
-        images = []
-        for image in x.numpy():
-            extractor = net.create_extractor()
-            extractor.input(net.input_names()[0], ncnn.Mat(image).clone())
-            images.append(np.array(extractor.extract(net.output_names()[0])[1]))
-        return np.stack(images)
-
-    return "ncnn", run
+def _read_onnx(file: Path) -> tuple[str, Run]:
+    return ("onnxruntime", run_onnxruntime(file)) if find_spec("onnxruntime") else ("onnx", run_reference(file))
 
 
 FORMATS = (
     Format("ONNX", (".onnx",), "onnx", ("onnx", "onnxscript"), _write_onnx, _read_onnx),
-    Format("torch.export", (".pt2",), "torch", ("torch",), _write_program, _read_program),
+    Format("torch.export", (".pt2",), "torch", ("torch",), _write_program, lambda file: ("torch", run_program(file))),
     Format(
-        "OpenVINO", (".xml", ".bin"), "openvino", ("openvino", "onnx", "onnxscript"), _write_openvino, _read_openvino
+        "OpenVINO",
+        (".xml", ".bin"),
+        "openvino",
+        ("openvino", "onnx", "onnxscript"),
+        _write_openvino,
+        lambda file: ("openvino", run_openvino(file)),
     ),
-    Format("ncnn", (".ncnn.param", ".ncnn.bin"), "ncnn", ("ncnn", "pnnx"), _write_ncnn, _read_ncnn),
+    Format(
+        "ncnn",
+        (".ncnn.param", ".ncnn.bin"),
+        "ncnn",
+        ("ncnn", "pnnx"),
+        _write_ncnn,
+        lambda file: ("ncnn", run_ncnn(file)),
+    ),
 )
 
 

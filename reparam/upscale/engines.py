@@ -19,16 +19,18 @@ from torch import nn
 
 from ..errors import SpecError
 from ..export import export
+from ..export.exporter import holds
+from ..export.runners import Run, run_ncnn, run_onnxruntime, run_openvino
 
-Engine = Callable[[np.ndarray], np.ndarray]
-"""From (N, C, H, W) to (N, D, s * H, s * W), both float32 and contiguous."""
+_EXPORT = 2
+"""Counts up when `export` writes other files of the same network: those in the cache are then left alone."""
 
 _TRIED = ("torch", "onnxruntime", "openvino")
 """What "auto" chooses from: compiling takes longer than most images do, bfloat16 is less exact, and ncnn is made for
 other processors."""
 
 
-def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Engine:
+def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Run:
     net = copy.deepcopy(net).to(memory_format=torch.channels_last)
     run = torch.compile(net) if compiled else net
     weight = next(net.parameters())
@@ -47,51 +49,10 @@ def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Engine:
     return engine
 
 
-def _onnxruntime(file: Path, threads: int) -> Engine:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
-
-
-def _openvino(file: Path, threads: int, precision: str = "f32") -> Engine:
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = str(threads)
-    compiled = openvino.Core().compile_model(file, "CPU", settings)
-    return lambda x: compiled(x)[0].copy()  # what it returns is overwritten by the next call
-
-
-def _ncnn(file: Path, threads: int) -> Engine:
-    import ncnn
-
-    net = ncnn.Net()
-    net.opt.num_threads = threads or torch.get_num_threads()
-    for reduced in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
-        setattr(net.opt, f"use_{reduced}", False)
-    net.load_param(str(file))
-    net.load_model(str(file.with_suffix(".bin")))
-
-    def engine(x: np.ndarray) -> np.ndarray:
-        images = []
-        for image in x:
-            extractor = net.create_extractor()
-            extractor.input(net.input_names()[0], ncnn.Mat(image).clone())
-            images.append(np.array(extractor.extract(net.output_names()[0])[1]))
-        return np.stack(images)
-
-    return engine
-
-
 class _Kind:
     """How an engine is made: of the network itself, or of a file that it is exported to."""
 
-    def __init__(self, package: str, make: Callable[..., Engine], suffix: str = "", *options: object) -> None:
+    def __init__(self, package: str, make: Callable[..., Run], suffix: str = "", *options: object) -> None:
         self.package, self.make, self.suffix, self.options = package, make, suffix, options
         self.extra = "onnx" if package == "onnxruntime" else package
 
@@ -99,10 +60,10 @@ class _Kind:
 ENGINES = {
     "torch": _Kind("torch", _torch),
     "torch-compile": _Kind("torch", _torch, "", True),
-    "onnxruntime": _Kind("onnxruntime", _onnxruntime, ".onnx"),
-    "openvino": _Kind("openvino", _openvino, ".onnx"),
-    "openvino-bf16": _Kind("openvino", _openvino, ".onnx", "bf16"),
-    "ncnn": _Kind("ncnn", _ncnn, ".ncnn.param"),
+    "onnxruntime": _Kind("onnxruntime", run_onnxruntime, ".onnx"),
+    "openvino": _Kind("openvino", run_openvino, ".xml"),
+    "openvino-bf16": _Kind("openvino", run_openvino, ".xml", "bf16"),
+    "ncnn": _Kind("ncnn", run_ncnn, ".ncnn.param"),
 }
 
 
@@ -116,7 +77,7 @@ def installed_engines() -> list[str]:
     return [name for name, kind in ENGINES.items() if find_spec(kind.package)]
 
 
-def make_engine(net: nn.Module, name: str, threads: int = 0) -> Engine:
+def make_engine(net: nn.Module, name: str, threads: int = 0) -> Run:
     """Makes an engine that runs a network; all but torch run a file, which is exported once and kept in a cache.
 
     Args:
@@ -136,7 +97,7 @@ FILE_ENGINES = {".onnx": ("onnxruntime", "openvino", "openvino-bf16"), ".xml": (
 """What runs a file, by its suffix."""
 
 
-def open_engine(file: Path, name: str, threads: int = 0) -> Engine:
+def open_engine(file: Path, name: str, threads: int = 0) -> Run:
     """Makes an engine of a file that was exported before.
 
     Raises:
@@ -182,7 +143,7 @@ def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
     return chosen
 
 
-def _seconds(engine: Engine, colors: int) -> float:
+def _seconds(engine: Run, colors: int) -> float:
     x = np.random.default_rng(0).random((1, colors, 256, 256), dtype=np.float32)
     times = []
     for _ in range(6):
@@ -198,12 +159,16 @@ def cache_folder() -> Path:
 
 
 def _exported(net: nn.Module, suffix: str) -> Path:
-    """The network as a file in the cache, named after its content."""
-    state = net.state_dict()
-    content = [str((type(net), getattr(net, "options", ""), __package__, suffix)).encode()]
-    content += [f"{key}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes() for key, tensor in state.items()]
+    """The network as a file in the cache, named after its content.
+
+    What a forward does with it is not in the name, and a file may have been damaged: so it is run before it is used.
+    Processes that export at once replace each other's files, whole, by ones that hold the same.
+    """
+    content = [str((_EXPORT, type(net), getattr(net, "options", ""), net)).encode()]
+    for key, tensor in net.state_dict().items():
+        content += [f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode(), tensor.cpu().numpy().tobytes()]
     file = cache_folder() / f"{type(net).__name__.lower()}-{_digest(b''.join(content))}{suffix}"
-    if not file.exists():
+    if not (file.exists() and holds(file, net)):
         file.parent.mkdir(parents=True, exist_ok=True)
         export(net, file)
     return file

@@ -29,8 +29,8 @@ class Upscaler:
     r"""Enlarges images with a super-resolution network.
 
     The network is fused, and runs on the engine of choice. An image is cut into tiles that are read with exactly the
-    receptive radius around them, so that the result is that of the whole image, bit for bit on these engines, while the
-    memory needed beside the two images does not depend on their size.
+    receptive radius around them, so that the result is that of the whole image (bit for bit in ONNX Runtime and
+    OpenVINO), while the memory needed beside the two images does not depend on their size.
 
     A network for luma gets Y of BT.601; the two colour differences, and alpha, are enlarged by bicubic interpolation.
     A grey image goes through an RGB network as three equal colours, and their mean is the result.
@@ -67,7 +67,7 @@ class Upscaler:
         if tile < 0 or threads < 0:
             raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
-            self.scale, self.colors, self.radius = _noted(Path(model))
+            self.scale, self.colors, self.radius = _noted(Path(model), tile)
             self.engine = FILE_ENGINES[Path(model).suffix][0] if engine == "auto" else engine
             self._run = open_engine(Path(model), self.engine, threads)
         else:
@@ -185,14 +185,14 @@ def _sizes(net: nn.Module) -> tuple[int, int]:
     return scale, colors
 
 
-def _noted(file: Path) -> tuple[int, int, int]:
+def _noted(file: Path, tile: int) -> tuple[int, int, int]:
     """Scale, colours and radius, of what `export` wrote beside a network."""
     if not file.exists():
         raise SpecError(f"there is no file {file}")
     note = read_note(file)
     try:
-        return int(note["scale"]), int(note["colors"]), int(note["radius"])
+        return int(note["scale"]), int(note["colors"]), int(note["radius"]) if tile else 0
     except KeyError as error:
-        raise SpecError(
-            f"{file} does not say its {error.args[0]}, as the files of `export` do; export the network with that"
-        ) from None
+        advice = "a network without one takes whole images: tile=0" if error.args[0] == "radius" else ""
+        advice = advice or "export the network with that"
+        raise SpecError(f"{file} does not say its {error.args[0]}, as the files of `export` do; {advice}") from None
