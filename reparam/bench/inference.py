@@ -7,19 +7,28 @@ import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..block import set_fold
+from ..errors import ExportError, SpecError
 from ..fuse import plain_copy
 from ..inspect import inspect_model
 from ..upscale.engines import installed_engines, make_engine
 from .race import race, ratio
 
+Way = tuple[str, str]
+"""Graph and engine."""
+Run = Callable[[], np.ndarray]
+
 EAGER = "torch-eager"
+_LIMIT, _LIMIT_BF16 = 1e-4, 5e-2
+"""How far outputs may be apart, over the largest value."""
 _GEMM = 1536
 """Height and width of the matrices whose product measures the limit of the processor: far beyond its caches' lines,
 and a fraction of a second."""
@@ -35,6 +44,8 @@ class InferenceCost:
     """"torch-eager" (the module, called as it is), or one of the engines of `Upscaler`."""
     latency_ms: float
     """Median time of one image, milliseconds."""
+    megapixels_per_s: float
+    """Pixels of the output, in millions a second."""
     speed: float
     """How many times as fast as the fused network in "torch-eager": the median of the ratios of all rounds."""
     gflops: float
@@ -50,6 +61,8 @@ class InferenceReport:
     """All ways, and what they are measured against."""
 
     rows: tuple[InferenceCost, ...]
+    failed: dict[str, str]
+    """Engines that were asked for and could not run the network, and why."""
     operations: float
     """Of the fused network for one image."""
     limit_gflops: float
@@ -72,6 +85,9 @@ def bench_inference(
 ) -> InferenceReport:
     """Measures a network on all engines, which take turns in each round; one more way is a product of matrices.
 
+    Before anything is timed, every way must give the output of the fused network in torch: to 1e-4 of its largest
+    value, in bfloat16 to 5e-2.
+
     Args:
         net: a network with `colors`, in eval mode or with frozen batch norms; if it has blocks, its train graph is
             measured as well, branch by branch and folded.
@@ -83,41 +99,88 @@ def bench_inference(
         progress: called after each round; there are `rounds` + 2.
 
     Raises:
-        SpecError: for an engine that is unknown or not installed.
+        SpecError: for an engine that is unknown or not installed, or a network without `colors`.
+        ExportError: if an engine gives another output.
+        FuseError: if the network cannot be fused as it is.
+
+    Example:
+        >>> from reparam import create_model
+        >>> net = create_model("repsr_m4c16_x2", pretrained=True)
+        >>> report = bench_inference(net, 24, 32, engines=["torch"], rounds=1)
+        >>> [row.graph for row in report.rows]
+        ['branches', 'folded', 'fused', 'fused']
     """
-    x = torch.rand(1, int(net.colors), height, width, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    colors: Any = getattr(net, "colors", None)
+    if not isinstance(colors, int):
+        raise SpecError(f"{type(net).__name__} does not say its input: give it the attribute colors, 1 or 3")
+    x = torch.rand(1, colors, height, width, generator=torch.Generator().manual_seed(0))
     plain = plain_copy(net)
     with _threads(threads), torch.inference_mode():
-        ways = _ways(net, plain, x, installed_engines() if engines is None else engines, threads)
-        wanted = ways["fused", EAGER]()
-        errors = {way: float(np.abs(run() - wanted).max() / np.abs(wanted).max()) for way, run in ways.items()}
+        ways = _graphs(net, plain, x)
+        on_engines, failed = _engines(plain, x, installed_engines() if engines is None else engines, threads)
+        ways |= on_engines
+        errors = _errors(ways)
         matrix = torch.rand(_GEMM, _GEMM)
         runs: dict[Hashable, Callable[[], object]] = {"limit": partial(torch.mm, matrix, matrix)}
         times = race(runs | ways, rounds, progress)
         operations = _operations(plain, x)
+        _, _, *size = ways["fused", EAGER]().shape
         used = torch.get_num_threads()
     limit = 2 * _GEMM**3 / min(times["limit"]) / 1e9
     rows = []
     for way in ways:
         seconds, speed = median(times[way]), 1 / ratio(times, way, ("fused", EAGER))
-        rate = operations / seconds / 1e9
-        rows.append(InferenceCost(*way, 1000 * seconds, speed, rate, rate / limit, errors[way]))
-    return InferenceReport(tuple(rows), operations, limit, tuple(x.shape), used)
+        rate, megapixels = operations / seconds / 1e9, prod(size) / seconds / 1e6
+        rows.append(InferenceCost(*way, 1000 * seconds, megapixels, speed, rate, rate / limit, errors[way]))
+    return InferenceReport(tuple(rows), failed, operations, limit, tuple(x.shape), used)
 
 
-def _ways(
-    net: nn.Module, plain: nn.Module, x: torch.Tensor, engines: Sequence[str], threads: int
-) -> dict[tuple[str, str], Callable[[], np.ndarray]]:
-    ways: dict[tuple[str, str], Callable[[], np.ndarray]] = {}
+def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Run]:
+    """The train graph, if there is one, branch by branch and folded, and the fused network."""
+    ways: dict[Way, Run] = {}
     if inspect_model(net).blocks:
         for graph, fold in (("branches", False), ("folded", True)):
             graph_net = copy.deepcopy(net).eval()
             set_fold(graph_net, fold)
             ways[graph, EAGER] = partial(_eager, graph_net, x)
     ways["fused", EAGER] = partial(_eager, plain, x)
-    for name in engines:
-        ways["fused", name] = partial(make_engine(plain, name, threads), x.numpy())
     return ways
+
+
+def _engines(
+    plain: nn.Module, x: torch.Tensor, names: Sequence[str], threads: int
+) -> tuple[dict[Way, Run], dict[str, str]]:
+    """The fused network on each engine, and why those fail that do."""
+    ways: dict[Way, Run] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            run = partial(make_engine(plain, name, threads), x.numpy())
+            run()
+        except SpecError:
+            raise
+        except Exception as problem:  # engines raise whatever they met, such as a compiler that is missing
+            failed[name] = str(problem).strip().partition("\n")[0] or type(problem).__name__
+        else:
+            ways["fused", name] = run
+    return ways, failed
+
+
+def _errors(ways: dict[Way, Run]) -> dict[Way, float]:
+    """How far each output is from that of the fused network in torch."""
+    wanted = ways["fused", EAGER]()
+    errors = {}
+    for way, run in ways.items():
+        got, limit = run(), _LIMIT_BF16 if way[1].endswith("bf16") else _LIMIT
+        if got.shape != wanted.shape:
+            raise ExportError(f"{way[1]} ({way[0]}) gives {got.shape}, where torch gives {wanted.shape}")
+        errors[way] = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+        if not errors[way] <= limit:
+            raise ExportError(
+                f"{way[1]} ({way[0]}) differs by {errors[way]:.1e} of the largest value, where rounding does at most "
+                f"{limit:.0e}; nothing was timed. Leave it out, or choose another engine"
+            )
+    return errors
 
 
 def _eager(net: nn.Module, x: torch.Tensor) -> np.ndarray:

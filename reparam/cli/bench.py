@@ -88,6 +88,8 @@ def infer(
         typer.echo(json.dumps(asdict(report), indent=2))
         return
     Console().print(_as_table(model, report))
+    for name, why in report.failed.items():
+        typer.echo(f"{name} is installed and cannot run this network: {why}")
     typer.echo(f"limit: {report.limit_gflops:.0f} GFLOP/s, a product of float32 matrices in the same run")
 
 
@@ -106,8 +108,8 @@ def _network(name: str) -> Network:
 def _as_table(model: str, report: InferenceReport) -> Table:
     _, _, height, width = report.shape
     title = f"{model}, {width}x{height}, {report.operations / 1e9:.1f} GFLOP, {report.threads} threads of torch"
-    table = Table("graph", "engine", "ms", "speed", "GFLOP/s", "of the limit", "difference", title=title)
+    table = Table("graph", "engine", "ms", "Mpixel/s", "speed", "GFLOP/s", "of the limit", "difference", title=title)
     for row in report.rows:
-        rate = (f"{row.gflops:.0f}", f"{row.share:.0%}")
-        table.add_row(row.graph, row.engine, f"{row.latency_ms:.1f}", f"{row.speed:.2f}", *rate, f"{row.error:.0e}")
+        times = (f"{row.latency_ms:.1f}", f"{row.megapixels_per_s:.1f}", f"{row.speed:.2f}")
+        table.add_row(row.graph, row.engine, *times, f"{row.gflops:.0f}", f"{row.share:.0%}", f"{row.error:.0e}")
     return table
