@@ -382,6 +382,12 @@ def test_a_file_of_the_cache_is_used_if_it_holds_the_network(engine, monkeypatch
         Upscaler(Scaled(2.0), engine=engine)
 
 
+def test_a_network_in_bfloat16_on_an_engine(nets):
+    net = made("repsr_m2c8_x2").bfloat16()
+    large = Upscaler(net, engine="onnxruntime")(PHOTO / 255)
+    assert np.abs(large - Upscaler(nets["repsr_m2c8_x2"], engine="onnxruntime")(PHOTO / 255)).max() < 0.05
+
+
 def test_the_users_network_is_left_as_it_is(nets):
     net = create_model("repsr_m1c4_x2")
     net(torch.rand(2, 3, 8, 8))

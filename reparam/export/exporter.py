@@ -126,13 +126,13 @@ def _format_of(path: Path) -> Format:
     if kind is None:
         known = ", ".join(f"{kind.suffixes[0]} ({kind.name})" for kind in FORMATS)
         raise SpecError(f"the suffix says in which format to export, but got {path.name!r}; there are {known}")
-    if missing := [package for package in kind.packages if not find_spec(package)]:
-        raise ExportError(f"{kind.name} needs {' and '.join(missing)}: pip install 'reparam[{kind.extra}]'")
     return kind
 
 
 def _targets(path: Path, kind: Format) -> tuple[Path, ...]:
-    """The files that will be in place, the one that was asked for first."""
+    """The files that will be in place, the one that was asked for first, if all is there to write them."""
+    if missing := [package for package in kind.packages if not find_spec(package)]:
+        raise ExportError(f"{kind.name} needs {' and '.join(missing)}: pip install 'reparam[{kind.extra}]'")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
     stem = path.name.removesuffix(kind.suffixes[0])

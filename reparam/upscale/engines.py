@@ -133,7 +133,7 @@ def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
     versions = {name: importlib.metadata.version(name) for name in candidates}
     shapes = [tuple(tensor.shape) for tensor in net.state_dict().values()]
     place = (platform.node(), platform.processor(), threads or torch.get_num_threads())
-    record = cache_folder() / f"engine-{_digest(str((versions, shapes, place)).encode())}.json"
+    record = cache_folder() / f"engine-{_digest(str((_EXPORT, versions, shapes, place)).encode())}.json"
     if record.exists():
         chosen = json.loads(record.read_text())["engine"]
     else:
@@ -166,7 +166,8 @@ def _exported(net: nn.Module, suffix: str) -> Path:
     """
     content = [str((_EXPORT, type(net), getattr(net, "options", ""), net)).encode()]
     for key, tensor in net.state_dict().items():
-        content += [f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode(), tensor.cpu().numpy().tobytes()]
+        raw = tensor.cpu().contiguous().flatten().view(torch.uint8)  # numpy knows no bfloat16
+        content += [f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode(), raw.numpy().tobytes()]
     file = cache_folder() / f"{type(net).__name__.lower()}-{_digest(b''.join(content))}{suffix}"
     if not (file.exists() and holds(file, net)):
         file.parent.mkdir(parents=True, exist_ok=True)
