@@ -157,9 +157,13 @@ def as_svg(name: str, captioned: Sequence[tuple[str, Line]]) -> str:
         parts += [text(MARGIN + 4, y + 4, "x", TITLE), line.at(start, y), text(end + END - 4, y + 4, "y", TITLE)]
         y += line.down + 2 * SPACE
         width = max(width, line.width + 2 * END, len(caption) * TITLE * LETTER)
-    size = f"{width + 2 * MARGIN:g}", f"{y - SPACE:g}"
+    return document(name, width + 2 * MARGIN, y - SPACE, f'<g stroke="currentColor" fill="none">{"".join(parts)}</g>')
+
+
+def document(name: str, width: float, height: float, content: str) -> str:
+    """A whole SVG, which says to readers who do not see it what it is named."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" '
-        f'height="{size[1]}" role="img" aria-label={quoteattr(name)} font-family="sans-serif">'
-        f'<style>{STYLE}</style><g stroke="currentColor" fill="none">{"".join(parts)}</g></svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" role="img" aria-label={quoteattr(name)} font-family="sans-serif">'
+        f"<style>{STYLE}</style>{content}</svg>"
     )
