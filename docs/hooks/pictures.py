@@ -6,6 +6,7 @@ block's branches and their sum, `costs` is a table with a row for each of its li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -54,7 +55,14 @@ def evaluate(expression: str) -> ReparamBlock:
 
 def drawing(source: str) -> str:
     """The block before and after fusing."""
-    return f'<div class="picture">{reparam.draw(evaluate(source))}</div>'
+    return picture(str(reparam.draw(evaluate(source))))
+
+
+def picture(svg: str) -> str:
+    """An SVG that is made smaller on a narrow page, but by a quarter at most, and moved sideways from there on."""
+    width = re.search(r'width="([0-9.]+)"', svg)
+    assert width is not None
+    return f'<div class="picture" style="--least: {0.75 * float(width[1]):g}px">{svg}</div>'
 
 
 def costs(source: str) -> str:
@@ -96,8 +104,7 @@ def kernel_maps(source: str) -> str:
         x = index * (side + ROOM)
         parts += [text(x + side / 2, 12, name, DETAIL), heat_map(weight / strongest, x, 20)]
         parts += [text(x + side + ROOM / 2, 24 + side / 2, sign, TITLE) for sign in signs[index : index + 1]]
-    svg = document(f"kernels of {source}", len(shown) * (side + ROOM) - ROOM, side + 22, "".join(parts))
-    return f'<div class="picture">{svg}</div>'
+    return picture(document(f"kernels of {source}", len(shown) * (side + ROOM) - ROOM, side + 22, "".join(parts)))
 
 
 def heat_map(weight: Tensor, x: float, y: float) -> str:
