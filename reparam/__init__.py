@@ -31,6 +31,7 @@ from .branches import (
     SequentialBranch,
     SobelBranch,
 )
+from .draw import draw
 from .errors import CheckpointError, ExportError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
 from .export import ExportReport, export
 from .foreign import kernel_of
@@ -114,6 +115,7 @@ __all__ = [
     "Upscaler",
     "bn_gap",
     "create_model",
+    "draw",
     "export",
     "freeze_bn_stats",
     "fuse",

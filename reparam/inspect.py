@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,13 +145,12 @@ def _inspect_foreign(found: Survey) -> list[BlockReport]:
 
 def _report(name: str, kind: str, spec: ConvSpec, parts: Sequence[nn.Module], problems: dict[str, str]) -> BlockReport:
     inside = [bn for part in parts for _, bn in norms(part)]
-    filters = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
     return BlockReport(
         name=name,
         kind=kind,
         spec=spec,
         parameters=sum(p.numel() for part in parts for p in part.parameters()),
-        fused_parameters=spec.out_channels * (filters + spec.bias),
+        fused_parameters=spec.parameters,
         frozen=all(isinstance(bn, FrozenStatsBN) for bn in inside) if inside else None,
         problems=problems,
     )

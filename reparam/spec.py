@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -178,6 +179,11 @@ class ConvSpec:
         """Whether the output has the spatial size of the input."""
         totals = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
         return all(s == 1 for s in self.stride) and tuple(map(sum, self.pads)) == totals
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the convolution, weight and bias."""
+        return self.out_channels * (self.in_channels // self.groups * prod(self.kernel_size) + self.bias)
 
     def pads_for(self, kernel_size: tuple[int, ...]) -> Pads:
         """Pads of a smaller kernel whose centre tap lies on this one's; negative where the input must be cropped."""

@@ -25,6 +25,8 @@ LAYERS = [
     "blocks",
     "foreign",
     "inspect",
+    "shapes",
+    "draw",
     "receptive",
     "fuse",
     "verify",

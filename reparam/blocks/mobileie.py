@@ -58,7 +58,7 @@ class MBRConvBlock(ConvBlock):
         spec: ConvSpec, *, expansion: int = 4, shared: bool = True, bn: NormChoice = True
     ) -> list[BranchFactory]:
         """The one branch, which holds them all."""
-        return [partial(_SideBySide, sizes=_sizes(spec), expansion=expansion, shared=shared, bn=bn)]
+        return [partial(SideBySide, sizes=_sizes(spec), expansion=expansion, shared=shared, bn=bn)]
 
 
 def _sizes(spec: ConvSpec) -> list[tuple[int, ...]]:
@@ -68,7 +68,7 @@ def _sizes(spec: ConvSpec) -> list[tuple[int, ...]]:
     return list(dict.fromkeys([spec.kernel_size, (1,) * spec.ndim, small, *lines]))
 
 
-class _SideBySide(Branch):
+class SideBySide(Branch):
     """Convolutions of one input and batch norms of them, concatenated, and a 1x1 convolution."""
 
     def __init__(

@@ -181,18 +181,19 @@ def _point(spec: ConvSpec, scale: float) -> Branch:
     return _chain(spec, scale, _conv(_plain(spec, kernel_size=1), 0.0))
 
 
-def _filtered(spec: ConvSpec, mask: Tensor, scale: float, slope: float) -> Branch:
-    fixed = FixedFilter(mask, spec.out_channels, spec.stride, spec.dilation, scale=scale, bias=False)
+def _filtered(spec: ConvSpec, mask: Tensor, scale: float, slope: float, drawn_as: str) -> Branch:
+    channels, stride, dilation = spec.out_channels, spec.stride, spec.dilation
+    fixed = FixedFilter(mask, channels, stride, dilation, scale=scale, bias=False, drawn_as=drawn_as)
     return SequentialBranch(spec, _conv(_pointwise(spec), slope), fixed)
 
 
 def _mean(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
     ones = torch.ones(spec.kernel_size)
-    return _filtered(spec, ones / ones.numel(), scale, slope)
+    return _filtered(spec, ones / ones.numel(), scale, slope, "mean")
 
 
 def _cosine(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
-    return _filtered(spec, cosines(spec), scale, slope)
+    return _filtered(spec, cosines(spec), scale, slope, "cosine")
 
 
 def _point_then_dense(spec: ConvSpec, hidden: int, scale: float, slope: float = 0.0, unit: bool = True) -> Branch:

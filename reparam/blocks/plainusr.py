@@ -59,6 +59,8 @@ class RepMBConvBlock(ConvBlock):
 class LearnedGate(nn.Module):
     r"""y = g x, g = sigmoid(V_2 SiLU(V_1 v)) per channel, for a learned v of shape (1, C, 1, ...)."""
 
+    drawn_as = "gate"
+
     def __init__(self, channels: int, ndim: int, reduction: int) -> None:
         super().__init__()
         hidden = max(channels // reduction, 1)

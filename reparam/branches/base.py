@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 
 import torch
@@ -153,11 +153,7 @@ class ChainBranch(Branch):
         op = identity_op(self.spec.in_channels, self.spec.ndim, self.like.to("meta"))
         reach = []  # of each stage: taps before and after the centre tap, and stride
         self.cost = 0.0
-        for index, stage in enumerate(self.stages()):
-            try:
-                step = self._step_on_meta(stage, op)
-            except (NotLinearError, SpecError) as error:
-                raise type(error)(f"{type(self).__name__}, stage {index}: {error}") from None
+        for stage, step in self.steps():
             size, spread = step.kernel.size, step.dilation
             channels, inputs = step.kernel.weight.shape[:2]
             is_bn = is_norm(stage)
@@ -172,6 +168,17 @@ class ChainBranch(Branch):
         for taps in reversed(reach):
             self._rings.insert(0, tuple((-low, -high) for low, high in ring))
             ring = [(before + low * s, after + high * s) for (low, high), (before, after, s) in zip(ring, taps)]
+
+    def steps(self) -> Iterator[tuple[nn.Module, LinearOp]]:
+        """The stages, each with its operation, on the meta device: what is known of it without its numbers."""
+        channels = self.spec.in_channels
+        for index, stage in enumerate(self.stages()):
+            try:
+                step = self._step_on_meta(stage, channels)
+            except (NotLinearError, SpecError) as error:
+                raise type(error)(f"{type(self).__name__}, stage {index}: {error}") from None
+            channels = step.kernel.weight.shape[0]
+            yield stage, step
 
     def kernel(self) -> Kernel:
         """The composed kernel of all stages; see `Branch.kernel`."""
@@ -211,9 +218,9 @@ class ChainBranch(Branch):
             pads = None
         return x if pads is None else pad(x, pads, self.spec.padding_mode)
 
-    def _step_on_meta(self, stage: nn.Module, op: LinearOp) -> LinearOp:
+    def _step_on_meta(self, stage: nn.Module, channels: int) -> LinearOp:
         """The operation of a stage, without its numbers."""
-        channels, ndim = op.kernel.weight.shape[0], self.spec.ndim
+        ndim = self.spec.ndim
         if is_norm(stage):
             if any(True for _ in stage.children()):
                 raise NotLinearError(f"{type(stage).__name__} holds an activation, which belongs outside of the block")

@@ -24,6 +24,7 @@ class FixedFilter(nn.Module):
         dilation: of the filter.
         scale: what s starts from; None means a small random number.
         bias: whether there is b.
+        drawn_as: what the filter is called in drawings.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class FixedFilter(nn.Module):
         *,
         scale: float | None = None,
         bias: bool = True,
+        drawn_as: str = "filter",
     ) -> None:
         super().__init__()
+        self.drawn_as = drawn_as
         ones = (channels, *(1,) * (1 + len(stride)))
         # Small, as in ECBSR's code, so that the edge branches start as a small correction.
         self.scale = nn.Parameter(1e-3 * torch.randn(ones) if scale is None else torch.full(ones, scale))
@@ -79,13 +82,13 @@ def laplacian_mask(ndim: int) -> Tensor:
 class _EdgeBranch(ChainBranch):
     """A 1x1 convolution and a fixed filter: y = s (m * (W x + b_1)) + b_2."""
 
-    def __init__(self, spec: ConvSpec, mask: Tensor, bias: bool) -> None:
+    def __init__(self, spec: ConvSpec, mask: Tensor, bias: bool, drawn_as: str) -> None:
         super().__init__(spec)
         if any(k < 3 for k in spec.kernel_size):
             raise SpecError(f"{type(self).__name__} has 3 taps per axis, but got kernel_size={spec.kernel_size}")
         point = spec.replace(kernel_size=1, stride=1, dilation=1, padding=0, padding_mode="zeros", bias=bias)
         self.conv = point.new_conv()
-        self.filter = FixedFilter(mask, spec.out_channels, spec.stride, spec.dilation)
+        self.filter = FixedFilter(mask, spec.out_channels, spec.stride, spec.dilation, drawn_as=drawn_as)
         self.check()
 
     def stages(self) -> list[nn.Module]:
@@ -119,7 +122,7 @@ class SobelBranch(_EdgeBranch):
     def __init__(self, spec: ConvSpec, *, axis: int = -1, bias: bool = True) -> None:
         if not -spec.ndim <= axis <= -1:
             raise SpecError(f"axis must lie in {-spec.ndim}..-1 for ndim={spec.ndim}, but got axis={axis}")
-        super().__init__(spec, sobel_mask(spec.ndim, axis), bias)
+        super().__init__(spec, sobel_mask(spec.ndim, axis), bias, f"Sobel {'xyz'[-1 - axis]}")
 
 
 class LaplacianBranch(_EdgeBranch):
@@ -145,4 +148,4 @@ class LaplacianBranch(_EdgeBranch):
     """
 
     def __init__(self, spec: ConvSpec, *, bias: bool = True) -> None:
-        super().__init__(spec, laplacian_mask(spec.ndim), bias)
+        super().__init__(spec, laplacian_mask(spec.ndim), bias, "Laplacian")

@@ -19,6 +19,8 @@ class ChannelScale(nn.Module):
         shared: whether all channels have the same s, which is then of shape (1,) in place of (channels,).
     """
 
+    drawn_as = "scale"
+
     def __init__(self, channels: int, ndim: int, *, start: float = 1.0, shared: bool = False) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((1 if shared else channels,), start))
@@ -47,6 +49,8 @@ class IdentityPlusPoint(nn.Module):
         out_channels: out; None means C.
         keep: whether E is part of the state dict.
     """
+
+    drawn_as = "identity + conv"
 
     def __init__(
         self, channels: int, groups: int, ndim: int, *, out_channels: int | None = None, keep: bool = False
