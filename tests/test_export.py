@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import ncnn
 import numpy as np
 import onnx
 import onnxruntime
@@ -298,6 +299,12 @@ def test_what_ncnn_does_not_know(tmp_path):
     with pytest.raises(ExportError, match=r"ncnn cannot be loaded: ncnn does not know all .* in net.ncnn.param"):
         export(Odd(lambda x: x.repeat_interleave(2, 1)), tmp_path / "net.ncnn.param")
     assert not list(tmp_path.iterdir())
+
+
+def test_ncnn_says_when_it_fails(files, monkeypatch):
+    monkeypatch.setattr(ncnn.Extractor, "extract", lambda self, name: (-100, None))
+    with pytest.raises(ExportError, match=r"ncnn gives the code -100 for an image of \(3, 5, 6\)"):
+        run(files[".ncnn.param"], torch.rand(1, 3, 5, 6))
 
 
 def test_what_pnnx_cannot_read(net, tmp_path, monkeypatch):
