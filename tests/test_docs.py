@@ -14,6 +14,7 @@ FENCES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's use of torch
 @pytest.mark.parametrize("fence", FENCES)
 def test_fence_runs(fence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
