@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,3 +237,8 @@ def test_the_check_of_overlaps_sees_them():
     rect = boxes(ET.fromstring(apart))[0]
     crossing = f'<path d="M{rect[0] - 5:g} {rect[1] + 3:g} L{rect[2] + 5:g} {rect[1] + 3:g}"/>'
     assert collisions(apart.replace(wire, crossing))
+
+
+def test_the_picture_of_the_readme_is_what_draw_makes():
+    picture = Path(__file__).parents[1] / "docs/assets/repsr_block.svg"
+    assert picture.read_text() == str(draw(RepSRBlock(16)))

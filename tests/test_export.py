@@ -364,7 +364,7 @@ def test_the_commands(net, tmp_path):
 
 
 def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
-    import reparam.cli
+    import reparam.cli.commands
 
     def wrong(model):
         plain = reparam.fuse(model)
@@ -372,6 +372,6 @@ def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
         return plain
 
     save_checkpoint(net, tmp_path / "net.safetensors")
-    monkeypatch.setattr(reparam.cli, "fuse_network", wrong)
+    monkeypatch.setattr(reparam.cli.commands, "fuse_network", wrong)
     result = command("verify", tmp_path / "net.safetensors")
     assert result.exit_code == 1 and "LARGER THAN ROUNDING" in result.output
