@@ -82,10 +82,10 @@ def bicubic(scale: int) -> nn.Module:
 
 
 def sample(cache: Path) -> Path:
-    """A piece of a photo of scikit-image."""
+    """A piece of a photo that scikit-image ships."""
     from PIL import Image
     from skimage import data
 
-    file = cache / "astronaut.png"
-    Image.fromarray(data.astronaut()[20:200, 130:370]).save(file)
+    file = cache / "chelsea.png"
+    Image.fromarray(data.chelsea()[60:240, 130:370]).save(file)
     return file

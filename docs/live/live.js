@@ -16,8 +16,8 @@ ort.env.wasm.numThreads = 1; // more of them need headers that a static site doe
 ort.env.wasm.proxy = true; // in a worker
 ort.env.wasm.wasmPaths = here(".");
 
-const networks = await (await fetch(here("networks.json"))).json();
 const sessions = new Map();
+let networks = []; // name, scale and radius of each
 let latest = null; // the file that was asked for last
 let source = null; // its name, and its pixels on a canvas
 let job = 0; // one that is no longer the last gives up
@@ -66,7 +66,7 @@ function complain(message) {
 }
 
 async function enlarge() {
-  if (!source) return;
+  if (!source || !networks.length) return;
   const mine = ++job;
   const chosen = networks[network.value];
   [problem.hidden, progress.hidden, download.disabled] = [true, false, true];
@@ -113,6 +113,7 @@ function prepare(scale) {
     if (!holds(canvas)) throw new Error(`This browser has no room for ${size}. Choose a smaller image or scale.`);
   }
   stage.hidden = false;
+  stage.classList.add("live-waiting"); // to paint a large canvas after each tile takes longer than to compute it
   show();
 }
 
@@ -181,6 +182,7 @@ function place(canvas, { data, dims }, rows, columns, scale) {
 function finish(scale, [cubic, net]) {
   const { width, height } = source.canvas;
   [progress.hidden, download.disabled] = [true, false];
+  stage.classList.remove("live-waiting");
   download.dataset.name = `${source.name}_x${scale}.png`;
   result.textContent =
     `${width}x${height} pixels became ${ours.width}x${ours.height}: ` +
@@ -216,8 +218,8 @@ function listen() {
     target.value = ""; // so that the same file may be chosen again
   });
   part("sample").addEventListener("click", async () => {
-    const response = await fetch(here("astronaut.png"));
-    open(new File([await response.blob()], "astronaut.png"));
+    const response = await fetch(here("chelsea.png"));
+    open(new File([await response.blob()], "chelsea.png"));
   });
   addEventListener("paste", ({ clipboardData }) => clipboardData.files.length && open(clipboardData.files[0]));
   addEventListener("dragover", (event) => event.preventDefault());
@@ -235,6 +237,8 @@ function listen() {
   new ResizeObserver(cut).observe(view);
 }
 
+listen();
+networks = await (await fetch(here("networks.json"))).json();
 network.append(...networks.map(({ name }, index) => new Option(name, index)));
 part("off").hidden = true;
-listen();
+enlarge(); // what was chosen meanwhile

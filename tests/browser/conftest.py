@@ -65,6 +65,7 @@ def page(browser, address):
     page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{address}live/")
+    page.wait_for_selector("#live-off", state="hidden")
     yield page
     page.close()
     assert [url for url in asked if not url.startswith((address, f"blob:{address}"))] == []

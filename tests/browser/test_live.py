@@ -54,6 +54,12 @@ def test_pixels_are_those_of_python(page, name):
     expect(page.locator("#live-result")).to_contain_text(f"300x150 pixels became {scale * 300}x{scale * 150}: ")
 
 
+def test_tiles_leave_no_seam(page):
+    noise = 255 * np.random.default_rng(0).integers(0, 2, (150, 300, 1), dtype=np.uint8).repeat(3, axis=2)
+    choose(page, encoded(noise))
+    assert_equal(enlarged(page), python(noise))  # a pixel less of overlap differs by 2
+
+
 def test_every_network_for_rgb_can_be_chosen(page):
     assert page.locator("#live-network option").all_inner_texts() == NETWORKS
 
@@ -93,6 +99,7 @@ def test_photos_are_turned_upright(page):
 )
 def test_a_wrong_file_is_told_and_a_right_one_still_works(page, content, told):
     choose(page, content, "notes.png")
+    expect(page.locator("#live-file")).to_have_value("")  # else the same name could not be chosen again
     expect(page.locator("#live-problem")).to_contain_text(told)
     expect(page.locator("#live-problem")).to_contain_text("Choose a PNG, JPEG, WebP, AVIF, GIF or BMP.")
     choose(page, encoded(PHOTO))
@@ -120,6 +127,24 @@ def test_what_was_chosen_last_is_what_is_shown(page):
     page.select_option("#live-network", label="repsr_m4c16_x3")
     page.select_option("#live-network", label="repsr_m4c16_x4")
     assert_equal(enlarged(page), python(PHOTO, "repsr_m4c16_x4"))
+
+
+def test_a_file_that_is_decoded_late_does_not_replace_a_later_one(page):
+    page.evaluate(
+        """() => {
+            const decode = createImageBitmap;
+            window.createImageBitmap = async (file) => {
+                if (file.name === "slow.png") await new Promise((done) => setTimeout(done, 300));
+                const bitmap = await decode(file);
+                document.body.dataset.decoded = file.name;
+                return bitmap;
+            };
+        }"""
+    )
+    choose(page, encoded(PHOTO[:9, :9]), "slow.png")
+    choose(page, encoded(PHOTO))
+    page.wait_for_selector("body[data-decoded='slow.png']")
+    assert_equal(enlarged(page), python(PHOTO))
 
 
 def left_of_ours(page):
@@ -186,15 +211,28 @@ def test_the_sample_is_enlarged_and_downloaded(page):
     shown = enlarged(page)
     with page.expect_download() as download:
         page.click("#live-download")
-    assert download.value.suggested_filename == "astronaut_x2.png"
+    assert download.value.suggested_filename == "chelsea_x2.png"
     saved = np.array(Image.open(download.value.path()).convert("RGB"))
     assert (saved == shown).all() and shown.shape == (360, 480, 3)
+
+
+def test_an_image_may_be_chosen_before_the_networks_are_there(browser, address):
+    page, held = browser.new_page(), []
+    page.route("**/networks.json", lambda route: held.append(route))
+    with page.expect_request("**/networks.json"):
+        page.goto(f"{address}live/")
+    choose(page, encoded(PHOTO))
+    expect(page.locator("#live-file")).to_have_value("")
+    held[0].continue_()
+    assert_equal(enlarged(page), python(PHOTO))
+    page.close()
 
 
 def test_a_missing_network_is_told_and_asked_for_again(browser, address):
     page = browser.new_page()
     page.route("**/repsr_m4c16_x2.onnx", lambda route: route.fulfill(status=404), times=1)
     page.goto(f"{address}live/")
+    page.wait_for_selector("#live-off", state="hidden")
     choose(page, encoded(PHOTO))
     expect(page.locator("#live-problem")).to_contain_text("repsr_m4c16_x2.onnx could not be loaded")
     choose(page, encoded(PHOTO))
