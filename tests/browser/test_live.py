@@ -122,6 +122,11 @@ def test_results_that_are_too_large_are_refused(page):
     assert_equal(enlarged(page), python(PHOTO))
 
 
+def test_a_canvas_that_the_browser_cannot_make_is_told(page):
+    choose(page, encoded(Image.new("1", (40_000, 4))))
+    expect(page.locator("#live-problem")).to_contain_text("This browser has no room for 80000x8 pixels.")
+
+
 def test_what_was_chosen_last_is_what_is_shown(page):
     choose(page, encoded(PHOTO))
     page.select_option("#live-network", label="repsr_m4c16_x3")
