@@ -180,8 +180,8 @@ def test_the_divide_moves_by_keyboard_and_mouse_and_stays_when_the_view_scrolls(
     assert left_of_ours(page) == pytest.approx(0.7, abs=0.01)
     page.select_option("#live-zoom", "4")
     page.locator("#live-view").evaluate("view => view.scrollTo(33, 0)")
-    page.wait_for_function("document.getElementById('live-view').scrollLeft === 33")
-    page.wait_for_timeout(100)
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # its event is out
+    assert page.locator("#live-view").evaluate("view => view.scrollLeft") == 33
     assert left_of_ours(page) == pytest.approx(0.7, abs=0.01)
 
 
