@@ -1,16 +1,20 @@
-"""What the documentation site is made with, beside mkdocs: formulas, docstrings, pictures."""
+"""What the documentation site is made with, beside mkdocs: formulas, docstrings, pictures, the live page."""
 
 import importlib.util
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import reparam
 from reparam import blocks
+from reparam.upscale import color
 
 SVG = "{http://www.w3.org/2000/svg}"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -102,3 +106,66 @@ def test_the_last_kernel_is_the_sum_of_the_others():
 def _value(rect):
     strength = float(rect.get("fill-opacity")) ** 2
     return strength if rect.get("fill") == PICTURES.PLUS else -strength
+
+
+LIVE = hook("live")
+PINNED = DOCS / "live"
+
+
+def npm(folder, body, monkeypatch):
+    """A program named npm, and nothing else on the PATH but what a shell needs."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "npm"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_npm_is_asked_once_for_each_version(tmp_path, monkeypatch):
+    dist = "node_modules/onnxruntime-web/dist"
+    body = f"echo $* >>asked; mkdir -p {dist}; cd {dist}; touch {' '.join(LIVE.RUNTIME)}"
+    npm(tmp_path / "bin", body, monkeypatch)
+    for _ in range(2):
+        assert all(file.exists() for file in LIVE.runtime(PINNED, tmp_path))
+        assert (tmp_path / "asked").read_text() == "ci --ignore-scripts --no-audit\n"
+    (tmp_path / "package-lock.json").write_text("of another version")
+    LIVE.runtime(PINNED, tmp_path)
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2
+
+
+def test_without_npm_the_build_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"live.md runs ONNX Runtime Web, .*there is no npm: install Node.js"):
+        LIVE.runtime(PINNED, tmp_path)
+
+
+def test_what_npm_says_is_told(tmp_path, monkeypatch):
+    npm(tmp_path / "bin", "echo no space left >&2; exit 1", monkeypatch)
+    with pytest.raises(RuntimeError, match=f"npm could not install ONNX Runtime Web into {tmp_path}: no space left"):
+        LIVE.runtime(PINNED, tmp_path)
+
+
+def test_the_runtime_is_pinned_and_names_no_server():
+    (wanted,) = json.loads((PINNED / "package.json").read_text())["dependencies"].values()
+    packages = json.loads((PINNED / "package-lock.json").read_text())["packages"]
+    assert packages["node_modules/onnxruntime-web"]["version"] == wanted
+    assert not any("resolved" in package for package in packages.values())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bicubic_interpolation_is_a_convolution(scale):
+    x = torch.rand(1, 3, 7, 5)
+    wanted = torch.from_numpy(color.bicubic(x.numpy(), scale))
+    assert torch.allclose(LIVE.bicubic(scale)(x), wanted, atol=1e-6)
+
+
+def test_the_page_is_told_scale_and_radius_of_each_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(reparam, "list_models", lambda **_: ["repsr_m4c16_x3", "repsr_m4c16_x2_y"])
+    files = LIVE.networks(tmp_path)
+    assert [file.name for file in files] == ["repsr_m4c16_x3.onnx", "bicubic_x3.onnx", "networks.json"]
+    assert json.loads(files[-1].read_text()) == [{"name": "repsr_m4c16_x3", "scale": 3, "radius": 6}]
+
+
+def test_the_sample_is_a_photo(tmp_path):
+    with Image.open(LIVE.sample(tmp_path)) as image:
+        assert image.mode == "RGB" and np.std(image) > 30

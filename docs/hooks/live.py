@@ -1,0 +1,91 @@
+"""What the page live.md runs in the browser: ONNX Runtime from npm, the networks, a photo."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import reparam
+from reparam.export.formats import read_note
+from reparam.upscale import color
+
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Called by mkdocs with the files of the site: adds those that are made here."""
+    from mkdocs.structure.files import File
+
+    cache = Path(config.config_file_path).parent / ".cache" / "live"
+    cache.mkdir(parents=True, exist_ok=True)
+    made = [*runtime(Path(config.docs_dir) / "live", cache), *networks(cache), sample(cache)]
+    for path in made:
+        files.append(File.generated(config, f"live/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def runtime(pinned: Path, cache: Path) -> list[Path]:
+    """The files of ONNX Runtime Web, of the version in the folder `pinned`; npm is asked once for each version."""
+    lock = pinned / "package-lock.json"
+    files = [cache / "node_modules" / "onnxruntime-web" / "dist" / name for name in RUNTIME]
+    installed = cache / lock.name
+    if installed.exists() and installed.read_bytes() == lock.read_bytes() and all(file.exists() for file in files):
+        return files
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError(
+            "the page live.md runs ONNX Runtime Web, which npm fetches, but there is no npm: install Node.js"
+        )
+    for name in ("package.json", lock.name):
+        shutil.copy(pinned / name, cache)
+    done = subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit"], cwd=cache, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"npm could not install ONNX Runtime Web into {cache}: {done.stderr.strip()}")
+    return files
+
+
+@functools.cache
+def networks(cache: Path) -> list[Path]:
+    """The RGB networks that come with weights, and bicubic interpolation, as ONNX; and a list of the networks."""
+    files, notes = [], []
+    for name in reparam.list_models(pretrained=True):
+        net = reparam.load_checkpoint(reparam.pretrained_file(name))
+        if net.colors == 3:
+            files += reparam.export(net, cache / f"{name}.onnx").files
+            note = read_note(files[-1])
+            notes.append({"name": name, "scale": int(note["scale"]), "radius": int(note["radius"])})
+    for scale in {note["scale"] for note in notes}:
+        example = torch.rand(1, 3, 8, 9)
+        files += reparam.export(bicubic(scale), cache / f"bicubic_x{scale}.onnx", example=example).files
+    listed = cache / "networks.json"
+    listed.write_text(json.dumps(notes))
+    return [*files, listed]
+
+
+def bicubic(scale: int) -> nn.Module:
+    """Bicubic interpolation, which at a whole scale is one convolution and a shuffle; the kernel is read off it."""
+    impulse = np.zeros((1, 1, 9, 9), np.float32)
+    impulse[0, 0, 4, 4] = 1
+    response = torch.from_numpy(color.bicubic(impulse, scale)).reshape(9, scale, 9, scale)[2:7, :, 2:7]
+    conv = nn.Conv2d(3, 3 * scale**2, 5, groups=3, bias=False)
+    kernel = response.flip(0, 2).permute(1, 3, 0, 2).reshape(scale**2, 1, 5, 5)
+    conv.weight = nn.Parameter(kernel.repeat(3, 1, 1, 1))
+    return nn.Sequential(nn.ReplicationPad2d(2), conv, nn.PixelShuffle(scale)).eval()
+
+
+def sample(cache: Path) -> Path:
+    """A piece of a photo that scikit-image ships."""
+    from PIL import Image
+    from skimage import data
+
+    file = cache / "chelsea.png"
+    Image.fromarray(data.chelsea()[60:240, 130:370]).save(file)
+    return file
