@@ -1,12 +1,13 @@
 """The charts of the documentation: what they show is what the tables of their pages say."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 import yaml
-from charts import SERIES, Scale, chart, plain, spaced, tables
+from charts import SERIES, Scale, chart, even, octaves, plain, spaced, tables
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAGE = """
@@ -57,13 +58,12 @@ def words(svg):
 
 
 def axis(svg, coordinate):
-    """From places to numbers, read off the lines of the grid: those at the lowest and the highest tick."""
-    anchor = "middle" if coordinate == "x" else "end"
+    """From places to numbers, read off the texts of the ticks at both ends."""
+    anchor, shift, bend, back = ("middle", 0, math.log, math.exp) if coordinate == "x" else ("end", 4, float, float)
     ticks = [element for element in svg.iter(f"{SVG}text") if element.get("text-anchor") == anchor]
     ticks = [tick for tick in ticks if re.fullmatch(r"[\d.]+", tick.text)]
-    shift = 0 if coordinate == "x" else 4  # a text stands on its line
-    (p, a), *_, (q, b) = [(float(tick.get(coordinate)) - shift, float(tick.text)) for tick in ticks]
-    return lambda place: a + (place - p) / (q - p) * (b - a)
+    (p, a), *_, (q, b) = [(float(tick.get(coordinate)) - shift, bend(float(tick.text))) for tick in ticks]
+    return lambda place: back(a + (place - p) / (q - p) * (b - a))
 
 
 def test_points_are_where_the_tables_say():
@@ -101,9 +101,9 @@ def test_labels_stand_beside_their_points_and_apart():
     svg = drawn(POINTS)
     discs = {c.get("cy") for c in list(svg.iter(f"{SVG}circle"))[2:]}
     labels = [words(svg)[name][1] for name in ("RepSR", "ECBSR", "plain")]
-    assert labels[0] + 15 <= labels[1] <= labels[2] - 15
+    assert labels[0] + 16 <= labels[1] <= labels[2] - 16
     assert labels[0] - 4 == pytest.approx(min(map(float, discs)), abs=0.01)
-    assert spaced([1.0, 2.0, 3.0, 90.0]) == [1, 16, 31, 90]
+    assert spaced([1.0, 2.0, 3.0, 90.0]) == [1, 17, 33, 90]
 
 
 def test_bars_are_as_long_as_their_numbers_and_say_them():
@@ -127,7 +127,7 @@ def test_nothing_is_outside_and_a_reader_is_told_what_it_is(source):
     svg = drawn(source)
     width, height = (float(svg.get(side)) for side in ("width", "height"))
     for element in svg.iter(f"{SVG}text"):
-        half = len(element.text) * 11 * 0.6
+        half = len(element.text) * 12 * 0.6
         left = float(element.get("x")) - {"start": 0, "middle": half / 2, "end": half}[element.get("text-anchor")]
         assert left >= 0 and left + half <= width and 0 < float(element.get("y")) < height
     assert svg.get("role") == "img" and svg.get("aria-label") == svg.find(f".//{SVG}title").text
@@ -135,10 +135,14 @@ def test_nothing_is_outside_and_a_reader_is_told_what_it_is(source):
 
 
 def test_a_scale_ends_at_round_numbers():
-    assert Scale([36.56, 36.96], 0, 100).ticks() == pytest.approx([36.5, 36.6, 36.7, 36.8, 36.9, 37.0])
-    assert Scale([0, 7.1], 0, 100).ticks() == [0, 2, 4, 6, 8]
-    assert Scale([0, 400], 10, 110)(100) == 35
-    assert Scale([5, 5], 0, 100)(5) == 0
+    assert even([36.56, 36.96]) == pytest.approx([36.5, 36.6, 36.7, 36.8, 36.9, 37.0])
+    assert even([0, 7.1]) == [0, 2, 4, 6, 8]
+    assert even([5, 5]) == [5, 6]
+    assert octaves([1, 7.1]) == [1, 2, 4, 8]
+    assert octaves([0.9, 2]) == [0.5, 1, 2]
+    assert octaves([1, 1]) == [1, 2]
+    assert Scale([0, 100, 400], 10, 110)(100) == 35
+    assert Scale([1, 2, 4, 8], 10, 40, math.log)(4) == pytest.approx(30)
 
 
 def test_tables_are_found_with_their_headings():

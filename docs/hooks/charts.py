@@ -8,8 +8,8 @@ column. Bars of one column or of several, with `label` for the columns that name
     label: [network, engine]
     section: Measured
 
-Points, one for each column of `against`, and their spread by what yet another column says; rows of two tables are
-joined by their first cells:
+Points, one for each column of `against` (ratios, on an axis of powers of two), and their spread by what yet another
+column says; rows of two tables are joined by their first cells:
 
     title: Quality against cost
     points: mean PSNR
@@ -29,12 +29,14 @@ from typing import Any
 import yaml
 from pictures import add_fence
 
-from reparam.shapes import DETAIL, LETTER, document, escape, text, wire
+from reparam.shapes import LETTER, document, escape, text, wire
 
-WIDTH, TOP, GAP = 470.0, 22.0, 10.0
+WIDTH, TOP, GAP = 470.0, 24.0, 10.0
 """Of a chart, of its legend, and between any two things; all lengths are in pixels."""
-BAR, HEIGHT, LINE = 17.0, 250.0, 15.0
+BAR, HEIGHT, LINE = 18.0, 250.0, 16.0
 """Of a bar and of the field of points; the least distance of two labels."""
+SIZE = 12
+"""Of the letters; on a phone the whole is drawn at three quarters."""
 SERIES = ("#4178e0", "#d9822b", "#2f9e6e", "#9a6ad6")
 """Colors of the columns: a contrast of more than 3 with white and with the dark page."""
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -109,12 +111,12 @@ def bars(found: Sequence[Table], *, title: str, bars: str | list[str], label: st
     left, right = GAP + longest(columns[0]), WIDTH - GAP - longest(shown)
     scale, y, parts = (right - left) / max(numbers(cell)[0] for cell in shown), TOP + GAP, []
     for row in columns[0]:
-        parts.append(text(left - 5, y + BAR * len(names) / 2 + 3, row, DETAIL, anchor="end"))
+        parts.append(text(left - 5, y + BAR * len(names) / 2 + 3, row, SIZE, anchor="end"))
         for index, cell in enumerate(cells[row] for cells in columns):
             if numbers(cell):
                 length = numbers(cell)[0] * scale
                 parts.append(bar(left, y, length, BAR - 2, index))
-                parts.append(text(left + length + 5, y + BAR - 5, cell, DETAIL, anchor="start"))
+                parts.append(text(left + length + 5, y + BAR - 5, cell, SIZE, anchor="start"))
             y += BAR
         y += GAP / 2
     return titled(title, names, square, y, parts)
@@ -140,13 +142,14 @@ def points(
     rows.sort(key=lambda row: -numbers(known[row])[0])
     at = {row: [numbers(cells[row]) for cells in columns] for row in rows}
     left, right, bottom = 40.0, WIDTH - GAP - longest(rows), TOP + 2 * GAP + HEIGHT
-    x = Scale([0.0, *(value for _, _, *values in at.values() for (value,) in values)], left, right - GAP)
-    y = Scale([value for _, reach, *_ in at.values() for value in reach], bottom, TOP + 2 * GAP)
-    parts = [*grid(x, y), text(left - 5, y(y.high) - GAP, points, DETAIL, anchor="start", faint=True)]
-    parts.append(text((left + right) / 2, bottom + 32, axis, DETAIL, faint=True))
+    costs = [value for _, _, *values in at.values() for (value,) in values]
+    x = Scale(octaves(costs), left, right - GAP, math.log)
+    y = Scale(even([value for _, reach, *_ in at.values() for value in reach]), bottom, TOP + 2 * GAP)
+    parts = [*grid(x, y), text(left - 5, y.end - GAP, points, SIZE, anchor="start", faint=True)]
+    parts.append(text((left + right) / 2, bottom + 32, axis, SIZE, faint=True))
     for (row, ((height,), *rest)), low in zip(at.items(), spaced([y(height) for ((height,), *_) in at.values()])):
         parts += marks(x, y, height, *rest)
-        parts.append(text(right, low + 4, row, DETAIL, anchor="start"))
+        parts.append(text(right, low + 4, row, SIZE, anchor="start"))
     return titled(title, against, dot, bottom + 38, parts)
 
 
@@ -165,31 +168,43 @@ def dot(x: float, y: float, index: int) -> str:
     return f'<circle cx="{x:.2f}" cy="{y:.2f}" r="{3 + 3 * index}" {look}/>'
 
 
+@dataclass(frozen=True)
 class Scale:
-    """From numbers to places between two ends, which are round numbers."""
+    """From numbers to places; the first and the last tick lie at the ends."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        span = (max(values) - min(values)) / 5 or 1.0
-        power = 10.0 ** math.floor(math.log10(span))
-        self.step = next(step * power for step in (1, 2, 5, 10) if step * power >= span * 0.999)
-        self.low = math.floor(min(values) / self.step + 1e-9) * self.step
-        self.high = max(math.ceil(max(values) / self.step - 1e-9) * self.step, self.low + self.step)
-        self.start, self.end = start, end
+    ticks: list[float]
+    start: float
+    end: float
+    bend: Callable[[float], float] = float
+    """`math.log` of an axis of ratios."""
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high = self.bend(self.ticks[0]), self.bend(self.ticks[-1])
+        return self.start + (self.bend(value) - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
+
+def even(values: Sequence[float]) -> list[float]:
+    """Some five round numbers at equal distances, around all values."""
+    span = (max(values) - min(values)) / 5 or 1.0
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(step * power for step in (1, 2, 5, 10) if step * power >= span * 0.999)
+    first, last = math.floor(min(values) / step + 1e-9), math.ceil(max(values) / step - 1e-9)
+    return [step * i for i in range(first, max(last, first + 1) + 1)]
+
+
+def octaves(values: Sequence[float]) -> list[float]:
+    """The powers of two around all values."""
+    first, last = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
+    return [2.0**power for power in range(first, max(last, first + 1) + 1)]
 
 
 def grid(x: Scale, y: Scale) -> Iterator[str]:
-    for tick in x.ticks():
+    for tick in x.ticks:
         yield f'<g opacity=".15">{wire((x(tick), y.start), (x(tick), y.end))}</g>'
-        yield text(x(tick), y.start + 16, f"{tick:.6g}", DETAIL, faint=True)
-    for tick in y.ticks():
+        yield text(x(tick), y.start + 16, f"{tick:.6g}", SIZE, faint=True)
+    for tick in y.ticks:
         yield f'<g opacity=".15">{wire((x.start, y(tick)), (x.end, y(tick)))}</g>'
-        yield text(x.start - 5, y(tick) + 4, f"{tick:.6g}", DETAIL, anchor="end", faint=True)
+        yield text(x.start - 5, y(tick) + 4, f"{tick:.6g}", SIZE, anchor="end", faint=True)
 
 
 def spaced(heights: Sequence[float]) -> list[float]:
@@ -201,13 +216,13 @@ def spaced(heights: Sequence[float]) -> list[float]:
 
 
 def longest(words: Iterable[str]) -> float:
-    return max(map(len, words)) * DETAIL * LETTER
+    return max(map(len, words)) * SIZE * LETTER
 
 
 def titled(title: str, names: Sequence[str], mark: Callable[..., str], height: float, parts: Iterable[str]) -> str:
     """The document, with its title for those who do not see it, and the names of the columns beside their marks."""
     x, legend = GAP, [f"<title>{escape(title)}</title>"]
     for index, name in enumerate(names):
-        legend += [mark(x, TOP / 2, index), text(x + 10, TOP / 2 + 4, name, DETAIL, anchor="start")]
-        x += 10 + longest([name]) + 2 * GAP
+        legend += [mark(x, TOP / 2, index), text(x + 12, TOP / 2 + 4, name, SIZE, anchor="start")]
+        x += 12 + longest([name]) + 2 * GAP
     return document(title, WIDTH, height, f'<g stroke="currentColor" fill="none">{"".join([*legend, *parts])}</g>')
