@@ -183,3 +183,17 @@ CHARTS = [
 @pytest.mark.parametrize(("path", "source"), CHARTS)
 def test_every_chart_of_the_pages_is_drawn(path, source):
     assert len(words(drawn(source, path.read_text()))) > 4
+
+
+@pytest.mark.parametrize("color", SERIES)
+@pytest.mark.parametrize("ground", ["#ffffff", "#1e2129"])  # of the pages, light and dark
+def test_colors_are_seen_on_both_grounds(color, ground):
+    dark, light = sorted(map(luminance, (color, ground)))
+    assert (light + 0.05) / (dark + 0.05) > 3  # WCAG's contrast for graphics
+
+
+def luminance(color):
+    """Relative luminance of WCAG 2, 0 to 1."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))

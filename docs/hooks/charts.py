@@ -37,7 +37,7 @@ BAR, HEIGHT, LINE = 18.0, 250.0, 16.0
 """Of a bar and of the field of points; the least distance of two labels."""
 SIZE = 12
 """Of the letters; on a phone the whole is drawn at three quarters."""
-SERIES = ("#4178e0", "#d9822b", "#2f9e6e", "#9a6ad6")
+SERIES = ("#4178e0", "#cc7722", "#2f9e6e", "#9a6ad6")
 """Colors of the columns: a contrast of more than 3 with white and with the dark page."""
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
