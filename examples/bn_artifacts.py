@@ -268,18 +268,19 @@ def paste_table(nets: Nets, pairs: Sequence[tuple[Window, Window]]) -> Table:
 
 
 def picture(window: Window, images: dict[str, Tensor]) -> Image.Image:
-    """What is in the window: the truth and all ways, and below them the errors, amplified, about grey."""
+    """What is in the window, three by three: the truth and all ways, and below each an error, amplified, about grey."""
     shown = {"truth": window.photo.high, "bicubic": enlarge_bicubic(window.photo), **images}
     above = {name: window.of(image) for name, image in shown.items()}
     errors = {f"{name} - truth": image - above["truth"] for name, image in above.items() if name != "truth"}
     errors = {"stored - own": above["stored"] - above["own"], **errors}
     below = {f"{AMPLIFY} ({name})": 128 + AMPLIFY * error for name, error in errors.items()}
-    edge, line = 3 * above["truth"].shape[-1], 14
-    sheet = Image.new("RGB", (edge * len(above), 2 * (edge + line)), "white")
-    for number, (title, image) in enumerate((above | below).items()):
-        row, column = divmod(number, len(above))
-        left, top = column * edge, row * (edge + line)
-        ImageDraw.Draw(sheet).text((left + 3, top + 1), title, "black")
+    pairs = list(zip(above.items(), below.items()))
+    rows = [row for start in range(0, len(pairs), 3) for row in zip(*pairs[start : start + 3])]
+    edge, line = 3 * above["truth"].shape[-1], 18
+    sheet = Image.new("RGB", (3 * edge, len(rows) * (edge + line)), "white")
+    for number, (title, image) in enumerate(tile for row in rows for tile in row):
+        left, top = number % 3 * edge, number // 3 * (edge + line)
+        ImageDraw.Draw(sheet).text((left + 3, top + 1), title, "black", font_size=13)
         pixels = rearrange(image.round().clamp(0, 255).byte(), "c h w -> h w c").numpy()
         sheet.paste(Image.fromarray(pixels).resize((edge - 2, edge - 2), Image.Resampling.NEAREST), (left, top + line))
     return sheet

@@ -52,6 +52,17 @@ def test_a_formula_of_another_form_stops_the_build():
         hook("mathematics").on_page_content('<p class="arithmatex">$x$</p>', page=page)
 
 
+def test_equations_side_by_side_may_be_put_one_below_the_other():
+    root = ET.fromstring(hook("mathematics").mathml(r"a = \frac{b}{c}, \qquad d = e", display=True))
+    assert [element.get("display") for element in root] == ["block", "block"]
+    assert ["".join(element.itertext()) for element in root] == ["a=bc,", "d=e"]
+
+
+def test_an_unknown_command_stops_the_build():
+    with pytest.raises(ValueError, match=r"a command in the formula 'x \\\\nocommand'"):
+        hook("mathematics").mathml(r"x \nocommand", display=False)
+
+
 PICTURES = hook("pictures")
 FENCE = re.compile(r"^```(draw|costs|kernels)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FENCES = [match.groups() for page in sorted(DOCS.rglob("*.md")) for match in FENCE.finditer(page.read_text())]

@@ -29,10 +29,14 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
 
 def mathml(latex: str, *, display: bool) -> str:
-    """A formula as MathML; what is not understood is refused, and with it the build."""
+    """A formula as MathML; what is not understood is refused, and with it the build.
+
+    Equations apart by a \\qquad are elements of their own, which a narrow page puts one below the other.
+    """
     from latex2mathml.converter import convert
 
-    element = convert(latex.strip(), display="block" if display else "inline")
-    if "\\" in element:
+    kind = "block" if display else "inline"
+    elements = "".join(convert(equation.strip(), display=kind) for equation in latex.split(r"\qquad"))
+    if "\\" in elements:
         raise ValueError(f"latex2mathml does not understand a command in the formula {latex!r}")
-    return f'<div class="formula">{element}</div>' if display else element
+    return f'<div class="formula">{elements}</div>' if display else elements

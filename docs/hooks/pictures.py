@@ -30,21 +30,23 @@ HEAD = ("block", "parameters", "after fusing", "step, branches", "step, folded")
 
 def on_config(config: Any) -> Any:
     """Called by mkdocs first: makes the fences known."""
-    fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
-    fences += [{"name": name, "class": name, "format": _formatter(make)} for name, make in FENCES.items()]
+    for name, make in FENCES.items():
+        add_fence(config, name, lambda source, _, make=make: make(source))
     return config
 
 
-def _formatter(make: Callable[[str], str]) -> Callable[..., str]:
+def add_fence(config: Any, name: str, make: Callable[[str, Any], str]) -> None:
+    """Makes a fence known: a function of what it holds and of the Markdown that it is in. An error stops the build."""
     from pymdownx.superfences import SuperFencesException
 
-    def formatted(source: str, *_: Any, **__: Any) -> str:
+    def formatted(source: str, _language: str, _class: str, _options: Any, md: Any, **__: Any) -> str:
         try:
-            return make(source)
+            return make(source, md)
         except Exception as problem:  # any other kind would leave the fence as it is, and pass
             raise SuperFencesException(f"{source!r}: {problem}") from problem
 
-    return formatted
+    fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
+    fences.append({"name": name, "class": name, "format": formatted})
 
 
 def evaluate(expression: str) -> ReparamBlock:
