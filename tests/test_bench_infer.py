@@ -71,7 +71,7 @@ def test_a_file_is_run_by_its_engines(net, tmp_path):
     quantize(net, file, [np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)])
     report = bench_inference(net, 9, 12, engines=["torch", "openvino"], files=[file], rounds=1)
     assert [(row.graph, row.engine) for row in report.rows[-2:]] == [("fused", "openvino"), ("int8.xml", "openvino")]
-    assert 1e-4 < report.rows[-1].error < 0.25
+    assert 1e-4 < report.rows[-1].error < 0.5
     command = ["bench", "infer", "plain_m1c4_x2", "--height", "9", "--width", "12", "--file", str(file)]
     result = CliRunner().invoke(app, command)  # of another network
     assert result.exit_code == 1 and "openvino (int8.xml) differs by" in result.output

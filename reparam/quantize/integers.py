@@ -48,7 +48,10 @@ def _quantize(
             x = next(samples, None)
             return None if x is None else {"input": x}
 
-    options: dict[str, Any] = {"TensorQuantOverrides": {"input": [{"rmin": np.float32(0), "rmax": np.float32(1)}]}}
+    options: dict[str, Any] = {
+        "TensorQuantOverrides": {"input": [{"rmin": np.float32(0), "rmax": np.float32(1)}]},
+        "CalibMovingAverage": True,  # else a single pixel widens the range of all
+    }
     if not quantize_outputs:
         options["OpTypesToExcludeOutputQuantization"] = ["Conv"]
     with _without_advice():

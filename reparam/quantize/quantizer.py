@@ -74,10 +74,10 @@ def quantize(
 
     $$q = \mathrm{round}(x / s) + z, \qquad x \approx s\,(q - z)$$
 
-    with scale s and zero point z for each activation (8 bits unsigned, s from the smallest and the largest value that
-    the images give it; for the input from 0 to 1, so that nothing is lost of images of 8 bits), and a scale for each
-    output channel of a weight (8 bits signed, z = 0), as pairs of `QuantizeLinear` and `DequantizeLinear`. Convolutions
-    are quantized; activation functions, the sum with the enlarged image and the pixel shuffle are not.
+    with scale s and zero point z for each activation (8 bits unsigned, s from the smallest and the largest value of a
+    tile, the mean over all tiles; for the input from 0 to 1, so that nothing is lost of images of 8 bits), and a scale
+    for each output channel of a weight (8 bits signed, z = 0), as pairs of `QuantizeLinear` and `DequantizeLinear`.
+    Convolutions are quantized; activation functions, the sum with the enlarged image and the pixel shuffle are not.
 
     The suffix says for which program. `.onnx` is for ONNX Runtime, which computes in 8 bits only where the output of a
     convolution is quantized as well; `.xml` (and `.bin`) is for OpenVINO, which does without, and is more exact and
