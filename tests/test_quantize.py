@@ -21,6 +21,7 @@ from reparam import ECB, ExportError, SpecError, Upscaler, create_model, fuse, q
 from reparam.cli import app
 from reparam.export.formats import read_note
 from reparam.quantize import quantizer
+from reparam.quantize.integers import write_int8
 from reparam.quantize.ranges import layer_ranges
 
 NAME = "repsr_m4c16_x2"
@@ -110,6 +111,20 @@ def test_what_is_quantized(written):
         kinds = Counter(one.get_type_name() for one in openvino.Core().read_model(file).get_ordered_ops())
         assert kinds["Convolution"] == 7  # the last repeats the image
         assert kinds["FakeQuantize"] == 6  # what goes into the six, and no output
+
+
+def test_ranges_of_activations_are_means_over_the_tiles(folder):
+    net = made("plain_m1c4_x2_y").eval()
+    tiles = [factor * torch.rand(1, 1, 9, 8) for factor in (1.0, 0.1)]
+    write_int8(net, folder / "ranges.onnx", iter([x.numpy() for x in tiles]), per_channel=True)
+    graph = onnx.load(folder / "ranges.onnx").graph
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    (conv, *_) = [node for node in graph.node if node.op_type == "Conv"]
+    (node,) = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == conv.output[0]]
+    with torch.no_grad():
+        outputs = [net.body[0](x) for x in tiles]
+    lowest, highest = (np.mean([float(way(y)) for y in outputs]) for way in (torch.amin, torch.amax))
+    assert held[node.input[1]] == pytest.approx((max(highest, 0) - min(lowest, 0)) / 255, rel=1e-3)
 
 
 def test_folders_files_and_arrays_are_the_same_images(folder, tmp_path):
