@@ -47,6 +47,7 @@ from .models import (
     SESR,
     CollapsibleSR,
     PlainSR,
+    QARepVGGSR,
     RepSR,
     RepVGGSR,
     create_model,
@@ -54,6 +55,7 @@ from .models import (
     pretrained_file,
 )
 from .norm import FrozenStatsBN
+from .quantize import LayerRange, QuantizationReport, quantize
 from .schedule import BNFreezeSchedule
 from .spec import ConvSpec
 from .swap import SwapReport, swap_convs
@@ -92,6 +94,7 @@ __all__ = [
     "IdentityBranch",
     "Kernel",
     "LaplacianBranch",
+    "LayerRange",
     "MBRConvBlock",
     "MobileOneBlock",
     "NotLinearError",
@@ -99,6 +102,8 @@ __all__ = [
     "OREPARepVGGBlock",
     "PlainSR",
     "QARepVGGBlock",
+    "QARepVGGSR",
+    "QuantizationReport",
     "RepMBConvBlock",
     "RepRFNBlock",
     "RepSR",
@@ -128,6 +133,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "pretrained_file",
+    "quantize",
     "recalibrate_bn_stats",
     "save_checkpoint",
     "set_fold",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
 from skimage import color, data, metrics
@@ -144,7 +145,7 @@ def train(net: nn.Module, pairs: list[tuple[Tensor, Tensor]], steps: int, rng: n
     """L1, Adam, cosine; batch statistics for nine tenths, then frozen ones."""
     optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in track(range(steps), "Training RepSR-M4C16 x2"):
+    for step in track(range(steps), "Training RepSR-M4C16 x2", console=Console(stderr=True)):
         if step == int(FREEZE_AT * steps):
             freeze_bn_stats(net)
         low, high = random_batch(pairs, rng)

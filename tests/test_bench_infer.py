@@ -8,7 +8,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import reparam.bench.inference as inference
-from reparam import ExportError, SpecError
+from reparam import ExportError, SpecError, quantize
 from reparam.bench import bench_inference
 from reparam.cli import app
 
@@ -64,6 +64,20 @@ def test_an_engine_that_fails_is_named_and_the_others_are_timed(net, monkeypatch
     assert (
         "torch-compile is installed and cannot run this network: no compiler" in CliRunner().invoke(app, command).output
     )
+
+
+def test_a_file_is_run_by_its_engines(net, tmp_path, monkeypatch):
+    file = tmp_path / "int8.xml"
+    quantize(net, file, [np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)])
+    report = bench_inference(net, 9, 12, engines=["torch", "openvino"], files=[file], rounds=1)
+    assert [(row.graph, row.engine) for row in report.rows[-2:]] == [("fused", "openvino"), ("int8.xml", "openvino")]
+    assert 1e-4 < report.rows[-1].error < 0.5
+    command = ["bench", "infer", "plain_m1c4_x2", "--height", "9", "--width", "12", "--file", str(file)]
+    monkeypatch.setattr(inference, "open_engine", lambda *_: lambda x: np.zeros((1, 3, 18, 24), np.float32))
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "openvino (int8.xml) differs by 1.0e+00" in result.output
+    with pytest.raises(SpecError, match="files of .onnx and .xml can be measured, but got net.pt2"):
+        bench_inference(net, 9, 12, engines=["torch"], files=[tmp_path / "net.pt2"], rounds=1)
 
 
 def test_a_network_that_does_not_say_its_input():

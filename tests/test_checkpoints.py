@@ -293,6 +293,7 @@ def test_every_family_there_and_back(name, file, fused, tmp_path):
         ("ecbsr_m2c6_x2_y", {"identity": None, "act": "softplus"}),
         ("ecbsr_m2c6_x2", {"expansion": 61 / 6, "act": "leakyrelu"}),
         ("repvggsr_m2c6_x3", {"plain_ends": True, "identity": False}),
+        ("qarepvggsr_m2c6_x3", {"point_bias": True, "pool": True}),
         ("collapsiblesr_m2c6_x2_y", {"hidden_channels": 24}),
         ("plain_m2c6_x1", {"base": "bilinear", "act": "leakyrelu"}),
         ("edsr_m2c6_x4_y", {"res_scale": 0.2, "img_range": 1.0, "mean": (0.4,)}),

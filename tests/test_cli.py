@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from helpers import assert_close, randomise
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -42,6 +43,21 @@ def test_the_demo_in_small(tmp_path: Path):
     plain = create_model("plain_m4c16_x2")
     plain.load_state_dict(load_file(tmp_path / "new" / "demo" / files[1]), strict=True)
     assert plain(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
+
+
+def test_the_demo_for_a_program(tmp_path: Path):
+    found = json.loads(run("demo", "--steps", "12", "--out", str(tmp_path), "--json").stdout)
+    assert found["parameters"] == [52568, 11548] and Path(found["weights"]).exists()
+    assert found["report"]["total"]["max_abs"] < 1e-4
+
+
+def test_every_command_prints_json_and_the_shell_completes():
+    commands = dict(typer.main.get_command(app).commands)
+    commands |= {f"bench {name}": command for name, command in commands["bench"].commands.items()}
+    assert len(commands) == 10
+    for name, command in commands.items():
+        assert any("--json" in parameter.opts for parameter in command.params), name
+    assert "--install-completion" in run("--help").output
 
 
 def test_bench_prints_ratios_for_every_block_and_phase():

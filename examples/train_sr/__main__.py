@@ -14,10 +14,10 @@ from rich.console import Console
 from skimage import data, io
 from typer import Argument, Option
 
-from reparam import ReparamError, load_checkpoint
+from reparam import ReparamError
 from reparam.block import ConvBlock
 
-from .evaluate import as_table
+from .evaluate import as_table, open_network
 from .evaluate import evaluate as evaluate_network
 from .summary import summary as summary_of
 from .training import Recipe, Run
@@ -113,13 +113,13 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, Argument(exists=True, dir_okay=False, help="Weights that load_checkpoint reads.")],
+    checkpoint: Annotated[Path, Argument(exists=True, dir_okay=False, help="Weights, or a file in ONNX or OpenVINO.")],
     images: Annotated[Path, Argument(exists=True, file_okay=False, help="Folder of high-resolution images.")],
     device: Annotated[str, Option(help="Of torch.")] = "cpu",
 ) -> None:
     """Score a network on images made small by MATLAB's bicubic: PSNR and SSIM on luma, a border of the scale shaved."""
     with user_errors():
-        net = load_checkpoint(checkpoint).to(device)
+        net = open_network(checkpoint).to(device)
         rows = evaluate_network(net, images)
     Console().print(as_table(rows, f"{checkpoint.name}, x{net.scale}: PSNR (dB) / SSIM on luma"))
 

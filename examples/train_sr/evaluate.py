@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.table import Table
+from torch import Tensor, nn
 
+from reparam import load_checkpoint
+from reparam.export.formats import read_note
 from reparam.models.registry import Network
+from reparam.upscale.engines import FILE_ENGINES, open_engine
 
 from .data import image_files, read_pair
 from .quality import Quality, bicubic, enlarge, luma, mean_quality, quality
+
+
+class Exported(nn.Module):
+    """A file of `export` or `quantize`, as a network."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        note = read_note(file)
+        self.scale, self.colors = int(note["scale"]), int(note["colors"])
+        self.run = open_engine(file, FILE_ENGINES[file.suffix][0])
+        self.register_parameter("none", nn.Parameter(torch.zeros(())))  # says that it is on the CPU
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarges x of shape (N, colors, H, W)."""
+        return torch.from_numpy(self.run(x.numpy()))
+
+
+def open_network(file: Path) -> Network:
+    """The network of a checkpoint, or of a file in ONNX or OpenVINO."""
+    return Exported(file) if file.suffix in FILE_ENGINES else load_checkpoint(file)  # type: ignore[return-value]
 
 
 def evaluate(net: Network, folder: Path) -> dict[str, tuple[Quality, ...]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..block import set_fold
 from ..errors import ExportError, SpecError
 from ..fuse import plain_copy
 from ..inspect import inspect_model
-from ..upscale.engines import installed_engines, make_engine
+from ..upscale.engines import FILE_ENGINES, installed_engines, make_engine, open_engine
 from .race import race, ratio
 
 Way = tuple[str, str]
@@ -27,8 +28,9 @@ Way = tuple[str, str]
 Run = Callable[[], np.ndarray]
 
 EAGER = "torch-eager"
-_LIMIT, _LIMIT_BF16 = 1e-4, 5e-2
+_LIMIT, _LIMIT_BF16, _LIMIT_FILE = 1e-4, 5e-2, 0.5
 """How far outputs may be apart, over the largest value."""
+_GRAPHS = ("branches", "folded", "fused")
 _GEMM = 1536
 """Height and width of the matrices whose product measures the limit of the processor: far beyond its caches' lines,
 and a fraction of a second."""
@@ -39,7 +41,8 @@ class InferenceCost:
     """One way to run a network."""
 
     graph: str
-    """"branches" (the train graph, one by one), "folded" (the train graph, one convolution a block) or "fused"."""
+    """"branches" (the train graph, one by one), "folded" (the train graph, one convolution a block), "fused", or a
+    file's name."""
     engine: str
     """"torch-eager" (the module, called as it is), or one of the engines of `Upscaler`."""
     latency_ms: float
@@ -79,6 +82,7 @@ def bench_inference(
     width: int = 960,
     *,
     engines: Sequence[str] | None = None,
+    files: Sequence[Path] = (),
     rounds: int = 5,
     threads: int = 0,
     progress: Callable[[], object] = lambda: None,
@@ -86,7 +90,7 @@ def bench_inference(
     """Measures a network on all engines, which take turns in each round; one more way is a product of matrices.
 
     Before anything is timed, every way must give the output of the fused network in torch: to 1e-4 of its largest
-    value, in bfloat16 to 5e-2.
+    value, in bfloat16 to 5e-2, a file to a half, as 8 bits meet noise.
 
     Args:
         net: a network with `colors`, in eval mode or with frozen batch norms; if it has blocks, its train graph is
@@ -94,12 +98,14 @@ def bench_inference(
         height: of the image, in pixels.
         width: likewise.
         engines: of `Upscaler`; None takes all that are installed.
+        files: of the same network, in ONNX or OpenVINO, such as `quantize` writes; on the engines that run them.
         rounds: how often every way runs.
         threads: of every engine; 0 leaves that to them.
         progress: called after each round; there are `rounds` + 2.
 
     Raises:
-        SpecError: for an engine that is unknown or not installed, or a network without `colors`.
+        SpecError: for an engine that is unknown or not installed, a file of another kind, or a network without
+            `colors`.
         ExportError: if an engine gives another output.
         FuseError: if the network cannot be fused as it is.
 
@@ -117,8 +123,9 @@ def bench_inference(
     plain = plain_copy(net)
     with _threads(threads), torch.inference_mode():
         ways = _graphs(net, plain, x)
-        on_engines, failed = _engines(plain, x, installed_engines() if engines is None else engines, threads)
-        ways |= on_engines
+        names = installed_engines() if engines is None else engines
+        on_engines, failed = _engines(plain, x, names, threads)
+        ways |= on_engines | _files(files, x, names, threads)
         errors = _errors(ways)
         matrix = torch.rand(_GEMM, _GEMM)
         runs: dict[Hashable, Callable[[], object]] = {"limit": partial(torch.mm, matrix, matrix)}
@@ -166,12 +173,25 @@ def _engines(
     return ways, failed
 
 
+def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads: int) -> dict[Way, Run]:
+    """Each file on each engine that runs it."""
+    if wrong := [file for file in files if file.suffix not in FILE_ENGINES]:
+        raise SpecError(f"files of {' and '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
+    return {
+        (file.name, name): partial(open_engine(file, name, threads), x.numpy())
+        for file in files
+        for name in FILE_ENGINES[file.suffix]
+        if name in names
+    }
+
+
 def _errors(ways: dict[Way, Run]) -> dict[Way, float]:
     """How far each output is from that of the fused network in torch."""
     wanted = ways["fused", EAGER]()
     errors = {}
     for way, run in ways.items():
-        got, limit = run(), _LIMIT_BF16 if way[1].endswith("bf16") else _LIMIT
+        limit = _LIMIT_FILE if way[0] not in _GRAPHS else _LIMIT_BF16 if way[1].endswith("bf16") else _LIMIT
+        got = run()
         if got.shape != wanted.shape:
             raise ExportError(f"{way[1]} ({way[0]}) gives {got.shape}, where torch gives {wanted.shape}")
         errors[way] = float(np.abs(got - wanted).max() / np.abs(wanted).max())

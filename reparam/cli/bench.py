@@ -76,6 +76,10 @@ def infer(
     height: Annotated[int, typer.Option(min=1, help="Of the image, in pixels.")] = 540,
     width: Annotated[int, typer.Option(min=1, help="Of the image, in pixels.")] = 960,
     engine: Annotated[list[str] | None, typer.Option(help="Engines to measure; may be repeated. All, if none.")] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Of the same network, such as `reparam quantize` writes."),
+    ] = None,
     rounds: Rounds = 5,
     threads: Annotated[int, typer.Option(min=0, help="Threads of every engine; 0 leaves that to them.")] = 0,
     as_json: Json = False,
@@ -83,7 +87,9 @@ def infer(
     """Measure a network on the engines that are installed: its train graph, and fused, beside the processor's limit."""
     with user_errors(), _progress(rounds + 2) as advance:
         net = _network(model)
-        report = bench_inference(net, height, width, engines=engine, rounds=rounds, threads=threads, progress=advance)
+        report = bench_inference(
+            net, height, width, engines=engine, files=file or (), rounds=rounds, threads=threads, progress=advance
+        )
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return

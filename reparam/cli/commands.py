@@ -19,6 +19,7 @@ from ..export import export as export_network
 from ..fuse import fuse as fuse_network
 from ..interop import fuse_file, inspect_file, load_checkpoint
 from ..models import list_models
+from ..quantize import quantize as quantize_network
 from ..upscale import Upscaler
 from ..verify import verify as verify_networks
 from . import bench
@@ -57,6 +58,7 @@ def demo(
     ),
     steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 1200,
     seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Train a small RepSR on photos of scikit-image, freeze its batch norms, fuse it, prove it, draw it."""
     try:
@@ -65,6 +67,9 @@ def demo(
         typer.echo(f"the demo needs the package {error.name!r}: pip install 'reparam[demo]'", err=True)
         raise typer.Exit(1) from None
     result = run_demo(out, steps, seed)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, default=str))
+        return
     table = Table(
         "", "bicubic", "train graph", "fused", title="RepSR-M4C16 x2 after training on photos of scikit-image"
     )
@@ -143,6 +148,7 @@ def upscale(
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 leaves that to it.")] = 0,
     suffix: Annotated[str, typer.Option(help="Format of the results, such as .png; if not given, the source's.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Enlarge images by a network: photo.png becomes photo_x2.png in the folder."""
     try:
@@ -154,11 +160,18 @@ def upscale(
         upscaler = Upscaler(model, engine=engine, tile=tile, threads=threads)
         targets = plan(images, out, upscaler.scale, suffix, overwrite)
         out.mkdir(parents=True, exist_ok=True)
-    failed = 0
+    failed: dict[Path, str] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for source, why in bar.track(upscale_files(upscaler, targets), len(targets), description=upscaler.engine):
-            failed += bool(why)
-            typer.echo(f"error: {source}: {why}" if why else f"{source} -> {targets[source]}", err=bool(why))
+            failed |= {source: why} if why else {}
+            if why or not as_json:
+                typer.echo(f"error: {source}: {why}" if why else f"{source} -> {targets[source]}", err=bool(why))
+    if as_json:
+        files = [
+            {"source": str(source), "target": None if source in failed else str(target), "error": failed.get(source)}
+            for source, target in targets.items()
+        ]
+        typer.echo(json.dumps({"engine": upscaler.engine, "scale": upscaler.scale, "files": files}, indent=2))
     if failed:
         raise typer.Exit(1)
 
@@ -179,18 +192,35 @@ def export(
 
 
 @app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(help="Network with weights (see `reparam models`), or a checkpoint.")],
+    target: Annotated[Path, typer.Argument(help="File to write: .onnx, or .xml (OpenVINO).")],
+    images: Annotated[Path, typer.Option(help="Folder of images such as the network is to enlarge, to calibrate on.")],
+    targets: Annotated[Path | None, typer.Option(help="Folder of the same images, large, in the same order.")] = None,
+    per_tensor: Annotated[bool, typer.Option("--per-tensor", help="One scale for all channels of a weight.")] = False,
+    tile: Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Fuse a network and write it in 8 bits, calibrated on images; say what that costs."""
+    with user_errors():
+        report = quantize_network(source, target, images, targets=targets, per_channel=not per_tensor, tile=tile)
+    typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
+
+
+@app.command()
 def verify(
     source: Annotated[Path, typer.Argument(help="Checkpoint with blocks: .pth, .pt or .safetensors.")],
     wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
     act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the image that it is tried on.")] = 64,
+    as_json: Json = False,
 ) -> None:
     """Compare a checkpoint's network with its fused form, block by block; exit code 1 if they differ."""
     with user_errors():
         net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
         image = torch.rand(1, net.colors, size, size, generator=torch.Generator().manual_seed(0))
         report = verify_networks(net, fuse_network(net), image)
-    typer.echo(str(report))
+    typer.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2) if as_json else str(report))
     if not report.ok:
         raise typer.Exit(1)
 

@@ -94,8 +94,8 @@ def export(
         ('torch', True)
     """
     path = Path(path)
-    kind = _format_of(path)
-    files = _targets(path, kind)
+    kind = format_of(path)
+    files = targets_of(path, kind)
     net = plain_copy(model).float().cpu().requires_grad_(False)
     shapes = _shapes(net, example, dynamic)
     first = torch.rand(2, *shapes[0][1:-2], 8, 9) if example is None else example.detach().float().cpu()
@@ -104,7 +104,7 @@ def export(
     _output(net, first)  # what it cannot do is said here, and not by a converter
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         file = Path(folder) / path.name
-        _write(kind, net, first, dynamic, file)
+        write_as(kind, net, first, dynamic, file)
         engine, error = _check(kind, file, net, shapes)
         for target in reversed(files):  # the one that was asked for at the end
             (Path(folder) / target.name).replace(target)
@@ -115,13 +115,14 @@ def holds(file: Path, net: nn.Module) -> bool:
     """Whether a file that was exported before computes what a network does, as far as one small image tells."""
     net = copy.deepcopy(net).float().cpu()
     try:
-        _check(_format_of(file), file, net, _shapes(net, None, dynamic=False))
+        _check(format_of(file), file, net, _shapes(net, None, dynamic=False))
     except ExportError:
         return False
     return True
 
 
-def _format_of(path: Path) -> Format:
+def format_of(path: Path) -> Format:
+    """The one that the suffix asks for."""
     kind = next((kind for kind in FORMATS if path.name.endswith(kind.suffixes[0])), None)
     if kind is None:
         known = ", ".join(f"{kind.suffixes[0]} ({kind.name})" for kind in FORMATS)
@@ -129,7 +130,7 @@ def _format_of(path: Path) -> Format:
     return kind
 
 
-def _targets(path: Path, kind: Format) -> tuple[Path, ...]:
+def targets_of(path: Path, kind: Format) -> tuple[Path, ...]:
     """The files that will be in place, the one that was asked for first, if all is there to write them."""
     if missing := [package for package in kind.packages if not find_spec(package)]:
         raise ExportError(f"{kind.name} needs {' and '.join(missing)}: pip install 'reparam[{kind.extra}]'")
@@ -156,7 +157,8 @@ def _shapes(net: nn.Module, example: Tensor | None, dynamic: bool) -> tuple[tupl
     return shape, (shape[0] + 1, *shape[1:]), (*shape[:2], *wider)
 
 
-def _metadata(net: nn.Module) -> dict[str, str]:
+def metadata_of(net: nn.Module) -> dict[str, str]:
+    """The note that a file holds."""
     from .. import __version__
 
     note: dict[str, Any] = {"version": __version__, "network": type(net).__name__}
@@ -171,9 +173,10 @@ def _metadata(net: nn.Module) -> dict[str, str]:
     return metadata
 
 
-def _write(kind: Format, net: nn.Module, first: Tensor, dynamic: bool, file: Path) -> None:
+def write_as(kind: Format, net: nn.Module, first: Tensor, dynamic: bool, file: Path) -> None:
+    """Writes a file, or says what the network is that cannot be written."""
     try:
-        kind.write(net, first, dynamic, file, _metadata(net))
+        kind.write(net, first, dynamic, file, metadata_of(net))
     except ReparamError:
         raise
     except Exception as problem:  # exporters raise whatever they met

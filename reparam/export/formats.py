@@ -71,15 +71,25 @@ def _write_graph(net: nn.Module, example: Tensor, dynamic: bool, file: Path, met
 
 
 def _write_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    middle = file.with_suffix(".onnx")
+    write_for_openvino(net, example, dynamic, middle, metadata)
+    convert_to_openvino(middle, file, metadata)
+    middle.unlink()
+
+
+def write_for_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    """ONNX, as OpenVINO converts it best."""
+    _write_graph(lean(net, one_by_one), example, dynamic, file, metadata)
+
+
+def convert_to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
+    """A file of ONNX as one of OpenVINO."""
     import openvino
 
-    middle = file.with_suffix(".onnx")
-    _write_graph(lean(net, one_by_one), example, dynamic, middle, metadata)
-    model = openvino.convert_model(middle)
+    model = openvino.convert_model(source)
     for key, value in metadata.items():
         model.set_rt_info(value, ["reparam", key])
-    openvino.save_model(model, file, compress_to_fp16=False)
-    middle.unlink()
+    openvino.save_model(model, target, compress_to_fp16=False)
 
 
 def _write_ncnn(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:

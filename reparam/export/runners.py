@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import ExportError
+from .prelu import without_prelu
 
 Run = Callable[[np.ndarray], np.ndarray]
 """From the input, float32 and contiguous, to the output."""
@@ -22,13 +24,17 @@ def run_program(file: Path) -> Run:
     return lambda x: module(torch.from_numpy(x)).numpy()
 
 
-def run_onnxruntime(file: Path, threads: int = 0) -> Run:
-    """A file of ONNX in ONNX Runtime; 0 threads leave the choice to it, here and below."""
+def run_onnxruntime(file: Path, threads: int = 0, rewritten: bool = False) -> Run:
+    """A file of ONNX in ONNX Runtime; 0 threads leave the choice to it, here and below.
+
+    `rewritten` runs the same function in the nodes that ONNX Runtime is fast at, if the package onnx is there.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    model = without_prelu(file) if rewritten and find_spec("onnx") else file
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x})[0]
 

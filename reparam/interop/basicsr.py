@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import SpecError
 from ..freeze import freeze_bn_stats
 from ..fuse import unwrap
-from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, RepSR, RepVGGSR, create_model
+from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, create_model
 
 
 class Registry(Protocol):
@@ -40,7 +40,7 @@ def register_archs(registry: Registry) -> list[str]:
         The names.
     """
     factories: dict[str, Callable[..., nn.Module]] = {"reparam_model": create_model}
-    networks = (PlainSR, RepSR, ECBSR, RepVGGSR, CollapsibleSR, SESR, EDSR)
+    networks = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)
     factories |= {f"reparam_{net.__name__.lower()}": net for net in networks}
     for name, make in factories.items():
         registry.register(_named(name, make))

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..fuse import unwrap
-from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, RepSR, RepVGGSR
+from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models.net import SRNet
 from ..models.registry import Network
 from ..norm import norms
@@ -20,7 +20,7 @@ from .files import Contents, read_file, write_file
 from .networks import LAYOUTS, Recipe, recognise
 from .state_dict import looked_for, matched
 
-_NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, CollapsibleSR, SESR, EDSR)
+_NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)
 _CLASSES: dict[str, type[Network]] = {network.__name__: network for network in _NETWORKS}
 _USUAL_EPS = nn.BatchNorm2d(1).eps
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..fuse import skeleton
-from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, RepSR, RepVGGSR
+from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models.registry import Network
 from .layouts import Names, Options, Tensors
 from .state_dict import parts_in
@@ -264,6 +264,13 @@ def _with_expansion(recipe: Recipe, t: Tensors, expand: str) -> Recipe:
 @_layout("RepVGGSR of reparam", "body.0.branches.0.conv.weight", "body.0.branches.1.norm.weight")
 def _(t: Tensors) -> Recipe:
     return _ours(RepVGGSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
+
+
+@_layout(
+    "QARepVGGSR of reparam", "body.0.branches.0.norm.weight", "body.0.branches.1.conv.weight", "body.0.norm.weight"
+)
+def _(t: Tensors) -> Recipe:
+    return _ours(QARepVGGSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
 
 
 @_layout("CollapsibleSR of reparam", "body.0.branches.0.expand.weight", "body.0.branches.0.squeeze.weight")

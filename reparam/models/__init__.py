@@ -1,7 +1,7 @@
 """Super-resolution networks made of the blocks."""
 
 from .edsr import EDSR
-from .net import ECBSR, CollapsibleSR, PlainSR, RepSR, RepVGGSR, SRNet
+from .net import ECBSR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, SRNet
 from .pretrained import pretrained_file
 from .registry import create_model, list_models
 from .sesr import SESR
@@ -12,6 +12,7 @@ __all__ = [
     "SESR",
     "CollapsibleSR",
     "PlainSR",
+    "QARepVGGSR",
     "RepSR",
     "RepVGGSR",
     "SRNet",

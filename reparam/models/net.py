@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..block import ConvBlock
-from ..blocks import ECB, CollapsibleLinearBlock, RepSRBlock, RepVGGBlock
+from ..blocks import ECB, CollapsibleLinearBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
 from ..errors import SpecError
 from .sizes import check_sizes
 
@@ -208,6 +208,26 @@ class RepVGGSR(_BlockSR):
     """
 
     Block = RepVGGBlock
+
+
+class QARepVGGSR(_BlockSR):
+    """The network of real-time super-resolution with `QARepVGGBlock`, made for INT8, in place of every convolution.
+
+    Source of the block: X. Chu, L. Li, B. Zhang, "Make RepVGG Greater Again: A Quantization-aware Approach", AAAI 2024,
+    arXiv 2212.01593. There it is in a classifier; this network is ours.
+
+    Args:
+        scale, num_blocks, channels, colors, act, base: as in `SRNet`.
+        plain_ends: whether the first and the last layer are plain convolutions.
+        **block_options: options of `QARepVGGBlock`.
+
+    Example:
+        >>> import torch
+        >>> QARepVGGSR(scale=2, num_blocks=1, channels=8)(torch.rand(2, 3, 5, 7)).shape == (2, 3, 10, 14)
+        True
+    """
+
+    Block = QARepVGGBlock
 
 
 class CollapsibleSR(_BlockSR):

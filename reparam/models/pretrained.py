@@ -41,6 +41,11 @@ def pretrained_file(name: str) -> Path:
     return FOLDER / f"{name}{_FUSED}"
 
 
+def train_file(name: str) -> Path:
+    """The file of the weights with blocks, which is there for the smaller networks only."""
+    return FOLDER / f"{name}{_TRAIN}"
+
+
 def load_pretrained(net: nn.Module, name: str, sizes: Mapping[str, Any]) -> None:
     """Gives a network of blocks, of these sizes, its weights; where only fused ones are shipped, its blocks take them.
 
@@ -48,7 +53,7 @@ def load_pretrained(net: nn.Module, name: str, sizes: Mapping[str, Any]) -> None
         SpecError: if there are no weights of this name.
     """
     fused = pretrained_file(name)
-    train = FOLDER / f"{name}{_TRAIN}"
+    train = train_file(name)
     if train.exists():
         net.load_state_dict(load_file(train))
         return

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import SpecError
 from .edsr import EDSR
-from .net import ECBSR, CollapsibleSR, PlainSR, RepSR, RepVGGSR, SRNet
+from .net import ECBSR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, SRNet
 from .pretrained import load_pretrained, pretrained_names
 from .sesr import SESR
 
@@ -53,6 +53,7 @@ _FAMILIES = {
     "repsr": Family(RepSR, _COMPACT),
     "ecbsr": Family(ECBSR, _COMPACT),
     "repvggsr": Family(RepVGGSR, _COMPACT),
+    "qarepvggsr": Family(QARepVGGSR, _COMPACT),
     "collapsiblesr": Family(CollapsibleSR, _COMPACT),
     "sesr": Family(SESR, _SESR, scales=(2, 4), luma_only=True),
     "edsr": Family(EDSR, _EDSR, scales=(2, 3, 4)),

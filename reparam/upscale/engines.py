@@ -60,7 +60,7 @@ class _Kind:
 ENGINES = {
     "torch": _Kind("torch", _torch),
     "torch-compile": _Kind("torch", _torch, "", True),
-    "onnxruntime": _Kind("onnxruntime", run_onnxruntime, ".onnx"),
+    "onnxruntime": _Kind("onnxruntime", run_onnxruntime, ".onnx", True),
     "openvino": _Kind("openvino", run_openvino, ".xml"),
     "openvino-bf16": _Kind("openvino", run_openvino, ".xml", "bf16"),
     "ncnn": _Kind("ncnn", run_ncnn, ".ncnn.param"),

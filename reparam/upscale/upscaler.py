@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +18,10 @@ from ..fuse import plain_copy
 from ..interop import load_checkpoint
 from ..models import list_models, pretrained_file
 from ..receptive import receptive_radius
+from .arrays import arrays_of, floats_of, largest_of, of_pil, whole_of
 from .color import Coloring, coloring
 from .engines import FILE_ENGINES, fastest_engine, make_engine, open_engine
-from .tiles import scaled, spans
+from .tiles import Span, scaled, spans
 
 Image = TypeVar("Image")
 
@@ -97,13 +100,32 @@ class Upscaler:
             return self._tensor(image)  # type: ignore[return-value]  # the same kind, which isinstance told
         if isinstance(image, np.ndarray):
             return self._array(image)  # type: ignore[return-value]  # likewise
-        if type(image).__module__.partition(".")[0] == "PIL":
+        if of_pil(image):
             from .images import from_pil, to_pil  # PIL is there, as the image is
 
             picture = from_pil(image)  # type: ignore[arg-type]  # told by its module, as PIL need not be there
             pixels = self._array(picture.pixels)
             return to_pil(picture._replace(pixels=pixels))  # type: ignore[return-value]  # likewise
         raise SpecError(f"an image is a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
+
+    def inputs(self, image: Any) -> Iterator[np.ndarray]:
+        """What the network gets of an image, tile by tile, (1, colors, h, w) in float32, for a program to calibrate on.
+
+        Args:
+            image: as for `__call__`.
+
+        Raises:
+            SpecError: for another kind of image.
+
+        Example:
+            >>> upscaler = Upscaler("repsr_m4c16_x2_y", engine="torch", tile=16)
+            >>> [x.shape for x in upscaler.inputs(np.zeros((20, 16, 3), np.uint8))]
+            [(1, 1, 16, 16), (1, 1, 16, 16)]
+        """
+        for whole in map(whole_of, arrays_of(image)):
+            way = coloring(whole.shape[2], self.colors, self.scale)
+            for rows, columns in self._tiles(whole):
+                yield np.ascontiguousarray(way.split(floats_of(whole[rows.read, columns.read])))
 
     def file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
         """Enlarges an image file; the target is written whole, or not at all.
@@ -125,52 +147,52 @@ class Upscaler:
         write_picture(picture._replace(pixels=self._array(picture.pixels)), target)
 
     def _tensor(self, image: Tensor) -> Tensor:
-        if image.dim() not in (3, 4):
-            raise SpecError(f"a tensor must be (C, H, W) or (N, C, H, W), but got {tuple(image.shape)}")
-        images = image.detach().cpu().numpy() if image.dtype != torch.bfloat16 else image.detach().cpu().float().numpy()
-        large = [
-            self._array(one.transpose(1, 2, 0)).transpose(2, 0, 1) for one in images.reshape(-1, *image.shape[-3:])
-        ]
+        large = [self._array(one).transpose(2, 0, 1) for one in arrays_of(image)]
         y = torch.from_numpy(np.stack(large)).to(image.device, image.dtype)
         return y if image.dim() == 4 else y[0]
 
     def _array(self, image: np.ndarray) -> np.ndarray:
-        whole = np.atleast_3d(image) if image.ndim in (2, 3) else image
-        if whole.ndim != 3 or whole.shape[2] not in (1, 2, 3, 4) or not whole.size:
-            raise SpecError(f"an array is (H, W) or (H, W, C) with C of 1 to 4, and not empty, but got {image.shape}")
-        if whole.dtype not in (np.uint8, np.uint16) and not np.issubdtype(whole.dtype, np.floating):
-            raise SpecError(f"an array must be uint8, uint16 or floats of 0 to 1, but got {image.dtype}")
+        whole = whole_of(image)
         height, width, channels = whole.shape
         way = coloring(channels, self.colors, self.scale)
         large = np.empty((self.scale * height, self.scale * width, channels), whole.dtype)
-        for rows in spans(height, self._tile or height, self._overlap):
-            for columns in spans(width, self._tile or width, self._overlap):
-                part = self._enlarge(whole[rows.read, columns.read], way)
-                part = part[scaled(rows.inner, self.scale), scaled(columns.inner, self.scale)]
-                large[scaled(rows.keep, self.scale), scaled(columns.keep, self.scale)] = part
+        for rows, columns in self._tiles(whole):
+            part = self._enlarge(whole[rows.read, columns.read], way)
+            part = part[scaled(rows.inner, self.scale), scaled(columns.inner, self.scale)]
+            large[scaled(rows.keep, self.scale), scaled(columns.keep, self.scale)] = part
         return large[:, :, 0] if image.ndim == 2 else large
+
+    def _tiles(self, whole: np.ndarray) -> Iterator[tuple[Span, Span]]:
+        """Rows and columns of each."""
+        rows, columns = (spans(size, self._tile or size, self._overlap) for size in whole.shape[:2])
+        return itertools.product(rows, columns)
 
     def _enlarge(self, part: np.ndarray, way: Coloring) -> np.ndarray:
         """A tile (h, w, C), in the dtype of the image, made large."""
-        largest = np.iinfo(part.dtype).max if part.dtype.kind == "u" else 1
-        x = np.ascontiguousarray(part.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(largest)
+        largest, x = largest_of(part), floats_of(part)
         y = way.join(self._run(np.ascontiguousarray(way.split(x))), x)[0].transpose(1, 2, 0)
         return np.rint(y * largest).clip(0, largest) if largest > 1 else y
 
 
 def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The network of a name or a file, or a copy of it, fused and in eval mode."""
-    if isinstance(model, str) and model in list_models(pretrained=True):
-        net: nn.Module = load_checkpoint(pretrained_file(model))
-    elif isinstance(model, (str, os.PathLike)):
-        if not Path(model).exists():
-            names = ", ".join(list_models(pretrained=True))
-            raise SpecError(f"{os.fspath(model)!r} is no file, and no network with weights; there are {names}")
-        net = load_checkpoint(model)
-    else:
-        net = model
+    net = model if isinstance(model, nn.Module) else read_network(model)
     _sizes(net)
     return plain_copy(net)
+
+
+def read_network(model: str | os.PathLike[str]) -> nn.Module:
+    """The network of a name, with fused weights, or of a checkpoint.
+
+    Raises:
+        SpecError: if there is neither.
+    """
+    if isinstance(model, str) and model in list_models(pretrained=True):
+        return load_checkpoint(pretrained_file(model))
+    if not Path(model).exists():
+        names = ", ".join(list_models(pretrained=True))
+        raise SpecError(f"{os.fspath(model)!r} is no file, and no network with weights; there are {names}")
+    return load_checkpoint(model)
 
 
 def _sizes(net: nn.Module) -> tuple[int, int]:

@@ -1,0 +1,266 @@
+"""Networks in 8 bits: which numbers are in the file, what they cost, and who runs them."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from helpers import made
+from onnx import numpy_helper
+from PIL import Image
+from skimage import data
+from torch import nn
+from typer.testing import CliRunner
+
+from reparam import ECB, ExportError, SpecError, Upscaler, create_model, fuse, quantize
+from reparam.cli import app
+from reparam.export.formats import read_note
+from reparam.quantize import quantizer
+from reparam.quantize.integers import write_int8
+from reparam.quantize.ranges import layer_ranges
+
+NAME = "repsr_m4c16_x2"
+LARGE = [np.ascontiguousarray(photo[100:180, 60:180]) for photo in (data.astronaut(), data.coffee())]
+SMALL = [np.asarray(Image.fromarray(photo).resize((60, 40), Image.Resampling.BICUBIC)) for photo in LARGE]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("int8")
+
+
+@pytest.fixture(scope="module", params=[".onnx", ".xml"])
+def written(request, folder):
+    file = folder / f"net{request.param}"
+    return file, quantize(NAME, file, SMALL, targets=LARGE)
+
+
+def psnr(image: np.ndarray, original: np.ndarray) -> float:
+    return -10 * np.log10(np.square(image.astype(np.float64) - original).mean())
+
+
+def test_what_it_costs(written):
+    file, report = written
+    assert report.files[0] == file and all(path.exists() for path in report.files) and report.images == 2
+    assert report.engine == {".onnx": "onnxruntime", ".xml": "openvino"}[file.suffix]
+    assert 40 < report.psnr_db < 60
+    assert 0 < report.float_db - report.int8_db < 0.3
+    small, large = (np.float32(images[0] / 255) for images in (SMALL, LARGE))
+    exact, rounded = (Upscaler(one)(small).clip(0, 1) for one in (NAME, file))
+    assert 40 < psnr(rounded, exact) < 60
+    assert 0 < psnr(exact, large) - psnr(rounded, large) < 0.3
+    assert sorted(path.name for path in file.parent.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_figures_are_means_over_the_images(written):
+    file, report = written
+    pairs = [[Upscaler(one)(np.float32(x / 255)).clip(0, 1) for one in (NAME, file)] for x in SMALL]
+    assert report.psnr_db == pytest.approx(np.mean([psnr(rounded, exact) for exact, rounded in pairs]), abs=1e-3)
+    for found, which in ((report.float_db, 0), (report.int8_db, 1)):
+        wanted = np.mean([psnr(pair[which], np.float32(y / 255)) for pair, y in zip(pairs, LARGE)])
+        assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_note_is_that_of_export(written):
+    note = read_note(written[0])
+    assert {key: note[key] for key in ("scale", "colors", "radius")} == {"scale": "2", "colors": "3", "radius": "6"}
+    assert json.loads(note["reparam"])["network"] == "RepSR"
+
+
+def test_onnx_runtime_and_openvino_run_the_same_file(folder):
+    file = folder / "both.onnx"
+    quantize(NAME, file, SMALL)
+    one, other = (Upscaler(file, engine=engine)(SMALL[0]).astype(int) for engine in ("onnxruntime", "openvino"))
+    assert np.abs(one - other).max() <= 4 and np.abs(one - other).mean() < 0.1
+    tiled = Upscaler(file, tile=16)(SMALL[0])
+    assert np.array_equal(tiled, Upscaler(file, tile=0)(SMALL[0]))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_weights_in_the_file(per_channel, folder):
+    file = folder / f"weights{per_channel}.onnx"
+    quantize(NAME, file, SMALL, per_channel=per_channel)
+    plain = fuse(create_model(NAME, pretrained=True))
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(file).graph.initializer}
+    weights = [name for name, values in held.items() if name.endswith(".weight_quantized")]
+    assert len(weights) == 6 and all(held[name].dtype == np.int8 for name in weights)
+    for name, layer in zip(weights, plain.body[::2]):
+        scale = held[name.replace("_quantized", "_scale")]
+        assert scale.size == (layer.out_channels if per_channel else 1)
+        scale = scale.reshape(-1, 1, 1, 1)
+        assert np.abs(held[name] * scale - layer.weight.detach().numpy()).max() <= 0.51 * scale.max()
+        assert np.abs(held[name]).max() == 127
+
+
+def test_what_is_quantized(written):
+    file, _ = written
+    if file.suffix == ".onnx":
+        graph = onnx.load(file).graph
+        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        kinds = Counter(node.op_type for node in graph.node)
+        assert (kinds["QuantizeLinear"], kinds["Conv"], kinds["PRelu"]) == (12, 6, 5)  # in and out of convolutions
+        (node,) = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "input"]
+        scale, zero = (held[name] for name in node.input[1:])
+        assert scale == pytest.approx(1 / 255) and zero == 0  # nothing is lost of images of 8 bits
+    else:
+        kinds = Counter(one.get_type_name() for one in openvino.Core().read_model(file).get_ordered_ops())
+        assert kinds["Convolution"] == 7  # the last repeats the image
+        assert kinds["FakeQuantize"] == 6  # what goes into the six, and no output
+
+
+def test_ranges_of_activations_are_means_over_the_tiles(folder):
+    net = made("plain_m1c4_x2_y").eval()
+    tiles = [factor * torch.rand(1, 1, 9, 8) for factor in (1.0, 0.1)]
+    write_int8(net, folder / "ranges.onnx", iter([x.numpy() for x in tiles]), per_channel=True)
+    graph = onnx.load(folder / "ranges.onnx").graph
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    (conv, *_) = [node for node in graph.node if node.op_type == "Conv"]
+    (node,) = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == conv.output[0]]
+    with torch.no_grad():
+        outputs = [net.body[0](x) for x in tiles]
+    lowest, highest = (np.mean([float(way(y)) for y in outputs]) for way in (torch.amin, torch.amax))
+    assert held[node.input[1]] == pytest.approx((max(highest, 0) - min(lowest, 0)) / 255, rel=1e-3)
+
+
+def test_folders_files_and_arrays_are_the_same_images(folder, tmp_path):
+    for name, image in zip("ab", SMALL):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    tensors = torch.from_numpy(np.stack(SMALL)).permute(0, 3, 1, 2)
+    ways = (SMALL, tmp_path, [tmp_path / "a.png", Image.fromarray(SMALL[1])], [tensors])
+    reports = [quantize(NAME, folder / "same.onnx", images) for images in ways]
+    assert {report.images for report in reports} == {2}
+    assert len({report.psnr_db for report in reports}) == 1
+
+
+def test_a_network_for_luma_is_calibrated_on_luma(folder):
+    net = made("repsr_m1c4_x3_y")
+    report = quantize(net, folder / "y.onnx", SMALL)
+    assert Upscaler(folder / "y.onnx")(SMALL[0][:, :, 0]).shape == (120, 180)
+    assert report.psnr_db > 25 and [row.name for row in report.layers] == ["body.0", "body.2", "body.4"]
+    assert any(module.training is False for module in net.modules())
+
+
+class Everywhere(nn.Module):
+    """Has no receptive radius."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.colors, self.conv = 1, 3, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x + x.mean((2, 3), keepdim=True))
+
+
+def test_whole_images_where_there_is_no_radius(folder):
+    net = Everywhere().eval()
+    with pytest.raises(SpecError, match="can only be run on whole images"):
+        quantize(net, folder / "no.onnx", SMALL)
+    assert quantize(net, folder / "whole.onnx", SMALL, tile=0).psnr_db > 30
+
+
+# Ranges
+
+
+def test_ranges_by_hand():
+    net = nn.Sequential(nn.Conv2d(1, 2, (1, 2)), nn.PReLU())
+    net[0].weight.data = torch.tensor([[-4.0, 2.0], [0.5, -0.5]]).reshape(2, 1, 1, 2)
+    (row,) = layer_ranges(net, net)
+    assert (row.name, row.spread_before, row.peak_before, row.spread) == ("0", None, None, 8.0)
+    assert row.peak == pytest.approx(4 / np.std([-4, 2, 0.5, -0.5]))
+    net[0].weight.data[1] = 0
+    assert layer_ranges(net, net)[0].spread == np.inf
+    net[0].weight.data[:] = 3
+    assert layer_ranges(net, net)[0].peak == np.inf
+
+
+def test_ranges_of_a_block_are_those_of_its_worst_layer():
+    block = nn.Sequential(ECB(3, 5))
+    weights = [p for p in block.parameters() if p.dim() == 4]
+    for weight in weights:
+        weight.data = torch.ones_like(weight)
+        weight.data[0] = 2
+    weights[1].data[-1] = 0.25
+    (row,) = layer_ranges(block, fuse(block))
+    assert row.name == "0" and row.spread_before == 8
+    largest = fuse(block)[0].weight.detach().abs().amax((1, 2, 3))
+    assert row.spread == pytest.approx(float(largest.max() / largest.min()))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("path", "images", "options", "error", "match"),
+    [
+        ("net.pt2", SMALL, {}, SpecError, r"written as .onnx or .xml \(OpenVINO\), but got 'net.pt2'"),
+        ("net.ncnn.param", SMALL, {}, SpecError, "but got 'net.ncnn.param'"),
+        ("net.onnx", [], {}, SpecError, "there is no image to calibrate on"),
+        ("net.onnx", SMALL, {"targets": LARGE[:1]}, SpecError, "2 images and 1 targets"),
+        ("net.onnx", SMALL, {"targets": SMALL}, SpecError, r"image 0 becomes \(80, 120, 3\), but .* \(40, 60, 3\)"),
+        (
+            "net.onnx",
+            [np.zeros((8, 8, 5), np.uint8)],
+            {},
+            SpecError,
+            r"C of 1 to 4, and not empty, but got \(8, 8, 5\)",
+        ),
+        ("net.onnx", ["a", 3], {}, SpecError, "a numpy array or a tensor, but got int"),
+        ("net.onnx", "nowhere", {}, FileNotFoundError, "there is no folder nowhere"),
+        ("net.onnx", ".", {}, FileNotFoundError, r"no image in \. \(looked for .png"),
+        ("no/net.onnx", SMALL, {}, FileNotFoundError, "there is no directory no"),
+    ],
+)
+def test_what_cannot_be_quantized(path, images, options, error, match, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=match):
+        quantize(NAME, path, images, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_networks_that_cannot_be_quantized(tmp_path):
+    with pytest.raises(SpecError, match="'nothing' is no file, and no network with weights"):
+        quantize("nothing", tmp_path / "net.onnx", SMALL)
+    with pytest.raises(SpecError, match="Conv2d has scale=None"):
+        quantize(nn.Conv2d(3, 3, 3), tmp_path / "net.onnx", SMALL)
+
+
+def test_missing_packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantizer, "find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r"quantizing needs onnxruntime: pip install 'reparam\[onnx\]'"):
+        quantize(NAME, tmp_path / "net.onnx", SMALL)
+    monkeypatch.undo()
+    Image.fromarray(SMALL[0]).save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "reparam.upscale.images", raising=False)
+    monkeypatch.delattr("reparam.upscale.images", raising=False)
+    with pytest.raises(SpecError, match=r"image files need the package 'PIL': pip install 'reparam\[upscale\]'"):
+        quantize(NAME, tmp_path / "net.onnx", tmp_path)
+
+
+# The command
+
+
+def test_the_command(tmp_path):
+    for name, images in (("small", SMALL), ("large", LARGE)):
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{index}.png")
+    command = ["quantize", NAME, str(tmp_path / "net.onnx"), "--images", str(tmp_path / "small")]
+    table = CliRunner().invoke(app, command)
+    assert table.exit_code == 0, table.output
+    assert "a scale for each channel, 2 images" in table.output and "lost" not in table.output
+    result = CliRunner().invoke(app, [*command, "--targets", str(tmp_path / "large"), "--per-tensor", "--json"])
+    found = json.loads(result.stdout)
+    assert found["per_channel"] is False and found["files"] == [str(tmp_path / "net.onnx")]
+    assert found["layers"][2]["name"] == "body.4" and found["layers"][2]["spread_before"] > 1
+    report = quantize(NAME, tmp_path / "net.onnx", SMALL, targets=LARGE, per_channel=False)
+    assert found["int8_db"] == pytest.approx(report.int8_db)
+    assert f"{report.float_db:.3f} dB in float32, {report.int8_db:.3f} dB in INT8" in str(report)
+    wrong = CliRunner().invoke(app, [*command[:-1], str(tmp_path)])
+    assert wrong.exit_code == 1 and "error: no image in" in wrong.output
