@@ -418,16 +418,23 @@ def test_a_write_that_fails_leaves_the_old_file(file, error, tmp_path, monkeypat
     before = (tmp_path / file).read_bytes()
 
     def fail(content, path, *_):
-        Path(path).write_bytes(b"half of it")
+        Path(path).write_text("half of it")
         raise error
 
-    monkeypatch.setattr("reparam.interop.files.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: fail(content, path))
     monkeypatch.setattr("reparam.interop.files.torch.save", fail)
     expected = CheckpointError if isinstance(error, RuntimeError) else type(error)
     with pytest.raises(expected, match="cannot write .*full" if expected is CheckpointError else "full"):
         save_checkpoint(net, tmp_path / file)
     assert (tmp_path / file).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("file", ["x.safetensors", "x.pth"])
+def test_a_file_may_be_read_by_whom_any_new_file_may(file, tmp_path):
+    (tmp_path / "any").touch()
+    save_checkpoint(ready("plain_m1c4_x2"), tmp_path / file)
+    assert (tmp_path / file).stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_where_nothing_can_be_written(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -99,7 +99,8 @@ def write_file(
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # beside it, as a move must not copy
     try:
         if path.suffix == ".safetensors":
-            save_file(tensors, partial, {_NOTE: json.dumps(note)} if note else None)
+            metadata = {_NOTE: json.dumps(note)} if note else None
+            partial.write_bytes(save(tensors, metadata))  # what save_file writes only its owner may read
         elif wrapper:
             torch.save({wrapper: tensors, **({_NOTE: dict(note)} if note else {})}, partial)
         else:
