@@ -199,6 +199,7 @@ def test_ranges_of_a_block_are_those_of_its_worst_layer():
     ("path", "images", "options", "error", "match"),
     [
         ("net.pt2", SMALL, {}, SpecError, r"written as .onnx or .xml \(OpenVINO\), but got 'net.pt2'"),
+        ("net.tflite", SMALL, {}, SpecError, r"written as .onnx or .xml \(OpenVINO\), but got 'net.tflite'"),
         ("net.ncnn.param", SMALL, {}, SpecError, "but got 'net.ncnn.param'"),
         ("net.onnx", [], {}, SpecError, "there is no image to calibrate on"),
         ("net.onnx", SMALL, {"targets": LARGE[:1]}, SpecError, "2 images and 1 targets"),

@@ -129,12 +129,11 @@ def quantize(
 
 
 def _kind(path: Path) -> Format:
-    kind = format_of(path)
-    if kind.suffixes[0] not in (".onnx", ".xml"):
+    if path.suffix not in (".onnx", ".xml"):
         raise SpecError(f"8 bits are written as .onnx or .xml (OpenVINO), but got {path.name!r}")
     if not find_spec("onnxruntime"):
         raise ExportError("quantizing needs onnxruntime: pip install 'reparam[onnx]'")
-    return kind
+    return format_of(path)
 
 
 def _pairs(images: Images, targets: Images | None) -> tuple[list[Any], list[Any] | None]:
