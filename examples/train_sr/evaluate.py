@@ -34,7 +34,7 @@ class Exported(nn.Module):
 
 def open_network(file: Path) -> Network:
     """The network of a checkpoint, or of a file in ONNX or OpenVINO."""
-    return Exported(file) if file.suffix in FILE_ENGINES else load_checkpoint(file)  # type: ignore[return-value]
+    return Exported(file) if file.suffix in FILE_ENGINES else load_checkpoint(file)  # type: ignore[return-value]  # it has what is used of one
 
 
 def evaluate(net: Network, folder: Path) -> dict[str, tuple[Quality, ...]]:

@@ -44,7 +44,7 @@ def layer_ranges(net: nn.Module, plain: nn.Module) -> tuple[LayerRange, ...]:
         if isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             before = modules.get(name)
             block = before is not None and type(before) is not type(conv)
-            weights = [p.detach() for p in before.parameters() if p.dim() > 2] if block else []  # type: ignore[union-attr]
+            weights = [p.detach() for p in before.parameters() if p.dim() > 2] if block else []  # type: ignore[union-attr]  # not None
             whole = conv.weight.detach()
             rows.append(
                 LayerRange(name, _worst(_spread, weights), _spread(whole), _worst(_peak, weights), _peak(whole))
