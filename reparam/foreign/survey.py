@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -22,6 +22,8 @@ class Survey:
     neighbours: tuple[Neighbours, ...]
     names: Mapping[int, str]
     """Dotted names by the ids of modules."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Why a part that looks like branches or like a norm before or after a layer stays as it is, by dotted name."""
 
     def problems_of(self, block: ForeignBlock, conv: str) -> dict[str, str]:
         """Why a convolution of a block cannot be made now, by the dotted name of the norm."""
