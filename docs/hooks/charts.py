@@ -20,25 +20,35 @@ column says; rows of two tables are joined by their first cells:
 
 from __future__ import annotations
 
-import math
+import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
+import matplotlib
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from pictures import add_fence
 
-from reparam.shapes import LETTER, document, escape, text, wire
-
-WIDTH, TOP, GAP = 470.0, 24.0, 10.0
-"""Of a chart, of its legend, and between any two things; all lengths are in pixels."""
-BAR, HEIGHT, LINE = 18.0, 250.0, 16.0
-"""Of a bar and of the field of points; the least distance of two labels."""
-SIZE = 12
-"""Of the letters; on a phone the whole is drawn at three quarters."""
+WIDTH, ROW, FIELD, LINE = 470, 18, 300, 15
+"""Of a chart, of a bar, of the field of points, and the least distance of two labels; all in pixels."""
 SERIES = ("#4178e0", "#cc7722", "#2f9e6e", "#9a6ad6")
 """Colors of the columns: a contrast of more than 3 with white and with the dark page."""
+INK = "#010203"
+"""Stands for the color of the page's text until the SVG is written."""
+STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "svg.hashsalt": "reparam",  # the same in every build
+    "text.parse_math": False,
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -62,7 +72,11 @@ def chart(source: str, page: str) -> str:
     wanted = yaml.safe_load(source)
     section = wanted.pop("section", None)
     found = [table for table in tables(page) if section in (None, table.section)]
-    return f'<div class="chart">{(bars if "bars" in wanted else points)(found, **wanted)}</div>'
+    if not (title := wanted.pop("title", None)):
+        raise ValueError(f"a chart needs a title, but has {list(wanted)}")
+    with matplotlib.rc_context(STYLE):
+        figure = (bars if "bars" in wanted else points)(found, **wanted)
+        return f'<div class="chart">{as_svg(figure, title)}</div>'
 
 
 def tables(page: str) -> Iterator[Table]:
@@ -103,126 +117,77 @@ def numbers(cell: str) -> list[float]:
     return [float(number.replace(",", "")) for number in NUMBER.findall(cell)]
 
 
-def bars(found: Sequence[Table], *, title: str, bars: str | list[str], label: str | Sequence[str] = ()) -> str:
+def bars(found: Sequence[Table], *, bars: str | list[str], label: str | Sequence[str] = ()) -> Figure:
     """Horizontal bars, a group for each row; what the cell says stands at the end. No number, no bar."""
     names = [bars] if isinstance(bars, str) else bars
     columns = [column(found, name, label) for name in names]
-    shown = [cell for cells in columns for cell in cells.values() if numbers(cell)]
-    left, right = GAP + longest(columns[0]), WIDTH - GAP - longest(shown)
-    scale, y, parts = (right - left) / max(numbers(cell)[0] for cell in shown), TOP + GAP, []
-    for row in columns[0]:
-        parts.append(text(left - 5, y + BAR * len(names) / 2 + 3, row, SIZE, anchor="end"))
-        for index, cell in enumerate(cells[row] for cells in columns):
-            if numbers(cell):
-                length = numbers(cell)[0] * scale
-                parts.append(bar(left, y, length, BAR - 2, index))
-                parts.append(text(left + length + 5, y + BAR - 5, cell, SIZE, anchor="start"))
-            y += BAR
-        y += GAP / 2
-    return titled(title, names, square, y, parts)
-
-
-def bar(x: float, y: float, width: float, height: float, index: int) -> str:
-    place = f'x="{x:g}" y="{y:g}" width="{width:.2f}" height="{height:g}"'
-    return f'<rect {place} fill="{SERIES[index]}" stroke="none"/>'
-
-
-def square(x: float, y: float, index: int) -> str:
-    return bar(x - 5, y - 5, 10, 10, index)
+    rows = list(columns[0])
+    figure = Figure((WIDTH / 72, (ROW * len(rows) * (len(names) + 0.4) + 40) / 72), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, cells_) in enumerate(zip(names, columns)):
+        places = [place for place, row in enumerate(rows) if numbers(cells_[row])]
+        heights = [place + index / (len(names) + 0.4) for place in places]
+        lengths = [numbers(cells_[rows[place]])[0] for place in places]
+        drawn = axes.barh(heights, lengths, 0.9 / (len(names) + 0.4), color=SERIES[index], label=name)
+        axes.bar_label(drawn, [cells_[rows[place]] for place in places], padding=4)
+    axes.set_yticks([place + (len(names) - 1) / 2 / (len(names) + 0.4) for place in range(len(rows))], rows)
+    axes.invert_yaxis()
+    axes.tick_params(left=False)
+    axes.xaxis.set_visible(False)
+    axes.spines[["bottom", "left"]].set_visible(False)
+    axes.margins(x=0.12, y=0.01)
+    figure.legend(loc="outside upper left", ncols=len(names))
+    return figure
 
 
 def points(
-    found: Sequence[Table], *, title: str, points: str, against: Sequence[str], axis: str, spread: str | None = None
-) -> str:
+    found: Sequence[Table], *, points: str, against: Sequence[str], axis: str, spread: str | None = None
+) -> Figure:
     """A row is a height, its points lie at its numbers in the columns of `against`, and its label to the right."""
-    columns = [column(found, name) for name in (points, spread or points, *against)]
-    rows, known = list(columns[2]), columns[0]
+    known, reach, *columns = (column(found, name) for name in (points, spread or points, *against))
+    rows = list(columns[0])
     if missing := [row for row in rows if row not in known]:
         raise ValueError(f"no row of the table with {points!r} is named {missing}; there are {list(known)}")
     rows.sort(key=lambda row: -numbers(known[row])[0])
-    at = {row: [numbers(cells[row]) for cells in columns] for row in rows}
-    left, right, bottom = 40.0, WIDTH - GAP - longest(rows), TOP + 2 * GAP + HEIGHT
-    costs = [value for _, _, *values in at.values() for (value,) in values]
-    x = Scale(octaves(costs), left, right - GAP, math.log)
-    y = Scale(even([value for _, reach, *_ in at.values() for value in reach]), bottom, TOP + 2 * GAP)
-    parts = [*grid(x, y), text(left - 5, y.end - GAP, points, SIZE, anchor="start", faint=True)]
-    parts.append(text((left + right) / 2, bottom + 32, axis, SIZE, faint=True))
-    for (row, ((height,), *rest)), low in zip(at.items(), spaced([y(height) for ((height,), *_) in at.values()])):
-        parts += marks(x, y, height, *rest)
-        parts.append(text(right, low + 4, row, SIZE, anchor="start"))
-    return titled(title, against, dot, bottom + 38, parts)
+    heights = [numbers(known[row])[0] for row in rows]
+    figure = Figure((WIDTH / 72, FIELD / 72), layout="constrained")
+    axes = figure.add_subplot(xlabel=axis, ylabel=points)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.grid(alpha=0.25)
+    for index, (name, cells_) in enumerate(zip(against, columns)):
+        places = [numbers(cells_[row])[0] for row in rows]
+        ends = [numbers(reach[row]) for row in rows]
+        axes.vlines(places, [min(end) for end in ends], [max(end) for end in ends], SERIES[index])
+        # the first column has discs, the others rings around them, so that equal points are all seen
+        face = SERIES[0] if index == 0 else "none"
+        axes.scatter(places, heights, 36 * (1 + index) ** 2, facecolors=face, edgecolors=SERIES[index], label=name)
+    figure.legend(loc="outside upper left", ncols=len(against))
+    label_rows(axes, rows, heights)
+    return figure
 
 
-def marks(x: Scale, y: Scale, height: float, reach: list[float], *values: list[float]) -> Iterator[str]:
-    """The points of a row, the spread of each, and the line that joins them."""
-    places = [x(value) for (value,) in values]
-    yield f'<g opacity=".5">{wire((min(places), y(height)), (max(places), y(height)))}</g>'
-    for index, (color, place) in enumerate(zip(SERIES, places)):
-        yield f'<g stroke="{color}">{wire((place, y(min(reach))), (place, y(max(reach))))}</g>'
-        yield dot(place, y(height), index)
+def label_rows(axes: Any, rows: Sequence[str], heights: Sequence[float]) -> None:
+    """Names to the right of the field, at their heights, which fall, but never closer than a line."""
+    low, high = axes.get_ylim()
+    unit = (high - low) / (FIELD * 0.7)  # of a pixel, near enough: the field is what axis and legend leave
+    for row, height in zip(rows, spaced(heights, LINE * unit)):
+        axes.annotate(row, (1.02, height), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
 
 
-def dot(x: float, y: float, index: int) -> str:
-    """Of the first column a disc, of the others rings around it, so that equal points are all seen."""
-    look = f'stroke="{SERIES[index]}" stroke-width="2"' + f' fill="{SERIES[0]}"' * (index == 0)
-    return f'<circle cx="{x:.2f}" cy="{y:.2f}" r="{3 + 3 * index}" {look}/>'
-
-
-@dataclass(frozen=True)
-class Scale:
-    """From numbers to places; the first and the last tick lie at the ends."""
-
-    ticks: list[float]
-    start: float
-    end: float
-    bend: Callable[[float], float] = float
-    """`math.log` of an axis of ratios."""
-
-    def __call__(self, value: float) -> float:
-        low, high = self.bend(self.ticks[0]), self.bend(self.ticks[-1])
-        return self.start + (self.bend(value) - low) / (high - low) * (self.end - self.start)
-
-
-def even(values: Sequence[float]) -> list[float]:
-    """Some five round numbers at equal distances, around all values."""
-    span = (max(values) - min(values)) / 5 or 1.0
-    power = 10.0 ** math.floor(math.log10(span))
-    step = next(step * power for step in (1, 2, 5, 10) if step * power >= span * 0.999)
-    first, last = math.floor(min(values) / step + 1e-9), math.ceil(max(values) / step - 1e-9)
-    return [step * i for i in range(first, max(last, first + 1) + 1)]
-
-
-def octaves(values: Sequence[float]) -> list[float]:
-    """The powers of two around all values."""
-    first, last = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
-    return [2.0**power for power in range(first, max(last, first + 1) + 1)]
-
-
-def grid(x: Scale, y: Scale) -> Iterator[str]:
-    for tick in x.ticks:
-        yield f'<g opacity=".15">{wire((x(tick), y.start), (x(tick), y.end))}</g>'
-        yield text(x(tick), y.start + 16, f"{tick:.6g}", SIZE, faint=True)
-    for tick in y.ticks:
-        yield f'<g opacity=".15">{wire((x.start, y(tick)), (x.end, y(tick)))}</g>'
-        yield text(x.start - 5, y(tick) + 4, f"{tick:.6g}", SIZE, anchor="end", faint=True)
-
-
-def spaced(heights: Sequence[float]) -> list[float]:
-    """The heights, which rise, each moved down until it is a line below the one before it."""
+def spaced(heights: Sequence[float], least: float) -> list[float]:
+    """The heights, which fall, each moved down until it is `least` below the one before it."""
     moved: list[float] = []
     for height in heights:
-        moved.append(max([height, *(last + LINE for last in moved[-1:])]))
+        moved.append(min([height, *(last - least for last in moved[-1:])]))
     return moved
 
 
-def longest(words: Iterable[str]) -> float:
-    return max(map(len, words)) * SIZE * LETTER
-
-
-def titled(title: str, names: Sequence[str], mark: Callable[..., str], height: float, parts: Iterable[str]) -> str:
-    """The document, with its title for those who do not see it, and the names of the columns beside their marks."""
-    x, legend = GAP, [f"<title>{escape(title)}</title>"]
-    for index, name in enumerate(names):
-        legend += [mark(x, TOP / 2, index), text(x + 12, TOP / 2 + 4, name, SIZE, anchor="start")]
-        x += 12 + longest([name]) + 2 * GAP
-    return document(title, WIDTH, height, f'<g stroke="currentColor" fill="none">{"".join([*legend, *parts])}</g>')
+def as_svg(figure: Figure, title: str) -> str:
+    """The figure in the color of the page's text, with its title for those who do not see it."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = re.sub(r"^.*?<svg ", "<svg ", file.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r'(width|height)="([0-9.]+)pt"', r'\1="\2"', svg, count=2)
+    named = f'<svg role="img" aria-label="{escape(title)}" '
+    return svg.replace("<svg ", named, 1).replace(INK, "currentColor")
