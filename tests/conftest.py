@@ -1,4 +1,4 @@
-"""One thread, fixed seeds, and how many examples hypothesis draws (HYPOTHESIS_PROFILE=nightly for many)."""
+"""One thread, fixed seeds, and how many examples hypothesis draws (HYPOTHESIS_PROFILE=nightly or quick)."""
 
 import os
 
@@ -7,6 +7,7 @@ import torch
 from hypothesis import settings
 
 settings.register_profile("default", max_examples=100, deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
 settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)

@@ -103,6 +103,64 @@ def test_dilate_spreads_the_taps(seed, factors):
     assert_close(valid(x, kernels.dilate(kernel, factors), 1), valid(x, kernel, 1, factors))
 
 
+@given(seeds, st.sampled_from([((2, 3), (1, 1)), ((1, 1), (2, 3))]), st.sampled_from([1, 2]))
+def test_spread_is_one_filter_per_channel_afterwards(seed, both, groups):
+    first, depthwise = random_kernel(4, 6, both[0], groups, seed), random_kernel(4, 4, both[1], 4, seed + 1)
+    x = torch.randn(2, 6, 4, 5).double()
+    expected = valid(valid(x, first, groups), depthwise, 4)
+    assert_close(valid(x, kernels.spread(first, depthwise), groups), expected)
+
+
+def point(kernel: Kernel) -> Kernel:
+    """One tap of it."""
+    return Kernel(kernel.weight[..., :1, :1], kernel.bias)
+
+
+def after(kernel: Kernel) -> Kernel:
+    """One of 2 groups that takes what `kernel` gives, and has as many channels."""
+    return Kernel(kernel.weight[:, :1].repeat(1, 3, 1, 1), kernel.bias)
+
+
+OPERATIONS = {  # of a kernel of 4 to 6 channels in 2 groups, and of a scale and a shift in higher precision
+    "identity": lambda a, *_: kernels.identity(4, 2, 2, a.weight),
+    "embed": lambda a, *_: kernels.embed(a, (4, 3)),
+    "add": lambda a, *_: kernels.add(a, kernels.embed(a, (3, 3))),
+    "affine": lambda a, scale, shift: kernels.affine(a, scale, shift),
+    "affine_before": lambda a, scale, shift: kernels.affine_before(scale[:4], shift[:4], a, 2),
+    "dilate": lambda a, *_: kernels.dilate(a, (2, 1)),
+    "regroup": lambda a, *_: kernels.regroup(a, 2, 1),
+    "compose": lambda a, *_: kernels.compose(a, after(a), 2, (2, 1)),
+    "compose, 1x1 last": lambda a, *_: kernels.compose(a, point(after(a)), 2, (1, 1)),
+    "compose, 1x1 first": lambda a, *_: kernels.compose(point(a), after(a), 2, (2, 1)),
+    "spread": lambda a, *_: kernels.spread(a, point(Kernel(a.weight[:, :1], a.bias))),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_keeps_dtype_and_device(name, dtype, device):
+    kernel = random_kernel(6, 4, (2, 3), 2, 0)
+    kernel = Kernel(*(tensor.to(device, dtype) for tensor in kernel))
+    scale, shift = torch.ones(2, 6, dtype=torch.float64, device=device)
+    for tensor in OPERATIONS[name](kernel, scale, shift):
+        assert (tensor.dtype, tensor.device.type) == (dtype, device)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "identity"])
+def test_every_operation_is_differentiable(name):
+    weight, bias = random_kernel(6, 4, (2, 2), 2, 0)
+    scale, shift = torch.randn(2, 6, dtype=torch.float64)
+
+    def operation(weight, bias, scale, shift):
+        return tuple(OPERATIONS[name](Kernel(weight, bias), scale, shift))
+
+    inputs = [tensor.requires_grad_() for tensor in (weight, bias, scale, shift)]
+    weight, bias = operation(*inputs)
+    assert weight.requires_grad and bias.requires_grad
+    assert torch.autograd.gradcheck(operation, inputs, fast_mode=True)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_identity_is_the_identity(groups):
     x = torch.randn(2, 4, 3, 5).double()

@@ -1,13 +1,18 @@
 """Geometry: what is accepted, what is refused and how, and that the plain conv has all of it."""
 
+from dataclasses import FrozenInstanceError
+
+import numpy as np
 import pytest
 import torch
-from helpers import assert_close, image, randomise, slow_conv
+from helpers import _NUMPY_MODE, assert_close, image, randomise, slow_conv
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import seeds, specs
 from torch import nn
 
 from reparam import ConvSpec, RepSRBlock, SpecError
+from reparam.spec import _CONV_CLASS, PADDING_MODES, pad
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,73 @@ def test_the_usual_padding_keeps_the_size(ndim, size, dilation):
     x = torch.randn(1, 2, *(9, 8, 7)[:ndim])
     assert spec.keeps_size
     assert spec.new_conv()(x).shape == x.shape
+
+
+@given(specs())
+def test_keeps_size_is_whether_the_size_is_kept(spec):
+    sizes = [tuple(d * (k - 1) + add for k, d in zip(spec.kernel_size, spec.dilation)) for add in (8, 11)]
+    conv = spec.new_conv().to("meta")
+    kept = [conv(torch.empty(1, spec.in_channels, *size, device="meta")).shape[2:] == size for size in sizes]
+    assert spec.keeps_size == all(kept)
+
+
+@given(specs())
+def test_parameters_are_those_of_the_convolution(spec):
+    assert spec.parameters == sum(parameter.numel() for parameter in spec.new_conv().parameters())
+
+
+@pytest.mark.parametrize("mode", ["zeros", *PADDING_MODES])
+@given(low=st.integers(-2, 3), high=st.integers(-2, 3), ndim=st.integers(1, 3), seed=seeds)
+def test_pad_is_numpys_and_a_crop(mode, low, high, ndim, seed):
+    x = torch.randn(1, 2, *(6, 5, 4)[:ndim], generator=torch.Generator().manual_seed(seed))
+    pads = ((low, high), (high, 0), (1, low))[:ndim]
+    grown = np.pad(x.numpy(), [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in pads)], mode=_NUMPY_MODE[mode])
+    window = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pads, grown.shape[2:]))
+    assert torch.equal(pad(x, pads, mode), torch.from_numpy(grown[(..., *window)]))
+
+
+USUAL = {"stride": 1, "dilation": 1, "groups": 1, "bias": True, "padding_mode": "zeros"}
+UNUSUAL = {"stride": 2, "dilation": 3, "groups": 2, "bias": False, "padding_mode": "reflect", "padding": 0}
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_printed_a_spec_says_what_is_unusual_and_nothing_else(name, ndim):
+    assert str(ConvSpec(4, 6, ndim=ndim, **USUAL)) == f"4 -> 6, {'x'.join('3' * ndim)}"
+    spec = ConvSpec(4, 6, ndim=ndim, **{name: UNUSUAL[name]})
+    said = dict.fromkeys([name, *["padding"] * (not spec.keeps_size)])
+    assert str(spec) == f"4 -> 6, {'x'.join('3' * ndim)}" + "".join(f", {key}={getattr(spec, key)}" for key in said)
+
+
+def test_equal_geometry_is_equal_and_stays():
+    spec, same = ConvSpec(4, 4, 3, padding=1), ConvSpec(4, kernel_size=(3, 3))
+    assert spec == same and hash(spec) == hash(same)
+    assert all(spec != spec.replace(**{name: value}) for name, value in UNUSUAL.items())
+    with pytest.raises(FrozenInstanceError, match="stride"):
+        spec.stride = (2, 2)
+
+
+@given(specs(), seeds)
+def test_a_new_convolution_starts_as_torchs(spec, seed):
+    torch.manual_seed(seed)
+    conv = spec.new_conv()
+    torch.manual_seed(seed)
+    given = {name: getattr(spec, name) for name in spec.__dataclass_fields__ if name != "ndim"}
+    expected = _CONV_CLASS[spec.ndim](**given)
+    assert conv.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in conv.state_dict().items())
+    assert all(parameter.requires_grad for parameter in conv.parameters())
+    assert str(conv) == str(expected)
+
+
+@given(specs(), st.booleans(), st.booleans())
+def test_build_conv_holds_these_very_tensors(spec, of_weight, of_bias):
+    shape = (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel_size)
+    weight, bias = torch.randn(shape, requires_grad=of_weight), torch.randn(shape[0], requires_grad=of_bias)
+    conv = spec.build_conv(weight, bias)
+    pairs = [(conv.weight, weight), *[(conv.bias, bias)] * spec.bias]
+    assert all(mine.data_ptr() == given.data_ptr() for mine, given in pairs)
+    assert all(mine.requires_grad == given.requires_grad for mine, given in pairs)
 
 
 @given(specs(), seeds)
