@@ -188,7 +188,7 @@ def _check_finite(plan: Plan, found: Survey) -> None:
     for edit in plan.edits:
         made |= {f"{found.names[id(edit.block.module)]}.{name}": make for name, make in edit.sets.items()}
     for name, make in made.items():
-        layer = make(copy.deepcopy)
+        layer = make(copy_module)
         if isinstance(layer, nn.Module) and (problems := unsound_in(layer, name)):
             key, why = next(iter(problems.items()))
             raise FuseError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from .compare import cloned, distance, exactly, max_abs, tensors_of
 from .errors import FuseError
+from .hooks import copy_module
 from .precision import of_dtype, run_in
 
 _EXACT = 1e-9
@@ -77,7 +77,7 @@ def _failure(model: nn.Module, fused: nn.Module, inputs: Inputs, wanted: Any) ->
         return f"it fails: {error}"
     if _differ(wanted, got) is None:
         return None
-    rounded = run_in(torch.float32, of_dtype(torch.float32, copy.deepcopy(model)), *inputs)
+    rounded = run_in(torch.float32, of_dtype(torch.float32, copy_module(model)), *inputs)
     return _differ(wanted, got, rounded)
 
 

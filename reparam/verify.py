@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -168,7 +167,7 @@ def _runs(block: nn.Module, partner: nn.Module, seen: Iterable[Inputs]) -> Itera
 def _in_other_precision(ours: nn.Module, plain: nn.Module, given: Inputs) -> list[Any]:
     """The outputs in float64 or, of models in float64, which nothing is more exact than, in float32."""
     dtype = torch.float32 if _is_double(ours) else torch.float64
-    return [run_in(dtype, of_dtype(dtype, copy.deepcopy(model)), *given) for model in (ours, plain)]
+    return [run_in(dtype, of_dtype(dtype, copy_module(model)), *given) for model in (ours, plain)]
 
 
 def _is_double(model: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from ..norm import (
     uses_batch_stats,
     why_not_ready,
 )
+from ..sound import unsound_in
 from ..spec import ConvSpec, Pads, centre, pad
 
 ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
@@ -89,9 +90,10 @@ class Branch(nn.Module, ABC):
             is not changed.
 
         Raises:
-            FuseError: if a batch norm inside uses batch statistics, or never saw a batch.
+            FuseError: if a batch norm inside uses batch statistics, or never saw a batch, or a number is not finite.
         """
         problems = [f"batch norm {name!r}: {why}" for name, bn in norms(self) if (why := why_not_ready(bn))]
+        problems += [f"{name!r}: {why}" for name, why in unsound_in(self).items()]
         if problems:
             raise FuseError(f"cannot fuse {type(self).__name__}: " + "; ".join(problems))
         exact = copy_module(self)
