@@ -8,11 +8,27 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import assert_close, randomise
+from helpers import assert_close, made, randomise
 from timm.models import byobnet
 from torch import nn
 
-from reparam import ECB, FuseError, RepSRBlock, RepVGGBlock, create_model, fuse, fused, kernel_of, verify
+from reparam import (
+    ECB,
+    Branch,
+    FuseError,
+    RepSRBlock,
+    RepVGGBlock,
+    Upscaler,
+    create_model,
+    export,
+    fuse,
+    fuse_file,
+    fused,
+    kernel_of,
+    quantize,
+    save_checkpoint,
+    verify,
+)
 from reparam.compare import distance, largest, leaves, max_abs, tensors_of
 from reparam.fuse import plain_copy
 from reparam.kernels import Kernel
@@ -457,6 +473,56 @@ class TestProof:
             net = create_model(name)
             net(torch.rand(4, net.colors, 12, 12))
             fuse(net.eval(), example=torch.rand(1, net.colors, 9, 8))
+
+
+class TestWhereItIsOn:
+    """Wherever an input is at hand, or can be made up."""
+
+    def wrong(self):
+        net = nn.Sequential(
+            OrderedDict(stem=ECB(3, 8), odd=Mistaken(8, 12, 3, padding=1), up=nn.PixelShuffle(2))
+        ).eval()
+        net.scale, net.colors = 2, 3
+        return net
+
+    def test_export(self, tmp_path):
+        with pytest.raises(FuseError, match=r"part 'odd' \(Mistaken\)"):
+            export(self.wrong(), tmp_path / "net.pt2")
+        with pytest.raises(FuseError, match=r"part '0.odd' \(Mistaken\)"):
+            export(nn.Sequential(self.wrong()), tmp_path / "net.pt2", example=photo())
+        assert not list(tmp_path.iterdir())
+
+    def test_upscaler(self):
+        with pytest.raises(FuseError, match=r"part 'odd' \(Mistaken\)"):
+            Upscaler(self.wrong(), engine="torch")
+
+    def test_quantize(self, tmp_path):
+        with pytest.raises(FuseError, match=r"part 'odd' \(Mistaken\)"):
+            quantize(self.wrong(), tmp_path / "net.onnx", [photo()[0].permute(1, 2, 0).numpy()])
+
+    def test_fuse_file(self, tmp_path, monkeypatch):
+        net = made("repsr_m1c4_x2")
+        save_checkpoint(net, tmp_path / "net.safetensors")
+        right = Branch.to_conv
+
+        def flipped(self):
+            conv = right(self)
+            conv.weight.data = conv.weight.data.flip(-1)
+            return conv
+
+        monkeypatch.setattr(Branch, "to_conv", flipped)
+        with pytest.raises(FuseError, match=r"part 'body.0' \(RepSRBlock\) would compute something else"):
+            fuse_file(tmp_path / "net.safetensors", tmp_path / "plain.safetensors")
+        assert not (tmp_path / "plain.safetensors").exists()
+
+    def test_an_exported_network_that_writes_into_its_input(self, tmp_path):
+        class Centred(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x.sub_(0.5))
+
+        net, x = Centred(ECB(3)).eval(), photo()
+        assert export(net, tmp_path / "net.pt2", example=x).error < 1e-5
+        assert torch.equal(x, photo())
 
 
 class TestRounding:
