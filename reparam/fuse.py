@@ -242,8 +242,11 @@ def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         return fuse(inner).eval()
 
 
-def made_up_image(colors: int) -> Tensor:
-    """An input for networks of images to be proved on, (1, colors, 32, 32)."""
+def made_up_image(net: nn.Module) -> Tensor | None:
+    """An input for a network of images to be proved on, (1, colors, 32, 32); None for one that says no `colors`."""
+    colors: Any = getattr(net, "colors", None)
+    if not isinstance(colors, int):
+        return None
     return torch.rand(1, colors, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _ENDS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _TABLES = [name for name in vars(nn.Module()) if name.endswith(_ENDS)]
@@ -13,7 +15,7 @@ _KEPT = [name for name in _TABLES if name.startswith(("_forward", "_backward"))]
 _CALLED = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def copy_module(model: nn.Module) -> nn.Module:
+def copy_module(model: Module) -> Module:
     """A deepcopy whose hooks act on the copy; one that cannot be copied, as it holds a lock, goes on as it is."""
     memo: dict[int, Any] = {}
     leave_hooks_out(model, memo)

@@ -10,7 +10,7 @@ from torch import nn
 
 from .branches import Branch
 from .find import find_all
-from .foreign import Survey
+from .foreign import ForeignBlock, Survey
 from .norm import FrozenStatsBN, norms, why_not_ready
 from .sound import unsound_in
 from .spec import ConvSpec
@@ -111,9 +111,23 @@ def inspect_model(model: nn.Module) -> ModelReport:
 
 def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
     """Why what would be fused cannot be now, by the dotted name of the batch norm or tensor."""
-    reports = [*inspect_blocks(blocks), *_inspect_foreign(found)]
-    inside = {name: why for report in reports for name, why in report.problems.items()}
-    return inside | _outside_problems(found)
+    problems: dict[str, str] = {}
+    for name, ours in blocks.items():
+        problems |= _problems(name, ours)
+    for block in found.blocks.values():
+        for conv in block.values:
+            problems |= _foreign_problems(found, block, conv)
+    return problems | _outside_problems(found)
+
+
+def _problems(name: str, block: Branch) -> dict[str, str]:
+    """Why a block of this library cannot be fused now, by the dotted name of the batch norm or tensor."""
+    found = {f"{name}.{inner}".strip("."): why for inner, bn in norms(block) if (why := why_not_ready(bn))}
+    return found | unsound_in(block, name)
+
+
+def _foreign_problems(found: Survey, block: ForeignBlock, conv: str) -> dict[str, str]:
+    return found.problems_of(block, conv) | _unsound(found, block.parts(conv))
 
 
 def _outside_problems(found: Survey) -> dict[str, str]:
@@ -131,24 +145,18 @@ def _outputs(layer: Any) -> int:
 
 def inspect_blocks(blocks: Mapping[str, Branch]) -> list[BlockReport]:
     """Reports on blocks of this library by dotted name."""
-    reports = []
-    for name, block in blocks.items():
-        problems = {
-            f"{name}.{inner}" if name else inner: why for inner, bn in norms(block) if (why := why_not_ready(bn))
-        }
-        problems |= unsound_in(block, name)
-        reports.append(_report(name, type(block).__name__, block.spec, [block], problems))
-    return reports
+    return [
+        _report(name, type(block).__name__, block.spec, [block], _problems(name, block))
+        for name, block in blocks.items()
+    ]
 
 
 def _inspect_foreign(found: Survey) -> list[BlockReport]:
     reports = []
     for name, block in found.blocks.items():
         for conv in block.values:
-            parts = block.parts(conv)
-            problems = found.problems_of(block, conv) | _unsound(found, parts)
-            kind, spec = type(block.module).__name__, block.spec(conv)
-            reports.append(_report(f"{name}.{conv}".strip("."), kind, spec, parts, problems))
+            kind, problems = type(block.module).__name__, _foreign_problems(found, block, conv)
+            reports.append(_report(f"{name}.{conv}".strip("."), kind, block.spec(conv), block.parts(conv), problems))
     return reports
 
 

@@ -121,7 +121,7 @@ def _fuse_network(contents: Contents, target: Path, eps: Any, options: dict[str,
         raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
     for name, block in blocks.items():
         set_eps(block, eps, name)
-    plain = fuse(net, example=made_up_image(net.colors))
+    plain = fuse(net, example=made_up_image(net))
     rows = [
         _row(name, type(block).__name__, block, plain.get_submodule(name).state_dict())
         for name, block in blocks.items()

@@ -115,7 +115,7 @@ def quantize(
     kind = _kind(path)
     files = targets_of(path, kind)
     small, large = _pairs(images, targets)
-    plain = plain_copy(net, made_up_image(net.colors)).float().cpu().requires_grad_(False)
+    plain = plain_copy(net, made_up_image(net)).float().cpu().requires_grad_(False)
     reference = Upscaler(plain, engine="torch", tile=tile)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".quantize-") as folder:
         file = Path(folder) / path.name

@@ -177,8 +177,8 @@ class Upscaler:
 def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The network of a name or a file, or a copy of it, fused and in eval mode."""
     net = model if isinstance(model, nn.Module) else read_network(model)
-    _, colors = _sizes(net)
-    return plain_copy(net, made_up_image(colors))
+    _sizes(net)
+    return plain_copy(net, made_up_image(net))
 
 
 def read_network(model: str | os.PathLike[str]) -> nn.Module:
