@@ -15,7 +15,7 @@ from .blocks.mobileie import SideBySide
 from .branches import Branch
 from .branches.base import BatchNorm, ChainBranch
 from .errors import NotLinearError, SpecError
-from .inspect import find_blocks
+from .find import find_blocks
 from .linear import LinearOp, linear_op
 from .norm import FrozenStatsBN, is_norm
 from .shapes import Box, Fork, Line, Shape, as_svg

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from .block import set_fold
 from .errors import FuseError
-from .foreign import Plan, add_foreign, add_neighbours, ready, survey
-from .inspect import find_blocks, inspect_blocks, inspect_model
-
-_HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
-_KEPT_HOOKS = [name for name in _HOOKS if name.startswith(("_forward", "_backward"))]
+from .find import find_all, find_blocks
+from .foreign import Plan, Survey, add_foreign, add_neighbours, ready
+from .hooks import copy_module, drop_shared_hooks, keep_hooks, leave_hooks_out, put_hooks_in
+from .inspect import inspect_model, problems_in
+from .match import Match
+from .precision import of_dtype
+from .prove import CannotRunError, Spans, check_rounded, prove
+from .sound import unsound_in
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -31,7 +36,16 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def fuse(model: nn.Module, *, inplace: bool = False, batch_norms: bool | None = None) -> nn.Module:
+def fuse(
+    model: nn.Module,
+    *,
+    example: Any = None,
+    inplace: bool = False,
+    batch_norms: bool | None = None,
+    foreign: bool | None = None,
+    skip: Match | None = None,
+    strict: bool = False,
+) -> nn.Module:
     """Replaces every block of a model by the one convolution that it is equal to.
 
     Kernels are computed in float64 and rounded once. Each convolution keeps the dtype, device, memory format, mode,
@@ -45,27 +59,41 @@ def fuse(model: nn.Module, *, inplace: bool = False, batch_norms: bool | None = 
     form, with its keys. A linear module with a method `fuse`, `reparameterize` or `switch_to_deploy` becomes a
     convolution or a linear layer.
 
+    With an `example`, the result is proved before it is handed out: the model and what it is fused into run on it in
+    float64, before anything is rounded, so that the two may differ by no more than 1e-9; then every number of the
+    result is held next to the float64 one that it must round. Both run on copies in eval mode, without those hooks
+    that are functions, which would tell the user's own data of it.
+
     Args:
         model: a model that holds blocks, or a block itself, in eval mode or with frozen batch norms.
+        example: an input to prove the result on: a tensor, a tuple of positional arguments, or a dict of arguments by
+            keyword, on the device of the model and of any real dtype. None: the result is not run.
         inplace: change `model` itself instead of a copy.
         batch_norms: whether batch norms outside of blocks go into the convolution or linear layer before them (or
             after them, where that pads nothing), which changes the keys of both. None: if the model holds no block of
             this library; next to one, other layers keep their keys, so that the model it was built from loads them.
+        foreign: whether blocks of other codes are fused. None: unless `swap_convs` put blocks into the model, so that
+            the model it was called on loads the result.
+        skip: what stays as it is, with all that is in it: a shell pattern of the dotted name, several of them, a type,
+            or a function of name and module.
+        strict: whether to refuse a model of which anything stays without being asked to: what `left` of
+            `inspect_model(model)` lists.
 
     Returns:
         The fused copy, or `model` if `inplace`.
 
     Raises:
         FuseError: if there is nothing to fuse; if a batch norm that would go uses batch statistics or never saw a
-            batch, each named; or if `inplace` is asked for a wrapped model or for a block itself. The model is
-            unchanged then.
+            batch, or a number is not finite, each named; if the result is not the same function on `example`, or the
+            model does not run on it; if something stays though `strict`, or `skip` matches nothing; or if `inplace` is
+            asked for a wrapped model or for a block itself. The model is unchanged then.
 
     Example:
         >>> import torch
         >>> from reparam import ECB
         >>> net = nn.Sequential(ECB(3, 8), nn.PReLU(8), ECB(8, 3)).eval()
         >>> x = torch.rand(1, 3, 16, 16)
-        >>> torch.allclose(fuse(net)(x), net(x), atol=1e-5)
+        >>> torch.allclose(fuse(net, example=x)(x), net(x), atol=1e-5)
         True
     """
     inner = unwrap(model)
@@ -74,37 +102,75 @@ def fuse(model: nn.Module, *, inplace: bool = False, batch_norms: bool | None = 
             f"cannot fuse a {type(model).__name__} in place, as the wrapper holds on to what would be replaced; fuse "
             "the model inside of it, or leave inplace=False for a fused copy without the wrapper"
         )
-    plan = _plan(inner, batch_norms)
-    if inplace:
-        return _apply(inner, plan)
+    plan_of = partial(_plan, batch_norms=batch_norms, foreign=foreign, skip=skip, strict=strict)
+    if inplace and example is None:
+        return _apply(inner, plan_of(inner)[0])
+    plain = _fused_copy(inner, plan_of(inner)[0])
+    if example is not None:
+        _prove(inner, plain, example, plan_of)
+    return _apply(inner, plan_of(inner)[0]) if inplace else plain
+
+
+def _fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carries a plan out on a copy."""
     # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
     memo: dict[int, Any] = {}
+    leave_hooks_out(model, memo)
     plan.fill(memo)
     made = {key: memo[key] for key in plan.replace}
-    plain = copy.deepcopy(inner, memo)
+    plain = copy.deepcopy(model, memo)
     for edit in plan.edits:
         edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
-    _keep_all_hooks(inner, made, memo)
+    put_hooks_in(model, memo)
+    _keep_all_hooks(model, made, memo)
     return plain
 
 
-def _plan(model: nn.Module, batch_norms: bool | None) -> Plan:
-    """What becomes of the modules of a model.
+PlanOf = Callable[[nn.Module], tuple[Plan, Survey]]
+
+
+def _prove(model: nn.Module, plain: nn.Module, example: Any, plan_of: PlanOf) -> None:
+    """Raises a FuseError unless `plain` is `model` on an example; see `fuse`."""
+    exact = of_dtype(torch.float64, copy_module(model)).eval()
+    plan, found = plan_of(exact)
+    fused = _fused_copy(exact, plan)
+    for side in (exact, fused):
+        drop_shared_hooks(side, model)
+    set_fold(exact, False)  # run the branches: a folded block would be compared with itself
+    check_rounded(plain, fused)
+    prove(exact, fused, example, _spans(found))
+
+
+def _spans(found: Survey) -> Spans:
+    """From the layers that take norms in, and norms before layers, to where the values are those of the model again."""
+    last = {id(pair.layers[0]): pair.norm for pair in found.neighbours if not pair.before}
+    spans = {layer: {norm} for layer, norm in last.items()}
+    for pair in found.neighbours:
+        if pair.before:
+            spans[id(pair.norm)] = {last.get(id(layer), layer) for layer in pair.layers}
+    return {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
+
+
+def _plan(
+    model: nn.Module, *, batch_norms: bool | None, foreign: bool | None, skip: Match | None, strict: bool
+) -> tuple[Plan, Survey]:
+    """What becomes of the modules of a model, and what that was decided on.
 
     Raises:
         FuseError: if nothing does, or something cannot now.
     """
-    blocks = find_blocks(model)
-    found = survey(model, not blocks if batch_norms is None else batch_norms)
+    blocks, found = find_all(model, batch_norms, foreign, skip)
+    stays = "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
     nothing = not blocks and not found.blocks and not found.neighbours
     if nothing and not any("fused_from" in vars(module) for module in model.modules()):
         raise FuseError(
             f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
             "reparam.Branch, types registered with kernel_of, and known modules of timm and others. "
-            "inspect_model(model) lists what is found"
+            f"inspect_model(model) lists what is found{stays and f'. What stays, and why:{stays}'}"
         )
-    ours = {name: why for block in inspect_blocks(blocks) for name, why in block.problems.items()}
-    if problems := [f"{name}: {why}" for name, why in {**ours, **found.problems()}.items()]:
+    if strict and stays:
+        raise FuseError(f"cannot fuse all of the model; skip= names what may stay:{stays}")
+    if problems := [f"{name}: {why}" for name, why in problems_in(blocks, found).items()]:
         raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
     plan = Plan()
     add_foreign(plan, found.blocks.items())
@@ -112,11 +178,27 @@ def _plan(model: nn.Module, batch_norms: bool | None) -> Plan:
     for block in blocks.values():
         if id(block) not in plan.replace:
             plan.replace[id(block)] = partial(ready, block.to_conv())
-    return plan
+    _check_finite(plan, found)
+    return plan, found
+
+
+def _check_finite(plan: Plan, found: Survey) -> None:
+    """Finite numbers may make a kernel that is not, as float16 ends at 65504."""
+    made = {found.names[key]: make for key, make in plan.replace.items()}
+    for edit in plan.edits:
+        made |= {f"{found.names[id(edit.block.module)]}.{name}": make for name, make in edit.sets.items()}
+    for name, make in made.items():
+        layer = make(copy_module)
+        if isinstance(layer, nn.Module) and (problems := unsound_in(layer, name)):
+            key, why = next(iter(problems.items()))
+            raise FuseError(
+                f"cannot fuse the model: of {key!r}, once fused, {why.partition(';')[0]}, in a kernel "
+                "made of finite numbers; they are too large for the dtype, or a batch norm divides by zero"
+            )
 
 
 @contextmanager
-def fused(model: nn.Module) -> Iterator[nn.Module]:
+def fused(model: nn.Module, **options: Any) -> Iterator[nn.Module]:
     """A fused copy in eval mode for the length of a `with`: for validation in the middle of training.
 
     The model may be in train mode: the copy uses the running statistics, as the model would in eval mode, and the
@@ -124,9 +206,10 @@ def fused(model: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         model: as for `fuse`.
+        **options: the other arguments of `fuse`, but for `inplace`.
 
     Raises:
-        FuseError: if no block is found, or a batch norm of a block never saw a batch.
+        FuseError: as `fuse` does, but not for train mode.
 
     Example:
         >>> import torch
@@ -139,18 +222,32 @@ def fused(model: nn.Module) -> Iterator[nn.Module]:
         >>> net.training and torch.allclose(net.eval()(x), y, atol=1e-5)
         True
     """
-    yield fuse(copy.deepcopy(unwrap(model)).eval())
+    yield fuse(copy_module(unwrap(model)).eval(), **options)
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, fused if there is anything to fuse.
+def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+    """A copy in eval mode, fused if there is anything to fuse, and proved on an example if the model runs on it.
 
     Raises:
-        FuseError: if a batch norm of a block uses batch statistics or never saw a batch.
+        FuseError: if a batch norm of a block uses batch statistics or never saw a batch, or the proof fails.
     """
     inner = unwrap(model)
     report = inspect_model(inner)
-    return (fuse(inner) if report.blocks or report.batch_norms else copy.deepcopy(inner)).eval()
+    if not report.blocks and not report.batch_norms:
+        return copy_module(inner).eval()
+    like = next(inner.parameters())
+    try:
+        return fuse(inner, example=None if example is None else example.to(like.device)).eval()
+    except CannotRunError:  # not every network runs in float64, or on whatever was made up for it
+        return fuse(inner).eval()
+
+
+def made_up_image(net: nn.Module) -> Tensor | None:
+    """An input for a network of images to be proved on, (1, colors, 32, 32); None for one that says no `colors`."""
+    colors: Any = getattr(net, "colors", None)
+    if not isinstance(colors, int):
+        return None
+    return torch.rand(1, colors, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -195,10 +292,3 @@ def _keep_all_hooks(model: nn.Module, made: Mapping[int, nn.Module], memo: dict[
     for module in model.modules():
         if id(module) in made:
             keep_hooks(module, made[id(module)], memo)
-
-
-def keep_hooks(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Hooks that others put on a module go on with the one in its place; copied, as deepcopy does, with a memo."""
-    for name in _KEPT_HOOKS:
-        hooks = vars(old)[name]
-        vars(new)[name].update(hooks if memo is None else copy.deepcopy(hooks, memo))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,8 @@ class BNGapReport:
 
     @property
     def worst(self) -> BNGap | None:
-        """The layer with the largest shift of a channel; None without layers."""
-        return max(self.layers, key=lambda layer: layer.worst_shift, default=None)
+        """The layer with the largest shift of a channel, NaN before all; None without layers."""
+        return max(self.layers, key=lambda layer: (math.isnan(layer.worst_shift), layer.worst_shift), default=None)
 
     def __str__(self) -> str:
         if not self.layers:

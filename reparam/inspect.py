@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from .branches import Branch
-from .foreign import Survey, survey
+from .find import find_all
+from .foreign import ForeignBlock, Survey
 from .norm import FrozenStatsBN, norms, why_not_ready
+from .sound import unsound_in
 from .spec import ConvSpec
-
-
-def find_blocks(model: nn.Module) -> dict[str, Branch]:
-    """The outermost blocks (and branches used on their own) of a model by dotted name, each once."""
-
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, Branch]]:
-        if isinstance(module, Branch):
-            yield name, module
-            return
-        for child_name, child in module.named_children():
-            yield from walk(child, f"{name}.{child_name}" if name else child_name)
-
-    found: dict[int, tuple[str, Branch]] = {}
-    for name, block in walk(model, ""):
-        found.setdefault(id(block), (name, block))
-    return dict(found.values())
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class BlockReport:
     frozen: bool | None
     """Whether the statistics of all its batch norms are frozen; None if it has none."""
     problems: dict[str, str]
-    """Why it cannot be fused now, by the dotted name of the batch norm; empty if it can."""
+    """Why it cannot be fused now, by the dotted name of the batch norm or tensor; empty if it can."""
 
     @property
     def ready(self) -> bool:
@@ -68,7 +54,9 @@ class ModelReport:
     batch_norms: Mapping[str, str] = field(default_factory=dict)
     """Batch norms outside of blocks that go into a layer next to them, and the name of that layer, or the first."""
     problems: Mapping[str, str] = field(default_factory=dict)
-    """Why one of these cannot go now, by its dotted name."""
+    """Why one of these cannot go now, by its dotted name, or that of a tensor in it or in the layer."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Why `fuse` leaves a part that looks like branches, or a batch norm, as it is, by dotted name."""
 
     @property
     def ready(self) -> bool:
@@ -88,14 +76,18 @@ class ModelReport:
             lines += [f"{'':{width}}  {name}: {why}" for name, why in block.problems.items()]
         for name, layer in self.batch_norms.items():
             lines.append(f"{name} goes into {layer}: {self.problems.get(name, 'ready')}")
+        lines += [f"{name}: {why}" for name, why in self.problems.items() if name not in self.batch_norms]
+        lines += [f"{name or '(model)'} stays: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
 
 
 def inspect_model(model: nn.Module) -> ModelReport:
     """Lists the blocks of a model: what is fusable, frozen, ready or not, and why.
 
-    Foreign blocks are listed as well, one line per convolution that they become. Where the model holds no block of
-    this library, batch norms outside of blocks are looked at too, as in `fuse`.
+    Foreign blocks are listed as well, one line per convolution that they become. What `fuse(model)` takes is what is
+    listed: where the model holds no block of this library, batch norms outside of blocks too, and where `swap_convs`
+    put none in, foreign blocks. What stays, though it looks like branches or is a batch norm, is in `left`, so that a
+    fused model of which `blocks`, `batch_norms` and `left` are empty has nothing more to fuse.
 
     Args:
         model: any module; wrappers such as DDP only prefix the names.
@@ -106,8 +98,7 @@ def inspect_model(model: nn.Module) -> ModelReport:
         >>> report.blocks[0].name, report.ready
         ('0', False)
     """
-    blocks = find_blocks(model)
-    found = survey(model, not blocks)
+    blocks, found = find_all(model)
     reports = [*inspect_blocks(blocks), *_inspect_foreign(found)]
     total = sum(p.numel() for p in model.parameters())
     saved = sum(report.parameters - report.fused_parameters for report in reports)
@@ -115,31 +106,57 @@ def inspect_model(model: nn.Module) -> ModelReport:
     layers: dict[int, Any] = {id(layer): layer for pair in found.neighbours for layer in pair.layers}
     saved -= sum(_outputs(layer) for layer in layers.values() if layer.bias is None)
     outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbours}
-    return ModelReport(tuple(reports), total, total - saved, outside, found.norm_problems())
+    return ModelReport(tuple(reports), total, total - saved, outside, _outside_problems(found), found.left)
+
+
+def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
+    """Why what would be fused cannot be now, by the dotted name of the batch norm or tensor."""
+    problems: dict[str, str] = {}
+    for name, ours in blocks.items():
+        problems |= _problems(name, ours)
+    for block in found.blocks.values():
+        for conv in block.values:
+            problems |= _foreign_problems(found, block, conv)
+    return problems | _outside_problems(found)
+
+
+def _problems(name: str, block: Branch) -> dict[str, str]:
+    """Why a block of this library cannot be fused now, by the dotted name of the batch norm or tensor."""
+    found = {f"{name}.{inner}".strip("."): why for inner, bn in norms(block) if (why := why_not_ready(bn))}
+    return found | unsound_in(block, name)
+
+
+def _foreign_problems(found: Survey, block: ForeignBlock, conv: str) -> dict[str, str]:
+    return found.problems_of(block, conv) | _unsound(found, block.parts(conv))
+
+
+def _outside_problems(found: Survey) -> dict[str, str]:
+    parts = {id(part): part for pair in found.neighbours for part in (pair.norm, *pair.layers)}
+    return found.norm_problems() | _unsound(found, parts.values())
+
+
+def _unsound(found: Survey, parts: Iterable[nn.Module]) -> dict[str, str]:
+    return {name: why for part in parts for name, why in unsound_in(part, found.names[id(part)]).items()}
 
 
 def _outputs(layer: Any) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def inspect_blocks(blocks: dict[str, Branch]) -> list[BlockReport]:
+def inspect_blocks(blocks: Mapping[str, Branch]) -> list[BlockReport]:
     """Reports on blocks of this library by dotted name."""
-    reports = []
-    for name, block in blocks.items():
-        problems = {
-            f"{name}.{inner}" if name else inner: why for inner, bn in norms(block) if (why := why_not_ready(bn))
-        }
-        reports.append(_report(name, type(block).__name__, block.spec, [block], problems))
-    return reports
+    return [
+        _report(name, type(block).__name__, block.spec, [block], _problems(name, block))
+        for name, block in blocks.items()
+    ]
 
 
 def _inspect_foreign(found: Survey) -> list[BlockReport]:
     reports = []
     for name, block in found.blocks.items():
         for conv in block.values:
-            parts, problems = block.parts(conv), found.problems_of(block, conv)
-            kind, spec = type(block.module).__name__, block.spec(conv)
-            reports.append(_report(f"{name}.{conv}".strip("."), kind, spec, parts, problems))
+            kind, problems = type(block.module).__name__, _foreign_problems(found, block, conv)
+            reports.append(_report(f"{name}.{conv}".strip("."), kind, block.spec(conv), block.parts(conv), problems))
     return reports
 
 

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,11 +17,12 @@ from .block import ConvBlock
 from .branches import Branch
 from .errors import ReparamError, SpecError, StatisticsError
 from .freeze import collect_bn_stats
-from .fuse import keep_hooks, replace, unwrap
+from .fuse import replace, unwrap
+from .hooks import keep_hooks
 from .kernels import Kernel
+from .match import Match, matcher
 from .norm import move_statistics, norms
 
-Match = str | type | Sequence[str] | Callable[[str, nn.Module], bool]
 _PLAIN = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
@@ -133,12 +133,10 @@ def _find(model: nn.Module, match: Match | None) -> dict[str, nn.Module]:
 def _predicate(match: Match | None) -> Callable[[str, nn.Module], bool]:
     if match is None:
         return lambda name, module: isinstance(module, _ConvNd) and math.prod(module.kernel_size) > 1
-    if isinstance(match, type):
-        return lambda name, module: isinstance(module, match)
+    meant = matcher(match)
     if callable(match):
-        return match
-    patterns = [match] if isinstance(match, str) else list(match)
-    return lambda name, module: any(fnmatchcase(name, pattern) for pattern in patterns) and isinstance(module, _ConvNd)
+        return meant
+    return lambda name, module: meant(name, module) and isinstance(module, _ConvNd)
 
 
 def _nothing(model: nn.Module, match: Match | None) -> str:
@@ -181,6 +179,7 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
         parameter.requires_grad_(parameter.requires_grad and conv.weight.requires_grad)
     if conv.weight.dim() == 4 and not conv.weight.is_contiguous():
         block.to(memory_format=torch.channels_last)
+    block.swapped_from = type(conv).__name__  # type: ignore[assignment]  # so that `fuse` leaves what is of other codes
     return block
 
 

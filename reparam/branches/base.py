@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from math import prod
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import cost, kernels
 from ..errors import FuseError, NotLinearError, SpecError
+from ..hooks import copy_module
 from ..kernels import Kernel
 from ..linear import LinearOp, fit, identity_op, linear_op, then
 from ..norm import (
@@ -25,6 +25,7 @@ from ..norm import (
     uses_batch_stats,
     why_not_ready,
 )
+from ..sound import unsound_in
 from ..spec import ConvSpec, Pads, centre, pad
 
 ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
@@ -89,12 +90,13 @@ class Branch(nn.Module, ABC):
             is not changed.
 
         Raises:
-            FuseError: if a batch norm inside uses batch statistics, or never saw a batch.
+            FuseError: if a batch norm inside uses batch statistics, or never saw a batch, or a number is not finite.
         """
         problems = [f"batch norm {name!r}: {why}" for name, bn in norms(self) if (why := why_not_ready(bn))]
+        problems += [f"{name!r}: {why}" for name, why in unsound_in(self).items()]
         if problems:
             raise FuseError(f"cannot fuse {type(self).__name__}: " + "; ".join(problems))
-        exact = copy.deepcopy(self)
+        exact = copy_module(self)
         exact.to(device="cpu" if self.like.device.type == "mps" else None, dtype=torch.float64)  # mps has no float64
         with torch.no_grad():
             weight, bias = exact._full(exact.kernel())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, ReparamError, SpecError
-from ..fuse import plain_copy
+from ..fuse import plain_copy, unwrap
 from ..receptive import receptive_radius
 from .formats import FORMATS, Format
 from .runners import Run
@@ -59,6 +59,8 @@ def export(
     | `.xml` (and `.bin`) | OpenVINO IR, by OpenVINO's converter from ONNX | `reparam[openvino]` |
     | `.ncnn.param` (and `.ncnn.bin`) | ncnn, by pnnx | `reparam[ncnn]` |
 
+    The network is fused with proof, on the example, where it runs in float64 (see `fuse`).
+
     Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; by OpenVINO; by ncnn)
     on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does
     not, an existing file stays as it was.
@@ -80,7 +82,7 @@ def export(
         SpecError: for an unknown suffix, or a missing example.
         ExportError: if a package is missing, the target is a directory, the network cannot be exported (it gives more
             than one tensor, say), or the file does not run or is not exact.
-        FuseError: if the network cannot be fused as it is.
+        FuseError: if the network cannot be fused as it is, or what it is fused into is another function.
         FileNotFoundError: if there is no such directory.
 
     Example:
@@ -96,9 +98,9 @@ def export(
     path = Path(path)
     kind = format_of(path)
     files = targets_of(path, kind)
-    net = plain_copy(model).float().cpu().requires_grad_(False)
-    shapes = _shapes(net, example, dynamic)
+    shapes = _shapes(unwrap(model), example, dynamic)
     first = torch.rand(2, *shapes[0][1:-2], 8, 9) if example is None else example.detach().float().cpu()
+    net = plain_copy(model, first).float().cpu().requires_grad_(False)
     if dynamic and len(first) == 1:  # which torch.export would take for a constant
         first = torch.cat([first, first])
     _output(net, first)  # what it cannot do is said here, and not by a converter
@@ -214,7 +216,7 @@ def _error(engine: str, run: Run, net: nn.Module, x: Tensor) -> float:
 def _output(net: nn.Module, x: Tensor) -> Tensor:
     name, shape = type(net).__name__, tuple(x.shape)
     try:
-        y = net(x)
+        y = net(x.clone())  # which it may change
     except Exception as problem:
         advice = "pass example=, an input that it takes"
         raise ExportError(f"{name} itself fails for an input of {shape}: {problem}; {advice}") from problem

@@ -18,7 +18,7 @@ from ..models.registry import Network
 from ..norm import norms
 from .files import Contents, read_file, write_file
 from .networks import LAYOUTS, Recipe, recognise
-from .state_dict import looked_for, matched
+from .state_dict import looked_for, matched, refuse_unsound
 
 _NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)
 _CLASSES: dict[str, type[Network]] = {network.__name__: network for network in _NETWORKS}
@@ -48,7 +48,8 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, holds code, or no state dict of a known layout. Where the layout
+        CheckpointError: if the file is damaged, holds code, or no state dict of a known layout, or numbers that are not
+            finite or variances below zero, which are named. Where the layout
             is known but does not fit, the first differing key and both shapes are named.
 
     Example:
@@ -64,6 +65,7 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
     """
     contents = read_file(path, wrapper)
     try:
+        refuse_unsound(contents.state_dict)
         return network_of(contents, **options)
     except CheckpointError as error:
         raise CheckpointError(f"cannot load {os.fspath(path)}: {error}") from error

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..block import set_fold
 from ..branches import Branch
 from ..errors import CheckpointError, FuseError
-from ..fuse import fuse
-from ..inspect import find_blocks
+from ..find import find_blocks
+from ..fuse import fuse, made_up_image
 from .checkpoint import Path, network_of, recipe_of, save_checkpoint
 from .files import Contents, read_file, write_file
 from .state_dict import find_blocks_in, fuse_found, set_eps
@@ -121,7 +121,7 @@ def _fuse_network(contents: Contents, target: Path, eps: Any, options: dict[str,
         raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
     for name, block in blocks.items():
         set_eps(block, eps, name)
-    plain = fuse(net)
+    plain = fuse(net, example=made_up_image(net))
     rows = [
         _row(name, type(block).__name__, block, plain.get_submodule(name).state_dict())
         for name, block in blocks.items()

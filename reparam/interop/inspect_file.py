@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import CheckpointError
 from ..inspect import inspect_model
 from ..norm import norms, why_unseen
+from ..sound import unsound
 from .checkpoint import Path, network_of, recipe_of
 from .files import Contents, read_file
 from .fuse_file import numbers_of
@@ -59,7 +60,7 @@ def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
         CheckpointError: if the file is damaged, holds code, or no state dict.
     """
     contents = read_file(path, wrapper)
-    problems: list[str] = []
+    problems = [f"{key}: {why}" for key, why in unsound(contents.state_dict).items()]
     network, blocks, saved = _network(contents, problems)
     if not blocks:
         blocks, saved = _blocks(contents, problems)
@@ -67,7 +68,7 @@ def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
     dtypes = tuple(sorted({str(dtype).removeprefix("torch.") for dtype in real}))
     numbers = numbers_of(contents.state_dict)
     sizes = (len(contents.state_dict), numbers, numbers - saved)
-    return FileInspection(contents.wrapper, *sizes, dtypes, network, blocks, tuple(problems))
+    return FileInspection(contents.wrapper, *sizes, dtypes, network, blocks, tuple(dict.fromkeys(problems)))
 
 
 def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[str, int], int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..norm import norms
+from ..sound import unsound
 from .files import some_keys
 from .layouts import LAYOUTS, Layout, Names, Options, Part
 
@@ -115,8 +116,9 @@ def fuse_state_dict(
         A new dict; tensors that are not fused are those of `state_dict` themselves.
 
     Raises:
-        CheckpointError: if no block is recognised, or one lacks a tensor or has one of another shape.
-        FuseError: if a batch norm never saw a batch.
+        CheckpointError: if no block is recognised, or one lacks a tensor, has one of another shape, or numbers that are
+            not finite or a variance below zero.
+        FuseError: if a batch norm never saw a batch, or a fused kernel is too large for the dtype.
 
     Example:
         >>> conv, bn = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8)
@@ -135,6 +137,7 @@ def fuse_state_dict(
 
 def fuse_found(state_dict: Mapping[str, Tensor], blocks: Sequence[FoundBlock]) -> dict[str, Tensor]:
     """The state dict with each of its blocks, as `find_blocks_in` found them, fused in its place."""
+    refuse_unsound({key: state_dict[key] for block in blocks for key in block.keys})
     starts = {block.keys[0]: block for block in blocks}
     dropped = {key for block in blocks if not block.layout.keeps for key in block.keys}
     fused: dict[str, Tensor] = {}
@@ -153,7 +156,20 @@ def _fused(block: FoundBlock, state_dict: Mapping[str, Tensor]) -> dict[str, Ten
         conv = block.block.to_conv().state_dict()
     except FuseError as error:
         raise FuseError(f"block {block.name!r} ({block.layout.name}): {error}") from error
-    return {theirs: conv[key].to(dtype) for key, theirs in block.kernel_keys().items()}
+    fused = {theirs: conv[key].to(dtype) for key, theirs in block.kernel_keys().items()}
+    for key, why in unsound(fused).items():
+        raise FuseError(
+            f"block {block.name!r} ({block.layout.name}) cannot be fused in {dtype}: of {key!r}, "
+            f"{why.partition(';')[0]}; it is too large, so convert the file to float32 first"
+        )
+    return fused
+
+
+def refuse_unsound(tensors: Mapping[str, Tensor]) -> None:
+    """Raises a CheckpointError that names the tensors of which no kernel can be made."""
+    if problems := [f"{key!r}: {why}" for key, why in unsound(tensors).items()]:
+        more = f", and {len(problems) - 3} more such tensors" if len(problems) > 3 else ""
+        raise CheckpointError("; ".join(problems[:3]) + more)
 
 
 def looked_for(state_dict: Mapping[str, Tensor]) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import ExportError, SpecError
 from ..export.exporter import format_of, targets_of
 from ..export.formats import Format
-from ..fuse import plain_copy
+from ..fuse import made_up_image, plain_copy
 from ..models import create_model, list_models
 from ..models.pretrained import train_file
 from ..upscale import Upscaler
@@ -115,7 +115,7 @@ def quantize(
     kind = _kind(path)
     files = targets_of(path, kind)
     small, large = _pairs(images, targets)
-    plain = plain_copy(net).float().cpu().requires_grad_(False)
+    plain = plain_copy(net, made_up_image(net)).float().cpu().requires_grad_(False)
     reference = Upscaler(plain, engine="torch", tile=tile)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".quantize-") as folder:
         file = Path(folder) / path.name

@@ -8,6 +8,8 @@ from math import inf
 
 from torch import Tensor, nn
 
+from ..compare import largest
+
 
 @dataclass(frozen=True)
 class LayerRange:
@@ -53,13 +55,13 @@ def layer_ranges(net: nn.Module, plain: nn.Module) -> tuple[LayerRange, ...]:
 
 
 def _worst(measure, weights: Sequence[Tensor]) -> float | None:
-    return max(map(measure, weights), default=None)
+    return largest(map(measure, weights)) if weights else None
 
 
 def _spread(weight: Tensor) -> float:
-    largest = weight.abs().flatten(1).amax(1)
-    smallest = float(largest.min())
-    return float(largest.max()) / smallest if smallest else inf
+    sizes = weight.abs().flatten(1).amax(1)
+    smallest = float(sizes.min())
+    return float(sizes.max()) / smallest if smallest else inf
 
 
 def _peak(weight: Tensor) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..export.formats import read_note
-from ..fuse import plain_copy
+from ..fuse import made_up_image, plain_copy
 from ..interop import load_checkpoint
 from ..models import list_models, pretrained_file
 from ..receptive import receptive_radius
@@ -178,7 +178,7 @@ def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The network of a name or a file, or a copy of it, fused and in eval mode."""
     net = model if isinstance(model, nn.Module) else read_network(model)
     _sizes(net)
-    return plain_copy(net)
+    return plain_copy(net, made_up_image(net))
 
 
 def read_network(model: str | os.PathLike[str]) -> nn.Module:
