@@ -96,7 +96,7 @@ def _plan(model: nn.Module, batch_norms: bool | None) -> Plan:
     """
     blocks = find_blocks(model)
     found = survey(model, not blocks if batch_norms is None else batch_norms)
-    nothing = not blocks and not found.blocks and not found.neighbours
+    nothing = not (blocks or found.blocks or found.neighbours or found.refused)
     if nothing and not any("fused_from" in vars(module) for module in model.modules()):
         raise FuseError(
             f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
@@ -107,7 +107,7 @@ def _plan(model: nn.Module, batch_norms: bool | None) -> Plan:
     if problems := [f"{name}: {why}" for name, why in {**ours, **found.problems()}.items()]:
         raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
     plan = Plan()
-    add_foreign(plan, found.blocks.items())
+    add_foreign(plan, found.blocks.values())
     add_neighbours(plan, found.neighbours)
     for block in blocks.values():
         if id(block) not in plan.replace:

@@ -115,7 +115,7 @@ def inspect_model(model: nn.Module) -> ModelReport:
     layers: dict[int, Any] = {id(layer): layer for pair in found.neighbours for layer in pair.layers}
     saved -= sum(_outputs(layer) for layer in layers.values() if layer.bias is None)
     outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbours}
-    return ModelReport(tuple(reports), total, total - saved, outside, found.norm_problems())
+    return ModelReport(tuple(reports), total, total - saved, outside, {**found.refused, **found.norm_problems()})
 
 
 def _outputs(layer: Any) -> int:
