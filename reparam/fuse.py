@@ -13,7 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .errors import FuseError
-from .foreign import Plan, add_foreign, add_neighbours, ready, survey
+from .foreign import Plan, add_foreign, add_neighbours, fixed_hooks, ready, survey
 from .inspect import find_blocks, inspect_blocks, inspect_model
 
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
@@ -78,7 +78,7 @@ def fuse(model: nn.Module, *, inplace: bool = False, batch_norms: bool | None = 
     if inplace:
         return _apply(inner, plan)
     # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = fixed_hooks(inner)
     plan.fill(memo)
     made = {key: memo[key] for key in plan.replace}
     plain = copy.deepcopy(inner, memo)
@@ -139,7 +139,8 @@ def fused(model: nn.Module) -> Iterator[nn.Module]:
         >>> net.training and torch.allclose(net.eval()(x), y, atol=1e-5)
         True
     """
-    yield fuse(copy.deepcopy(unwrap(model)).eval())
+    inner = unwrap(model)
+    yield fuse(copy.deepcopy(inner, fixed_hooks(inner)).eval())
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -150,7 +151,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """
     inner = unwrap(model)
     report = inspect_model(inner)
-    return (fuse(inner) if report.blocks or report.batch_norms else copy.deepcopy(inner)).eval()
+    return (fuse(inner) if report.blocks or report.batch_norms else copy.deepcopy(inner, fixed_hooks(inner))).eval()
 
 
 def skeleton(model: nn.Module) -> nn.Module:

@@ -293,7 +293,7 @@ class TestRegistering:
         assert_close(fuse(model)(x), model(x))
         with pytest.raises(SpecError, match="Other is registered with kernel_of, but has no stride, padding, dila"):
             kernel_of(Other())
-        with pytest.raises(FuseError, match="0: a Other: Other is registered with kernel_of, but has no stride, padd"):
+        with pytest.raises(FuseError, match="0: Other: Other is registered with kernel_of, but has no stride, padd"):
             fuse(nn.Sequential(Other()))
 
     def test_an_unknown_type_has_no_function(self):

@@ -108,7 +108,7 @@ def _look_at(module: nn.Module) -> ForeignBlock | Refusal | None:
         return _read(module, recipe)
     except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
         why = str(error) if isinstance(error, ReparamError) else f"{type(error).__name__}: {error}"
-        return Refusal(f"a {type(module).__name__}: {why}", registered)
+        return Refusal(f"{type(module).__name__}: {why}", registered)
 
 
 @torch.no_grad()

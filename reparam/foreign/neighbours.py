@@ -126,9 +126,9 @@ class _Search:
             before = why or self._layer_before(node, norm)
             after = why or (self._layers_after(node, norm) if isinstance(before, str) else before)
             if not isinstance(after, str):
-                self.add(after)  # type: ignore[arg-type]
+                self.add(after)
             else:
-                self.left[id(norm)] = why or f"{before}, and {after}"
+                self.left[id(norm)] = why or f"{before}; {after}"
 
     def blame(self, root: nn.Module) -> None:
         """Says of norms that are in no graph in which module they are."""
@@ -165,7 +165,7 @@ class _Search:
             return "nothing runs before it"
         layer = called(self.root, source)
         if layer is None or not _is_layer(layer):
-            return f"it follows {self._words(source)}, which is no layer that could take it in"
+            return f"it follows {self._words(source)}, no layer that could take it in"
         if len(_readers(source)) != 1:
             return f"what it follows, {self._words(source)}, is also used without it"
         if why := self._why_not(layer, layer._forward_hooks):
@@ -175,7 +175,7 @@ class _Search:
     def _layers_after(self, node: Node, norm: nn.Module) -> Neighbours | str:
         source = node.args[0]
         if any(not isinstance(part, nn.Identity) for part in norm.children()):
-            return "an activation that it holds runs before what follows"
+            return "the activation that it holds runs before what follows"
         if norm._forward_hooks:
             return "it has a forward hook, which sees what comes out"
         if not isinstance(source, Node) or any(changes_in_place(self.root, user) for user in source.users):
@@ -184,12 +184,12 @@ class _Search:
         for user, pooled in self._users(node):
             layer = called(self.root, user)
             if layer is None or not _is_layer(layer):
-                return f"{self._words(user)} runs after it, which is no layer that could take it in"
+                return f"it is followed by {self._words(user)}, no layer that could take it in"
             why = self._why_not(layer, None) or _why_no_pixels(layer, norm, pooled)
             if why:
-                return f"what runs after it, {self._words(user)}, {why}"
+                return f"what follows it, {self._words(user)}, {why}"
             layers.append(layer)
-        return Neighbours(norm, tuple(layers), before=True) if layers else "nothing runs after it"
+        return Neighbours(norm, tuple(layers), before=True) if layers else "nothing follows it"
 
     def _why_not(self, layer: nn.Module, hooks: Any) -> str:
         """Why a layer cannot take a norm in."""
