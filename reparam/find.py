@@ -57,9 +57,12 @@ def find_all(
     if foreign is None and any("swapped_from" in vars(block) for block in ours.values()):
         foreign = False
         left |= dict.fromkeys(others, _SWAPPED)
-    left = {name: why for name, why in left.items() if id(model.get_submodule(name)) not in stays}
-    pairs = _untouched(found.neighbours, stays)
-    return blocks, replace(found, blocks={} if foreign is False else others, neighbours=pairs, left=left)
+    left, refused = (
+        {name: why for name, why in told.items() if id(model.get_submodule(name)) not in stays}
+        for told in (left, found.refused)
+    )
+    pairs, others = _untouched(found.neighbours, stays), {} if foreign is False else others
+    return blocks, replace(found, blocks=others, neighbours=pairs, left=left, refused=refused)
 
 
 def _skipped(model: nn.Module, skip: Match | None) -> set[int]:

@@ -161,7 +161,7 @@ def _plan(
     """
     blocks, found = find_all(model, batch_norms, foreign, skip)
     stays = "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
-    nothing = not blocks and not found.blocks and not found.neighbours
+    nothing = not (blocks or found.blocks or found.neighbours or found.refused)
     if nothing and not any("fused_from" in vars(module) for module in model.modules()):
         raise FuseError(
             f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
@@ -173,7 +173,7 @@ def _plan(
     if problems := [f"{name}: {why}" for name, why in problems_in(blocks, found).items()]:
         raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
     plan = Plan()
-    add_foreign(plan, found.blocks.items())
+    add_foreign(plan, found.blocks.values())
     add_neighbours(plan, found.neighbours)
     for block in blocks.values():
         if id(block) not in plan.replace:

@@ -132,7 +132,7 @@ def _foreign_problems(found: Survey, block: ForeignBlock, conv: str) -> dict[str
 
 def _outside_problems(found: Survey) -> dict[str, str]:
     parts = {id(part): part for pair in found.neighbours for part in (pair.norm, *pair.layers)}
-    return found.norm_problems() | _unsound(found, parts.values())
+    return {**found.refused, **found.norm_problems(), **_unsound(found, parts.values())}
 
 
 def _unsound(found: Survey, parts: Iterable[nn.Module]) -> dict[str, str]:

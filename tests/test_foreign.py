@@ -27,6 +27,7 @@ from reparam import (
     set_fold,
     verify,
 )
+from reparam.foreign import survey
 from reparam.foreign.reading import affine_of, like_of, registered_kernel
 from reparam.foreign.trace import is_any_norm
 
@@ -291,6 +292,8 @@ class TestRegistering:
         x = torch.rand(1, 2, 6, 5)
         assert_close(fuse(model)(x), model(x))
         with pytest.raises(SpecError, match="Other is registered with kernel_of, but has no stride, padding, dila"):
+            kernel_of(Other())
+        with pytest.raises(FuseError, match="0: Other: Other is registered with kernel_of, but has no stride, padd"):
             fuse(nn.Sequential(Other()))
 
     def test_an_unknown_type_has_no_function(self):
@@ -454,8 +457,11 @@ class TestKnownBlocks:
     def test_one_that_pads_as_no_convolution_does(self):
         block = Forward(lambda m, x: m.bn(m.conv(F.pad(x, (0, 1, 0, 1)))), conv=conv(padding=0), bn=nn.BatchNorm2d(6))
         block.fuse = lambda: None
-        with pytest.raises(FuseError, match="cannot fuse '0', a Forward: it is linear, but no convolution: axes 2"):
-            fuse(ready(nn.Sequential(block)))
+        model, x = ready(nn.Sequential(block)), image(1, 6, 7, 6)
+        plain = fuse(model)
+        assert type(plain[0]) is Forward and not norms_in(plain)
+        assert_close(plain(x), model(x))
+        assert "no convolution: axes 2, pads ((0, 1), (0, 1))" in survey(model, True).left["0"]
 
 
 class TestRefusals:

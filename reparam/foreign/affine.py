@@ -64,8 +64,9 @@ class Affine:
         return total
 
     def settled(self) -> Affine:
-        """The same value with all of its weight worked out."""
-        if self.scale is None and not self.more:
+        """The same value with all of its weight worked out, in the precision of the bias at least."""
+        weight, bias = self.op.kernel
+        if self.scale is None and not self.more and weight.dtype == torch.promote_types(weight.dtype, bias.dtype):
             return self
         kernel = Kernel(self.rows(0, outputs(self.op)), self.op.kernel.bias)
         return replace(self, op=self.op._replace(kernel=kernel), scale=None, more=())
@@ -179,6 +180,8 @@ def _some(bias: Tensor) -> bool:
 
 
 def _then(first: LinearOp, second: LinearOp) -> LinearOp:
+    dtype = torch.promote_types(first.kernel.weight.dtype, second.kernel.weight.dtype)
+    first, second = _of_dtype(first, dtype), _of_dtype(second, dtype)
     first, second = spread(first, inputs(second)), spread(second, outputs(first))
     if outputs(first) != inputs(second):
         raise NotLinearError(f"{outputs(first)} channels meet {inputs(second)}")
@@ -188,6 +191,10 @@ def _then(first: LinearOp, second: LinearOp) -> LinearOp:
     if not second.stride:
         return second._replace(kernel=kernels.affine(first.kernel, second.kernel.weight[:, 0], second.kernel.bias))
     return second._replace(kernel=kernels.affine_before(scale, shift, second.kernel, second.groups))
+
+
+def _of_dtype(op: LinearOp, dtype: torch.dtype) -> LinearOp:
+    return op._replace(kernel=Kernel(*(tensor.to(dtype) for tensor in op.kernel)))
 
 
 def outputs(op: LinearOp) -> int:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..branches import Branch
-from ..errors import NotLinearError
+from ..errors import NotLinearError, ReparamError
 from ..spec import ConvSpec
-from .affine import Affine
+from .affine import Affine, inputs
 from .equations import is_whole_block
+from .exact import exact, in_float64, knows_float64, numbers, with_tensors, without_hooks
 from .kernel_of import linear_parts
-from .layers import layer_affine
-from .reading import is_registered, like_of
+from .lookalikes import says_it_fuses
+from .reading import affine_of, is_registered, like_of
 from .recipes import Recipe, Row, recipe_of
-from .trace import is_any_norm, is_torch_layer, same_hooks
+from .trace import is_torch_layer
 
 
 @dataclass(frozen=True)
@@ -60,86 +60,110 @@ class ForeignBlock:
         return {name: part for name, part in self.module.named_children() if id(part) not in gone}
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a module that looks like a block is none."""
+
+    why: str
+    asked: bool = False
+    """Whether somebody registered it, so that leaving it as it is would not be what was asked for."""
+
+
 def find_foreign(model: nn.Module) -> dict[str, ForeignBlock]:
     """The foreign blocks of a model by dotted name, each once; what one of them keeps is searched as well."""
+    return {name: block for name, block in search(model).items() if isinstance(block, ForeignBlock)}
 
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, ForeignBlock]]:
+
+def search(model: nn.Module) -> dict[str, ForeignBlock | Refusal]:
+    """The foreign blocks of a model, and what looks like one, by dotted name, each once."""
+
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, ForeignBlock | Refusal]]:
         if isinstance(module, Branch):
             return
-        block = foreign_block(module)
+        block = _look_at(module)
         if block:
-            yield name, block
-        for child_name, child in block.kept.items() if block else module.named_children():
+            yield name, module, block
+        kept = block.kept.items() if isinstance(block, ForeignBlock) else module.named_children()
+        for child_name, child in kept:
             yield from walk(child, f"{name}.{child_name}" if name else child_name)
 
-    found: dict[int, tuple[str, ForeignBlock]] = {}
-    for name, block in walk(model, ""):
-        found.setdefault(id(block.module), (name, block))
+    found: dict[int, tuple[str, ForeignBlock | Refusal]] = {}
+    for name, module, block in walk(model, ""):
+        found.setdefault(id(module), (name, block))
     return dict(found.values())
 
 
 def foreign_block(module: nn.Module) -> ForeignBlock | None:
     """A module as a foreign block, if it is one."""
-    recipe = None if is_registered(module) else recipe_of(module)
-    known = recipe or is_registered(module) or is_whole_block(module)
-    if not known and (not _says_it_fuses(module) or _keeps_itself(module)):
+    block = _look_at(module)
+    return block if isinstance(block, ForeignBlock) else None
+
+
+def _look_at(module: nn.Module) -> ForeignBlock | Refusal | None:
+    registered = is_registered(module)
+    recipe = None if registered else recipe_of(module)
+    if not (registered or recipe or is_whole_block(module)) and not says_it_fuses(module):
         return None
     try:
-        with torch.no_grad():
-            copied = exact(module)
-            values = linear_parts(copied, like_of(copied))
-    except NotLinearError:
-        if is_registered(module):
-            raise
-        return None
-    return ForeignBlock(module, recipe, values)
+        return _read(module, recipe)
+    except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
+        why = str(error) if isinstance(error, ReparamError) else f"{type(error).__name__}: {error}"
+        return Refusal(f"{type(module).__name__}: {why}", registered)
 
 
-def _says_it_fuses(module: nn.Module) -> bool:
-    """Whether a module has one of the usual methods, and holds linear layers, several, and nothing else."""
-    says = any(callable(getattr(module, name, None)) for name in ("fuse", "reparameterize", "switch_to_deploy"))
-    if not says or is_torch_layer(module):
-        return False
-    layers = [part for part in module.modules() if is_torch_layer(part) and not is_any_norm(part)]
-    several = sum(isinstance(part, (_ConvNd, nn.Linear)) or is_any_norm(part) for part in module.modules()) > 1
-    return several and not any(layer_affine.dispatch(type(layer)) is _NOT_LINEAR for layer in layers)
+@torch.no_grad()
+def _read(module: nn.Module, recipe: Recipe | Row | None) -> ForeignBlock:
+    copied = to_read(module)
+    like = in_float64(like_of(copied).new_empty(0))
+    block = ForeignBlock(module, recipe, linear_parts(copied, like))
+    for conv in block.values:
+        block.spec(conv)
+    for part in module.modules():
+        if is_registered(part):
+            check_registered(part, like)
+    return block
 
 
-_NOT_LINEAR = layer_affine.dispatch(object)
+def to_read(module: nn.Module) -> Any:
+    """As `exact`, but weights of torch's convolutions stay as they are.
 
-
-def _keeps_itself(module: nn.Module) -> bool:
-    """Whether the `fuse` of a class leaves the module in its place, tried out on a copy without numbers."""
-    try:
-        blank = with_tensors(module, lambda tensor: tensor.to("meta"))
-        return blank.fuse() is blank
-    except Exception:  # a foreign method may raise anything; not every one of them works without numbers
-        return False
-
-
-def with_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a module in eval mode that holds other tensors; those of integers are kept."""
-    memo = same_hooks(module)
-    for tensor in chain(module.parameters(), module.buffers()):
-        if tensor.is_floating_point():
-            made = make(tensor).detach()
-            memo[id(tensor)] = nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
-        else:
-            memo[id(tensor)] = tensor
-    return copy.deepcopy(module, memo).eval()
-
-
-def exact(module: nn.Module) -> Any:
-    """A copy in float64 and eval mode, on the same device if that knows float64.
-
-    Weights of torch's convolutions stay as they are: they are large, and become float64 where they are used.
+    They are large, and become float64 where an `Affine` uses them. Such a copy can be read, and not run.
     """
     opaque = any(is_registered(part) or isinstance(part, Branch) for part in module.modules())
     convs = [part for part in module.modules() if isinstance(part, _ConvNd) and is_torch_layer(part)]
-    raw = {id(tensor) for conv in convs if not opaque for tensor in conv._parameters.values()}
-    return with_tensors(module, lambda tensor: tensor if tensor.dim() > 1 and id(tensor) in raw else in_float64(tensor))
+    weights = [] if opaque else [weight for conv in convs if (weight := conv._parameters.get("weight")) is not None]
+    raw = {id(weight) for weight in weights if knows_float64(weight.device)}
+    return with_tensors(module, lambda tensor: tensor if id(tensor) in raw else in_float64(tensor))
 
 
-def in_float64(tensor: Tensor) -> Tensor:
-    """A tensor in float64, on the CPU if its device has none."""
-    return tensor.to("cpu" if tensor.device.type == "mps" else tensor.device, torch.float64)
+def check_registered(module: nn.Module, like: Tensor) -> None:
+    """Runs a module of a registered type on made-up numbers, where it takes any, and compares.
+
+    Raises:
+        NotLinearError: if it does something else than the kernel that is registered.
+    """
+    value = affine_of(exact(module), like).settled()
+    if value.op.kernel.weight.is_meta:
+        return
+    x = numbers(_shape_for(value), value.op.kernel.weight)
+    try:
+        wanted = without_hooks(exact(module)).forward(x)
+    except Exception:  # a foreign forward may raise anything; it may want another shape, or more than one input
+        return
+    conv = None if value.flat else value.spec().build_conv(*value.op.kernel)
+    y = F.linear(x, value.op.kernel.weight.squeeze(-1), value.op.kernel.bias) if conv is None else conv(x)
+    error = float((y - wanted).abs().max()) if y.shape == getattr(wanted, "shape", None) else float("inf")
+    largest = float(wanted.abs().max()) if error < float("inf") else float("nan")
+    if not error <= 1e-6 * largest + 1e-12:  # a forward may well compute in float32
+        raise NotLinearError(
+            f"its forward is not the kernel that is registered with kernel_of: they differ by {error:.3g} where the "
+            f"forward reaches {largest:.3g}, on random numbers of shape {tuple(x.shape)}; a kernel has no activation, "
+            "no gate and no quantization in it: register the linear part alone, or do not register this type"
+        )
+
+
+def _shape_for(value: Affine) -> tuple[int, ...]:
+    """Of an input that has a few outputs in the inside and at each border."""
+    op = value.op
+    sizes = (d * (k - 1) + 1 + 3 * s for k, s, d in zip(op.kernel.size, op.stride, op.dilation))
+    return (3, inputs(op), *(() if value.flat else sizes))

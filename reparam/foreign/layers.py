@@ -20,15 +20,45 @@ from ..linear import LinearOp, linear_op
 from ..norm import is_norm, stored_scale_shift
 from ..spec import ConvSpec, Pads
 from .affine import Affine, after, padded, pointwise, scaled, the_input
+from .exact import exact, numbers
 from .sums import add
 
 
 def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift, both (C,), of a batch norm with its stored statistics, frozen or not."""
+    """Scale and shift, both (C,), of a batch norm with its stored statistics, frozen or not.
+
+    Raises:
+        NotLinearError: if a frozen one does something else in its forward.
+    """
     if is_norm(norm):
         return stored_scale_shift([norm])
-    scale: Tensor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
-    return scale, norm.bias - norm.running_mean * scale  # type: ignore[operator]
+    like: Any = norm.running_var
+    scale, shift = _measured(norm)
+    return scale.to(like), shift.to(like)
+
+
+def _measured(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a frozen norm, by running it: DETR's and others' have their eps in the forward alone.
+
+    Raises:
+        NotLinearError: if it does something else than scale and shift channels.
+    """
+    bare = exact(norm)
+    for name in bare._modules:  # the activation of timm's, which runs afterwards
+        bare._modules[name] = nn.Identity()
+    var: Tensor = bare.running_var
+    for ones in ((1, 1), (1,), (1, 1, 1)):
+        zeros = var.new_zeros(1, len(var), *ones)
+        far = zeros + 2.0**40  # so far that the shift takes no digits from the scale
+        x = numbers((2, len(var), *(k + 1 for k in ones), 3)[: len(ones) + 2], var)
+        try:
+            shift, high, y = (bare.forward(value) for value in (zeros, far, x))
+        except Exception:  # a foreign forward may raise anything; it may want another number of axes
+            continue
+        scale = (high - shift) / 2.0**40
+        if y.shape == x.shape and (var.is_meta or torch.allclose(y, scale * x + shift, 1e-9, 1e-9)):
+            return scale.flatten(), shift.flatten()
+    raise NotLinearError(f"the forward of {type(norm).__name__} is no scale and shift of channels")
 
 
 @singledispatch
@@ -197,7 +227,9 @@ FUNCTIONS: dict[Any, Callable[..., Affine]] = {
 FUNCTIONS |= dict.fromkeys((operator.add, operator.iadd, torch.add), _plus)
 FUNCTIONS |= dict.fromkeys((operator.mul, operator.imul, torch.mul), _times)
 FUNCTIONS |= dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _divided)
-FUNCTIONS |= dict.fromkeys((operator.sub, operator.isub, torch.sub), lambda a, b: _plus(a, _negative(b)))
+FUNCTIONS |= dict.fromkeys(
+    (operator.sub, operator.isub, torch.sub), lambda a, b, alpha=1: _plus(a, _negative(b), alpha)
+)
 METHODS: dict[str, Callable[..., Affine]] = {"flatten": _of_rows, "reshape_as": _as_it_is, "contiguous": _as_it_is}
 METHODS |= dict.fromkeys(("add", "add_"), _plus) | dict.fromkeys(("mul", "mul_"), _times)
 METHODS |= {"clone": _as_it_is, "sub": FUNCTIONS[operator.sub], "div": _divided}

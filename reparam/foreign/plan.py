@@ -15,10 +15,10 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from .. import kernels
 from ..branches import Branch
-from ..errors import FuseError, NotLinearError
 from ..kernels import Kernel
 from .affine import Affine
-from .blocks import ForeignBlock, exact, in_float64
+from .blocks import ForeignBlock
+from .exact import exact, in_float64
 from .layers import norm_scale_shift
 from .neighbours import Neighbours
 from .recipes import Recipe, Row
@@ -63,17 +63,10 @@ class Plan:
             memo[key] = make(partial(copy.deepcopy, memo=memo))
 
 
-def add_foreign(plan: Plan, blocks: Iterable[tuple[str, ForeignBlock]]) -> None:
-    """Adds what foreign blocks become.
-
-    Raises:
-        FuseError: if one cannot be written as an `nn.Conv`; it is named.
-    """
-    for name, block in blocks:
-        try:
-            layers = {conv: layer_of(value, block, conv) for conv, value in block.values.items()}
-        except NotLinearError as error:
-            raise FuseError(f"cannot fuse {name!r}, a {type(block.module).__name__}: {error}") from error
+def add_foreign(plan: Plan, blocks: Iterable[ForeignBlock]) -> None:
+    """Adds what foreign blocks become."""
+    for block in blocks:
+        layers = {conv: layer_of(value, block, conv) for conv, value in block.values.items()}
         if isinstance(block.recipe, Recipe):
             plan.edits.append(Edit(block, _in_place(block.recipe, block.module, layers)))
         elif isinstance(block.recipe, Row):

@@ -7,11 +7,12 @@ from functools import singledispatch
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ..branches import Branch
-from ..errors import NotLinearError, SpecError
+from ..errors import NotLinearError, ReparamError, SpecError
 from ..kernels import Kernel
 from ..linear import LinearOp
 from ..spec import ConvSpec
@@ -137,7 +138,13 @@ class Reading:
 
     def _value(self, node: Node) -> Any:
         if node not in self._known:
-            self._known[node] = self._work_out(node)
+            try:
+                self._known[node] = self._work_out(node)
+            except ReparamError:
+                raise
+            except Exception as error:  # whatever is done to a value that is not known to be done to values
+                name, what = type(self.root).__name__, getattr(node.target, "__name__", node.target)
+                raise NotLinearError(f"{what} in the forward of {name} cannot be read: {error}") from error
         return self._known[node]
 
     def _check_in_place(self, node: Node) -> None:
@@ -162,13 +169,18 @@ class Reading:
         self._check_in_place(node)
         args: Any = map_arg(node.args, self._value)
         kwargs: Any = map_arg(node.kwargs, self._value)
-        depends = any(isinstance(value, Affine) for value in [*args, *kwargs.values()])
+        depends = any(isinstance(self._value(source), Affine) for source in node.all_input_nodes)
         layer, target = called(self.root, node), node.target
         if layer is not None:
-            return after(args[0], affine_of(layer, self.like)) if depends else layer(*args, **kwargs)
+            return after(args[0], affine_of(layer, self.like)) if depends else self._run(layer, args, kwargs)
         table: dict[Any, Any] = FUNCTIONS if node.op == "call_function" else METHODS
         if depends and target not in table:
             raise NotLinearError(f"{getattr(target, '__name__', target)} is not known to be linear")
         if depends:
             return table[target](*args, **kwargs)
         return target(*args, **kwargs) if callable(target) else getattr(args[0], str(target))(*args[1:], **kwargs)
+
+    def _run(self, layer: nn.Module, args: Any, kwargs: Any) -> Any:
+        """What a module makes of numbers, in the precision of all others."""
+        tensors = {name: value.to(self.like.dtype) for name, value in layer.named_parameters()}
+        return functional_call(layer, tensors, args, kwargs)

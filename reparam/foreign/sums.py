@@ -37,7 +37,7 @@ def add(a: Affine, b: Affine) -> Affine:
         a, b, start_a, start_b = b, a, start_b, start_a
     if not _covers(a, size, groups):
         shape = (outputs(a.op), inputs(a.op) // groups, *size)
-        zeros = a.op.kernel.bias.new_zeros(shape)
+        zeros = op.kernel.bias.new_zeros(shape)
         empty = replace(whole, op=op._replace(kernel=Kernel(zeros, op.kernel.bias)))
         return replace(empty, more=(_part(a, start_a, grid, groups), _part(b, start_b, grid, groups)))
     op = op._replace(kernel=Kernel(a.op.kernel.weight, op.kernel.bias))

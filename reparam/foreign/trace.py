@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Container, Iterator
 from itertools import chain
 from typing import Any
 
@@ -50,9 +51,10 @@ def is_any_norm(module: nn.Module) -> bool:
 
 
 def is_torch_layer(module: nn.Module) -> bool:
-    """Whether it runs a forward of torch's own, and is no mere row of other modules."""
+    """Whether it runs a forward of torch's own, and does not merely hold other modules."""
     forward = type(module).forward
-    return forward is not nn.Sequential.forward and getattr(forward, "__module__", "").startswith("torch.")
+    holder = forward in (nn.Sequential.forward, nn.Module.forward)  # lists and dicts of modules have no forward
+    return not holder and getattr(forward, "__module__", "").startswith("torch.")
 
 
 def shared_eval(model: nn.Module) -> nn.Module:
@@ -63,8 +65,30 @@ def shared_eval(model: nn.Module) -> nn.Module:
 
 def same_hooks(model: nn.Module) -> dict[int, Any]:
     """A memo for deepcopy with which copies hold the hooks themselves, whatever these refer to."""
-    tables = (table for module in model.modules() for name, table in vars(module).items() if "_hooks" in name)
-    return {id(table): table for table in tables}
+    return {id(table): table for table in _hook_tables(model)}
+
+
+def fixed_hooks(model: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy with which copies hold those hooks themselves that cannot be copied.
+
+    A hook may be a method of an object with a lock, an open file, a connection, ...
+    """
+    own = {id(part): part for part in chain(model.modules(), model.parameters(), model.buffers())}
+    hooks = {id(hook): hook for table in _hook_tables(model) for hook in table.values()}
+    return {key: hook for key, hook in hooks.items() if not _can_be_copied(hook, dict(own))}
+
+
+def _hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
+    for module in model.modules():
+        yield from (table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict))
+
+
+def _can_be_copied(hook: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(hook, memo)
+    except Exception:  # a foreign object may raise anything
+        return False
+    return True
 
 
 def trace(module: nn.Module, is_leaf: Leaf) -> Graph:
@@ -85,41 +109,60 @@ def _trace(tracer: _ForwardTracer, module: nn.Module) -> Graph:
     return tracer.trace(module, concrete_args=defaults)
 
 
-def graphs(model: nn.Module, is_leaf: Leaf) -> Iterator[tuple[nn.Module, Graph]]:
+def graphs(
+    model: nn.Module, is_leaf: Leaf, walls: Container[int] = (), hidden: Container[int] = ()
+) -> Iterator[tuple[nn.Module, Graph | None]]:
     """Graphs that together show as much of a model as can be traced, each with the module whose forward it is.
 
-    A class whose forward cannot be traced, because it looks at values or shapes, becomes a leaf, and its parts are
-    traced on their own. So is a module with forward hooks, which see what goes in and comes out.
+    Where a forward cannot be traced, because it looks at values or shapes, there is None in place of a graph, and the
+    parts of the module are traced on their own. So is a module with forward hooks, which see what goes in and comes
+    out.
+
+    Args:
+        model: any.
+        is_leaf: whether a module is looked at as a whole.
+        walls: ids of modules that are to be traced on their own as well.
+        hidden: ids of modules whose graph would not be what runs.
     """
-    opaque: set[type] = set()
 
     def closed(module: nn.Module) -> bool:
-        return type(module) in opaque or bool(module._forward_hooks or module._forward_pre_hooks)
+        return id(module) in walls or bool(module._forward_hooks or module._forward_pre_hooks)
 
-    parts = list(model.children())
+    seen: set[int] = set()
+    waiting = deque([model])
+    while waiting:
+        root = waiting.popleft()
+        if id(root) in seen or is_leaf(root):
+            continue
+        seen.add(id(root))
+        graph, alone = (None, closed) if id(root) in hidden else _trace_past(root, is_leaf, closed)
+        yield root, graph
+        waiting.extendleft(reversed(list(root.children() if graph is None else _outermost(root, alone, is_leaf))))
+
+
+def _trace_past(root: nn.Module, is_leaf: Leaf, closed: Leaf) -> tuple[Graph | None, Leaf]:
+    """The graph of a module, past parts that cannot be traced, and what tells these parts."""
+    opaque: set[type] = set()
+
+    def alone(module: nn.Module) -> bool:
+        return type(module) in opaque or closed(module)
+
     while True:
-        tracer = _ForwardTracer(lambda module: closed(module) or is_leaf(module))
+        tracer = _ForwardTracer(lambda module: alone(module) or is_leaf(module))
         try:
-            graph = _trace(tracer, model)
+            return _trace(tracer, root), alone
         except Exception:  # a foreign forward may raise anything
             if tracer.failed_in is None or type(tracer.failed_in) in opaque:
-                break
+                return None, alone
             opaque.add(type(tracer.failed_in))
-        else:
-            yield model, graph
-            parts = list(_inside(model, closed, is_leaf))
-            break
-    for part in parts:
-        if not is_leaf(part):
-            yield from graphs(part, is_leaf)
 
 
-def _inside(module: nn.Module, closed: Leaf, is_leaf: Leaf) -> Iterator[nn.Module]:
-    """The parts of the outermost modules that were leaves only because they are closed."""
+def _outermost(module: nn.Module, which: Leaf, is_leaf: Leaf) -> Iterator[nn.Module]:
     for child in module.children():
-        if is_leaf(child):
-            continue
-        yield from child.children() if closed(child) else _inside(child, closed, is_leaf)
+        if which(child):
+            yield child
+        elif not is_leaf(child):
+            yield from _outermost(child, which, is_leaf)
 
 
 def called(root: nn.Module, node: Node) -> nn.Module | None:

@@ -1,0 +1,63 @@
+"""What an expression in source may mean, as far as that matters to who uses which module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import nn
+
+Things = list[Any]
+"""Modules, functions, and lists, tuples and dicts of these."""
+
+OF_TENSORS = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad")
+"""What may be asked of a weight without reading its numbers."""
+
+
+class Numbers:
+    """The parameters of a module, of which only dtype and device are asked for."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+def handed_out() -> None:
+    """Stands for methods that hand out what is in a container."""
+
+
+def hands_out(things: Things, in_pairs: bool) -> MethodType:
+    return MethodType(handed_out, [tuple(things)] if in_pairs else things)
+
+
+def inside(thing: Any) -> Things:
+    if isinstance(thing, Numbers):
+        return [thing]
+    if isinstance(thing, nn.Module):
+        return list(thing.children())
+    return relevant(thing.values() if isinstance(thing, dict) else thing if isinstance(thing, CONTAINERS) else [])
+
+
+CONTAINERS = (list, tuple, set, dict)
+_KINDS = (nn.Module, FunctionType, MethodType, partial, ModuleType, Numbers)
+
+
+def relevant(values: Iterable[Any]) -> Things:
+    """Those that may lead to a module."""
+    return [value for value in values if isinstance(value, _KINDS) or (isinstance(value, CONTAINERS) and inside(value))]
+
+
+def key_of(things: Things) -> Any:
+    return tuple(key_of(list(inside(thing))) if isinstance(thing, CONTAINERS) else id(thing) for thing in things)
+
+
+def cells(function: FunctionType) -> dict[str, Things]:
+    """What a function has from the function that it was made in."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        try:
+            found[name] = relevant([cell.cell_contents])
+        except ValueError:  # not yet filled
+            found[name] = []
+    return found

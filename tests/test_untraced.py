@@ -1,0 +1,253 @@
+"""Forwards that cannot be traced: a norm inside of their parts goes only if their source uses the part as a whole."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_close
+from official import conv_bn, row
+from test_foreign import image, norms_in, ready
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from reparam import fuse
+from reparam.foreign import survey
+
+
+class Untraced(nn.Module):
+    """A forward that looks at its input, and then does what `function` says."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.p, self.q = conv_bn(6, 6, 3, padding=1), conv_bn(6, 6, 1)
+        self.many = nn.ModuleList([conv_bn(6, 6, 1), conv_bn(6, 6, 3, padding=1)])
+        self.named = nn.ModuleDict({"a": conv_bn(6, 6, 1)})
+        self.space = nn.Module()  # which is never called itself
+        self.space.one = conv_bn(6, 6, 1)
+        self.inner = row(row=conv_bn(6, 6, 1), last=nn.ReLU())
+        self.optional = Optional()
+        self.plain_list = [self.p, self.q]
+        self.whole = partial(self.call, self.p)
+
+    def forward(self, x):
+        return self.function(self, x) if float(x.mean()) > -1e9 else x
+
+    def call(self, part, x):
+        return part(x)
+
+    def first_of(self, part, x):
+        return part[0](x)
+
+    @property
+    def main(self):
+        return self.p
+
+
+class Optional(nn.Module):
+    """A part with an option that its graph does not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv_bn(6, 6, 1).children()
+
+    def forward(self, x, raw=False):
+        return self.conv(x) if raw else self.bn(self.conv(x))
+
+
+def call(part, x):
+    return part(x)
+
+
+def first_of(part, x):
+    return part[0](x)
+
+
+def loop(m, x):
+    for part in m.many:
+        x = part(x)
+    for index, part in enumerate(m.many):
+        x = part(x) + m.many[index](x)
+    for one, two in zip(m.many, reversed(m.many)):
+        x = one(two(x))
+    for _, part in m.named.items():
+        x = part(x)
+    return sum(part(x) for part in [*m.many, *m.named.values()])
+
+
+def inner_loop(m, x):
+    for part in m.p:
+        x = part(x)
+    return x
+
+
+def aliases(m, x):
+    p, (q, *_) = m.p, m.many
+    with torch.no_grad():
+        y = q(p(x))
+    return p(y) if (z := m.q) is None else z(y)
+
+
+def alias_of_a_part(m, x):
+    p = m.p
+    first = p[0]
+    return first(x)
+
+
+def nested(m, x):
+    def inner(y):
+        return m.p(y)
+
+    return inner(x)
+
+
+def nested_part(m, x):
+    def inner(y):
+        return m.p[0](y)
+
+    return inner(x)
+
+
+def passed_to_nested(m, x):
+    def inner(part):
+        return part[0](x)
+
+    return inner(m.p)
+
+
+def kept_for_later(m, x):
+    m.later = [m.p]
+    return m.later[0][0](x)
+
+
+def in_a_dict(m, x):
+    parts = {}
+    parts["p"] = m.p
+    return parts["p"][0](x)
+
+
+WITHOUT_SOURCE = eval("lambda m, x: m.p(x)")  # as from a console: nothing can be known of it
+
+WHOLE = {
+    "called": lambda m, x: m.p(m.q(x)),
+    "loops": loop,
+    "by its name": lambda m, x: getattr(m, "p")(x),  # noqa: B009  # the name as text is what is tested
+    "a part of a namespace": lambda m, x: m.space.one(x),
+    "a part with parts, the whole of one": lambda m, x: m.inner(x) + m.inner.row(x),
+    "aliases": aliases,
+    "a method": lambda m, x: m.call(m.p, x),
+    "a function": lambda m, x: call(m.p, x),
+    "a property": lambda m, x: m.main(x),
+    "a partial": lambda m, x: m.whole(x),
+    "a list": lambda m, x: m.plain_list[0](m.plain_list[1](x)),
+    "a nested function": nested,
+    "a dtype": lambda m, x: m.p(x.to(next(m.parameters()).dtype).to(m.p.conv.weight.device)),
+    "its forward": lambda m, x: m.p.forward(x),
+    "a checkpoint": lambda m, x: checkpoint(m.p, x, use_reentrant=False),
+    "an optional part as it is traced": lambda m, x: m.optional(x),
+    "asked about": lambda m, x: m.p(x) if isinstance(m.p, nn.Sequential) and len(m.p) and m.q is not None else x,
+}
+IN_PART = {
+    "the first of it": (lambda m, x: m.p[0](x) if x.mean() > 0 else m.p(x), ["p.bn"]),
+    "an attribute of it": (lambda m, x: m.p.conv(x), ["p.bn"]),
+    "by its name": (lambda m, x: getattr(m.p, "conv")(x), ["p.bn"]),  # noqa: B009  # as above
+    "by a name that is worked out": (lambda m, x: getattr(m.p, "co" + "nv")(x), ["p.bn"]),
+    "a slice": (lambda m, x: m.p[:1](x), ["p.bn"]),
+    "a loop over it": (inner_loop, ["p.bn"]),
+    "its children": (lambda m, x: next(m.p.children())(x), ["p.bn"]),
+    "spread out": (lambda m, x: nn.Sequential(*m.p)(x), ["p.bn"]),
+    "a weight": (lambda m, x: m.p(x) + F.conv2d(x, m.p.conv.weight, padding=1), ["p.bn"]),
+    "a statistic": (lambda m, x: m.p(x) + m.p.bn.running_mean.sum(), ["p.bn"]),
+    "its parameters": (lambda m, x: m.p(x) * sum(one.sum() for one in m.p.parameters()), ["p.bn"]),
+    "an alias": (alias_of_a_part, ["p.bn"]),
+    "a method": (lambda m, x: m.first_of(m.p, x), ["p.bn"]),
+    "a function": (lambda m, x: first_of(m.p, x), ["p.bn"]),
+    "a nested function": (nested_part, ["p.bn"]),
+    "handed to one": (passed_to_nested, ["p.bn"]),
+    "handed to Python's own": (lambda m, x: next(map(m.first_of, [m.p], [x])), ["p.bn"]),
+    "kept for later": (kept_for_later, ["p.bn"]),
+    "kept in a dict": (in_a_dict, ["p.bn"]),
+    "an element of a list": (lambda m, x: m.many[1][0](x), ["many.0.bn", "many.1.bn"]),
+    "an option": (lambda m, x: m.optional(x, True), ["optional.bn"]),
+    "an option by name": (lambda m, x: m.optional(x, raw=True), ["optional.bn"]),
+    "inside of inside": (lambda m, x: m.inner.row.conv(x), ["inner.row.bn"]),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@torch.no_grad()
+def test_a_part_that_is_used_as_a_whole_loses_its_norms(name):
+    model, x = ready(nn.Sequential(Untraced(WHOLE[name]), conv_bn(6, 6, 1))), image(1, 6, 7, 6)
+    plain = fuse(model)
+    assert norms_in(plain) == [] and survey(model, True).left == {}
+    for one in (x, -x):
+        assert_close(plain(one), model(one))
+
+
+@pytest.mark.parametrize("name", IN_PART)
+@torch.no_grad()
+def test_a_part_that_is_used_in_part_keeps_them(name):
+    function, stay = IN_PART[name]
+    model, x = ready(nn.Sequential(Untraced(function), conv_bn(6, 6, 1))), image(1, 6, 7, 6)
+    plain, left = fuse(model), survey(model, True).left
+    assert norms_in(plain) == [f"0.{norm}" for norm in stay] == list(left)
+    for one in (x, -x):
+        assert_close(plain(one), model(one))
+
+
+@torch.no_grad()
+def test_code_without_a_source_may_do_anything():
+    model, x = ready(nn.Sequential(Untraced(WITHOUT_SOURCE), conv_bn(6, 6, 1))), image(1, 6, 7, 6)
+    plain = fuse(model)
+    assert norms_in(plain) == [name for name in norms_in(model) if name.startswith("0.")]
+    assert_close(plain(x), model(x))
+
+
+@torch.no_grad()
+def test_what_an_inherited_forward_does_is_followed():
+    class First(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if float(x.mean()) > 0 else self[0](x)
+
+    class Second(Untraced):
+        def forward(self, x):
+            return super().forward(x) if float(x.mean()) < 1e9 else x
+
+    one, two = First(conv_bn(6, 6, 1), conv_bn(6, 6, 1), nn.BatchNorm2d(6)), Second(lambda m, x: m.p[0](x))
+    model, x = ready(nn.Sequential(one, two)), image(1, 6, 7, 6)
+    plain = fuse(model)
+    assert norms_in(plain) == ["0.2", "1.p.bn"]
+    for given in (x, -x):
+        assert_close(plain(given), model(given))
+
+
+class ListOfParts(nn.Module):
+    """As in detectors: lists of rows inside of a forward that asks for sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = conv_bn(6, 6, 1)
+        self.rows = nn.ModuleList(row(a=conv_bn(3, 3, 3, padding=1), b=conv_bn(3, 3, 1)) for _ in range(2))
+        self.last = conv_bn(12, 6, 1)
+
+    def forward(self, x):
+        y = list(self.first(x).chunk(2, 1))
+        y.extend(part(y[-1]) for part in self.rows)
+        return self.last(torch.cat(y, 1))
+
+
+@torch.no_grad()
+def test_containers_are_looked_into():
+    model, x = ready(nn.Sequential(ListOfParts(), nn.ReLU(), ListOfParts())), image(1, 6, 7, 6)
+    plain = fuse(model)
+    assert len(norms_in(model)) == 12 and norms_in(plain) == []
+    assert_close(plain(x), model(x))
+
+
+def test_every_norm_of_torchvisions_ssdlite_goes():
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    with torch.device("meta"):
+        model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+    assert len(norms_in(model)) == 70 and norms_in(fuse(model)) == []
