@@ -102,7 +102,7 @@ SKIPS = {
 
 
 class TestSkip:
-    @pytest.mark.parametrize("skip", SKIPS, ids=str)
+    @pytest.mark.parametrize("skip", SKIPS, ids=lambda skip: getattr(skip, "__name__", str(skip)))
     def test_what_is_named_stays_as_it_is_and_the_rest_goes_on(self, skip):
         model = timm_net()
         kept = SKIPS[skip]
