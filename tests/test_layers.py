@@ -10,6 +10,8 @@ import reparam
 ROOT = Path(reparam.__file__).parent
 LAYERS = [
     "errors",
+    "writing",
+    "memory",
     "spec",
     "kernels",
     "cost",

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import SpecError
+from ..writing import written
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """What can be written."""
@@ -122,24 +123,18 @@ def write_picture(picture: Picture, path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise SpecError(f"cannot write {path.name}: the suffix must be one of {', '.join(SUFFIXES)}")
-    unfinished = path.with_name(f".{path.stem}.part{suffix}")
     pixels = picture.pixels
+    if suffix in (".jpg", ".jpeg", ".bmp") and pixels.shape[2] in (2, 4):
+        raise SpecError(f"cannot write {path.name}: {suffix} has no transparency, which the image has; use .png")
     if pixels.dtype == np.uint16 and suffix not in _DEEP:
         pixels = np.rint(pixels / 257).astype(np.uint8)
-    try:
+    with written(path) as unfinished:
         if pixels.dtype == np.uint16 and pixels.shape[2] > 1:
             _write_deep(picture, unfinished)
         else:
-            image = to_pil(picture._replace(pixels=pixels))
-            if suffix in (".jpg", ".jpeg", ".bmp") and image.mode in ("LA", "RGBA"):
-                raise SpecError(
-                    f"cannot write {path.name}: {suffix} has no transparency, which the image has; use .png"
-                )
             lossy: dict[str, Any] = {"quality": 95} if suffix in (".jpg", ".jpeg", ".webp") else {}
-            image.save(unfinished, **lossy, **(picture.info if suffix != ".bmp" else {}))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            kept = picture.info if suffix != ".bmp" else {}
+            to_pil(picture._replace(pixels=pixels)).save(unfinished, **lossy, **kept)
 
 
 def _write_deep(picture: Picture, path: Path) -> None:
