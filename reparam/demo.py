@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from .freeze import freeze_bn_stats, unfreeze_bn_stats
 from .fuse import fuse
 from .models import create_model
 from .verify import VerifyReport, verify
+from .writing import written
 
 MODEL = "repsr_m4c16_x2"
 SCALE, PATCH, BATCH, LEARNING_RATE, FREEZE_AT = 2, 32, 16, 4e-3, 0.9
@@ -66,6 +65,11 @@ class DemoResult:
     """Low resolution, bicubic, ours, original."""
 
 
+def files_in(out: Path) -> tuple[Path, Path]:
+    """What the demo writes into a folder: fused weights and a picture."""
+    return out / f"{MODEL}.safetensors", out / "comparison.png"
+
+
 def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
     """Trains on the photos that scikit-image ships and writes fused weights and a picture into `out`."""
     torch.manual_seed(seed)
@@ -91,8 +95,9 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
     )
     inference_ms = time_pair_ms(lambda model: enlarge(model, torch.rand(3, 256, 256)), net, plain)
 
-    weights, picture = out / f"{MODEL}.safetensors", out / "comparison.png"
-    write_atomically(weights, lambda path: save_file(plain.state_dict(), path))
+    weights, picture = files_in(out)
+    with written(weights) as unfinished:
+        save_file(plain.state_dict(), unfinished)
     low, high = pairs["coffee"]
     columns = {
         "low resolution": low,
@@ -100,7 +105,8 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
         "RepSR, fused": outputs["coffee"]["fused"],
     }
     sheet = side_by_side(columns | {"original": high}, crop=(205, 190, 140, 105))
-    write_atomically(picture, lambda path: sheet.save(path, format="png"))
+    with written(picture) as unfinished:
+        sheet.save(unfinished)
     sizes = tuple(sum(p.numel() for p in model.parameters()) for model in (net, plain))
     return DemoResult(scores, sizes, batch_step_ms, frozen_step_ms, inference_ms, report, weights, picture)
 
@@ -182,18 +188,6 @@ def time_pair_ms(run: Callable[[nn.Module], object], *models: nn.Module) -> tupl
             run(model)
             its_times.append(1000 * (time.perf_counter() - start))
     return tuple(median(its_times[2:]) for its_times in times)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file, then puts it in place: never half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    unfinished = Path(name)
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def side_by_side(columns: dict[str, Tensor], crop: tuple[int, int, int, int], zoom: int = 3) -> Image.Image:

@@ -20,6 +20,7 @@ from .linear import LinearOp, linear_op
 from .norm import FrozenStatsBN, is_norm
 from .shapes import Box, Fork, Line, Shape, as_svg
 from .spec import ConvSpec
+from .writing import written
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class Drawing:
         path = Path(path)
         if path.suffix != ".svg":
             raise SpecError(f"a drawing is written as SVG, to a name that ends in .svg, but got {path.name!r}")
-        unfinished = path.with_name(f"{path.name}.part")
-        unfinished.write_text(self.svg, encoding="utf-8")
-        unfinished.replace(path)
+        with written(path) as unfinished:
+            unfinished.write_text(self.svg, encoding="utf-8")
 
     def __str__(self) -> str:
         return self.svg

@@ -421,7 +421,7 @@ def test_a_write_that_fails_leaves_the_old_file(file, error, tmp_path, monkeypat
         Path(path).write_text("half of it")
         raise error
 
-    monkeypatch.setattr(Path, "write_bytes", lambda path, content: fail(content, path))
+    monkeypatch.setattr("reparam.interop.files.save_file", fail)
     monkeypatch.setattr("reparam.interop.files.torch.save", fail)
     expected = CheckpointError if isinstance(error, RuntimeError) else type(error)
     with pytest.raises(expected, match="cannot write .*full" if expected is CheckpointError else "full"):

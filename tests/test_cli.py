@@ -198,7 +198,7 @@ def test_fuse_options(ecbsr, tmp_path):
     expected = fuse_state_dict(official("ecbsr_m4c8_x2_c1"), identity=True)
     assert run("fuse", str(ecbsr), str(out), "--identity", "--wrapper", "params").exit_code == 0
     assert same(load_file(out), expected)
-    assert run("fuse", str(ecbsr), str(out), "--identity", "--keys", "reparam").exit_code == 0
+    assert run("fuse", str(ecbsr), str(out), "--identity", "--keys", "reparam", "--overwrite").exit_code == 0
     assert torch.equal(load_file(out)["body.2.weight"], expected["backbone.1.conv3x3.weight"])
     for name, option, given in (
         ("repvgg_s1_id_8", ("--eps", "1e-3"), {"eps": 1e-3}),
@@ -207,7 +207,7 @@ def test_fuse_options(ecbsr, tmp_path):
     ):
         sd = official(name)
         save_file(sd, tmp_path / "in.safetensors")
-        assert run("fuse", str(tmp_path / "in.safetensors"), str(out), *option).exit_code == 0
+        assert run("fuse", str(tmp_path / "in.safetensors"), str(out), *option, "--overwrite").exit_code == 0
         assert same(load_file(out), fuse_state_dict(sd, **given))
         assert not same(load_file(out), fuse_state_dict(sd))
 
@@ -226,14 +226,14 @@ def test_fuse_with_a_pool(tmp_path):
 def test_fuse_of_our_own_files(tmp_path):
     net = randomise(create_model("repsr_m1c6_x2", act="relu"), 0).eval()
     save_checkpoint(net, tmp_path / "net.pth")  # bare, so that nothing tells the activation
-    result = run("fuse", str(tmp_path / "net.pth"), str(tmp_path / "net.pth"), "--act", "relu")
+    result = run("fuse", str(tmp_path / "net.pth"), str(tmp_path / "fused.pth"), "--act", "relu")
     assert result.exit_code == 0, result.output
     assert "RepSRBlock" in result.output
-    assert same(read(tmp_path / "net.pth"), fuse(net).state_dict())
+    assert same(read(tmp_path / "fused.pth"), fuse(net).state_dict())
     save_checkpoint(net, tmp_path / "net.safetensors")
-    assert run("fuse", str(tmp_path / "net.safetensors"), str(tmp_path / "net.safetensors")).exit_code == 0
+    assert run("fuse", str(tmp_path / "net.safetensors"), str(tmp_path / "fused.safetensors")).exit_code == 0
     x = torch.rand(1, 3, 5, 6)
-    assert torch.equal(load_checkpoint(tmp_path / "net.safetensors")(x), fuse(net)(x))
+    assert torch.equal(load_checkpoint(tmp_path / "fused.safetensors")(x), fuse(net)(x))
     wide = {key: (tensor * 1e-3 if "var" in key else tensor) for key, tensor in net.state_dict().items()}
     torch.save(wide, tmp_path / "net.pth")
     assert (
@@ -297,7 +297,7 @@ def test_fuse_of_bad_files(content, match, tmp_path):
         source.write_bytes(content)
     elif content is not None:
         torch.save(content, source)
-    result = run("fuse", str(source), str(target))
+    result = run("fuse", str(source), str(target), "--overwrite")
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert result.stdout == "" and re.match(r"error: ", result.stderr) and result.stderr.count("\n") == 1
     assert re.search(match, result.stderr), result.stderr

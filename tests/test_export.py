@@ -332,7 +332,7 @@ def test_a_network_without_a_radius(suffix, tmp_path):
 @pytest.mark.parametrize("taken", ["net.xml", "net.bin"])
 def test_a_directory_in_the_way(taken, net, tmp_path):
     (tmp_path / taken).mkdir()
-    with pytest.raises(ExportError, match=f"cannot write .*{taken}: it is a directory; choose another name"):
+    with pytest.raises(IsADirectoryError, match=f"cannot write .*{taken}: it is a directory; choose another name"):
         export(net, tmp_path / "net.xml")
     assert [path.name for path in tmp_path.iterdir()] == [taken]
 

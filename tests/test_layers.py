@@ -15,6 +15,8 @@ LAYERS = [
     "sound",
     "compare",
     "precision",
+    "writing",
+    "memory",
     "spec",
     "kernels",
     "cost",

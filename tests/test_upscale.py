@@ -24,6 +24,7 @@ from reparam.export import runners
 from reparam.export.prelu import without_prelu
 from reparam.export.runners import run_onnxruntime
 from reparam.receptive import receptive_radius
+from reparam.upscale.cache import cache_folder
 from reparam.upscale.color import bicubic, coloring
 from reparam.upscale.tiles import spans
 
@@ -382,7 +383,7 @@ def test_auto_takes_the_fastest_and_remembers(nets, monkeypatch):
     monkeypatch.setattr(engines, "_seconds", lambda engine, colors: next(seconds))
     assert Upscaler(nets["repsr_m2c8_x2"]).engine == "onnxruntime"
     assert Upscaler(nets["repsr_m2c8_x2"]).engine == "onnxruntime"  # no second trial, which would find no time
-    assert len(list(engines.cache_folder().glob("engine-*.json"))) == 1
+    assert len(list(cache_folder().glob("engine-*.json"))) == 1
 
 
 class Scaled(nn.Module):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -21,6 +20,7 @@ from ..errors import ExportError, SpecError
 from ..fuse import plain_copy
 from ..inspect import inspect_model
 from ..upscale.engines import FILE_ENGINES, installed_engines, make_engine, open_engine
+from ..upscale.threads import torch_threads
 from .race import race, ratio
 
 Way = tuple[str, str]
@@ -121,7 +121,7 @@ def bench_inference(
         raise SpecError(f"{type(net).__name__} does not say its input: give it the attribute colors, 1 or 3")
     x = torch.rand(1, colors, height, width, generator=torch.Generator().manual_seed(0))
     plain = plain_copy(net)
-    with _threads(threads), torch.inference_mode():
+    with torch_threads(threads), torch.inference_mode():
         ways = _graphs(net, plain, x)
         names = installed_engines() if engines is None else engines
         on_engines, failed = _engines(plain, x, names, threads)
@@ -220,13 +220,3 @@ def _operations(net: nn.Module, x: torch.Tensor) -> float:
     for hook in hooks:
         hook.remove()
     return float(total)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -19,10 +19,12 @@ from ..bench import InferenceReport, bench_blocks, bench_inference, bench_traini
 from ..interop import load_checkpoint
 from ..models import create_model, list_models
 from ..models.registry import Network
-from .shared import Json, user_errors
+from ..upscale.threads import torch_threads
+from .shared import MOST_PIXELS, Json, Threads
 
 app = typer.Typer()
 
+Side = Annotated[int, typer.Option(min=1, max=MOST_PIXELS, help="Of the image, in pixels.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often everything is run; the median counts.")]
 
 
@@ -36,26 +38,27 @@ def _progress(total: int) -> Iterator[Callable[[], object]]:
 @app.callback(invoke_without_command=True)
 def train(
     context: typer.Context,
-    channels: Annotated[list[int] | None, typer.Option(min=1, help="Widths to measure; may be repeated.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
-    size: Annotated[int, typer.Option(min=3, help="Height and width, in pixels.")] = 64,
+    channels: Annotated[
+        list[int] | None, typer.Option(min=1, max=4096, help="Widths to measure; may be repeated.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images in a batch.")] = 16,
+    size: Annotated[int, typer.Option(min=3, max=MOST_PIXELS, help="Height and width, in pixels.")] = 64,
     rounds: Rounds = 10,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves them as they are.")] = 0,
+    threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Measure what training costs here, as ratios to plain convolutions; or, with `infer`, what inference does."""
     if context.invoked_subcommand:
         return
-    if threads:
-        torch.set_num_threads(threads)
     widths = channels or [16, 64]
-    with _progress((rounds + 2) * (len(widths) + 1)) as advance:
+    with torch_threads(threads), _progress((rounds + 2) * (len(widths) + 1)) as advance:
+        used = torch.get_num_threads()
         blocks = [row for width in widths for row in bench_blocks(width, batch, size, rounds, advance)]
         training = bench_training(batch=batch, patch=size, rounds=rounds, progress=advance)
     if as_json:
         typer.echo(json.dumps({"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}, indent=2))
         return
-    shape = f"{batch} images of {size}x{size}, {torch.get_num_threads()} threads"
+    shape = f"{batch} images of {size}x{size}, {used} threads"
     title = f"A training step over that of a plain 3x3 convolution ({shape})"
     table = Table("block", "channels", "phase", "mode", "time", "saved bytes", "fuse (ms)", "fuse error", title=title)
     for row in blocks:
@@ -73,19 +76,19 @@ def infer(
     model: Annotated[str, typer.Argument(help="A name that `reparam models` shows, or a checkpoint.")] = (
         "repsr_m4c16_x2"
     ),
-    height: Annotated[int, typer.Option(min=1, help="Of the image, in pixels.")] = 540,
-    width: Annotated[int, typer.Option(min=1, help="Of the image, in pixels.")] = 960,
+    height: Side = 540,
+    width: Side = 960,
     engine: Annotated[list[str] | None, typer.Option(help="Engines to measure; may be repeated. All, if none.")] = None,
     file: Annotated[
         list[Path] | None,
         typer.Option(exists=True, help="Of the same network, such as `reparam quantize` writes."),
     ] = None,
     rounds: Rounds = 5,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of every engine; 0 leaves that to them.")] = 0,
+    threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Measure a network on the engines that are installed: its train graph, and fused, beside the processor's limit."""
-    with user_errors(), _progress(rounds + 2) as advance:
+    with _progress(rounds + 2) as advance:
         net = _network(model)
         report = bench_inference(
             net, height, width, engines=engine, files=file or (), rounds=rounds, threads=threads, progress=advance

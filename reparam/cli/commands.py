@@ -15,17 +15,22 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__
+from ..errors import SpecError
 from ..export import export as export_network
+from ..export.exporter import targets_of
 from ..fuse import fuse as fuse_network
 from ..interop import fuse_file, inspect_file, load_checkpoint
 from ..models import list_models
 from ..quantize import quantize as quantize_network
 from ..upscale import Upscaler
 from ..verify import verify as verify_networks
+from ..writing import check_targets
 from . import bench
-from .shared import Checkpoint, Json, user_errors
+from .shared import MOST_PIXELS, Act, Checkpoint, Commands, Json, Overwrite, Threads, Tile, WithBlocks, Wrapper
 
-app = typer.Typer(no_args_is_help=True, help="Re-parameterizable blocks: train branches, ship one convolution.")
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Re-parameterizable blocks: train branches, ship one convolution."
+)
 app.add_typer(bench.app, name="bench")
 
 
@@ -57,15 +62,18 @@ def demo(
         "reparam-demo"
     ),
     steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 1200,
-    seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights and patches.")] = 0,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a small RepSR on photos of scikit-image, freeze its batch norms, fuse it, prove it, draw it."""
     try:
-        from ..demo import run_demo  # its packages come with the extra, and the other commands do without
+        from ..demo import files_in, run_demo  # its packages come with the extra, and the other commands do without
     except ModuleNotFoundError as error:
         typer.echo(f"the demo needs the package {error.name!r}: pip install 'reparam[demo]'", err=True)
         raise typer.Exit(1) from None
+    out.mkdir(parents=True, exist_ok=True)
+    check_targets(files_in(out), (), overwrite)
     result = run_demo(out, steps, seed)
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2, default=str))
@@ -88,26 +96,27 @@ def demo(
 
 @app.command()
 def fuse(
-    source: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .pt or .safetensors.")],
+    source: WithBlocks,
     target: Annotated[Path, typer.Argument(help="File to write; .safetensors, or torch's format.")],
     keys: Annotated[Keys, typer.Option(help="Whose keys to write: those of the code the file is from, or ours.")] = (
         Keys.source
     ),
-    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
+    wrapper: Wrapper = None,
     eps: Annotated[float | None, typer.Option(help="Of the batch norms, if not torch's 1e-5.")] = None,
     identity: Annotated[
         bool | None, typer.Option("--identity/--no-identity", help="Where the keys do not tell (with_idt of ECBSR).")
     ] = None,
-    act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
+    act: Act = None,
     with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
     pool: Annotated[bool, typer.Option("--pool", help="QARepVGG: the blocks have an average pool (V2).")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
     layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
-    with user_errors():
-        options: dict[str, Any] = {} if act is None else {"act": act}
-        report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
+    options: dict[str, Any] = {} if act is None else {"act": act}
+    check_targets([target], [source], overwrite)
+    report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return
@@ -122,12 +131,11 @@ def fuse(
 @app.command()
 def inspect(
     file: Checkpoint,
-    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
+    wrapper: Wrapper = None,
     as_json: Json = False,
 ) -> None:
     """Say what a checkpoint holds: network, blocks, sizes, and what stands in the way of fusing it."""
-    with user_errors():
-        report = inspect_file(file, wrapper=wrapper)
+    report = inspect_file(file, wrapper=wrapper)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return
@@ -144,10 +152,10 @@ def upscale(
     engine: Annotated[
         str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16 or ncnn.")
     ] = "auto",
-    tile: Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")] = 256,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 leaves that to it.")] = 0,
+    tile: Tile = 256,
+    threads: Threads = 0,
     suffix: Annotated[str, typer.Option(help="Format of the results, such as .png; if not given, the source's.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Enlarge images by a network: photo.png becomes photo_x2.png in the folder."""
@@ -156,10 +164,9 @@ def upscale(
     except ModuleNotFoundError as error:
         typer.echo(f"upscaling needs the package {error.name!r}: pip install 'reparam[upscale]'", err=True)
         raise typer.Exit(1) from None
-    with user_errors():
-        upscaler = Upscaler(model, engine=engine, tile=tile, threads=threads)
-        targets = plan(images, out, upscaler.scale, suffix, overwrite)
-        out.mkdir(parents=True, exist_ok=True)
+    upscaler = Upscaler(model, engine=engine, tile=tile, threads=threads)
+    targets = plan(images, out, upscaler.scale, suffix, overwrite)
+    out.mkdir(parents=True, exist_ok=True)
     failed: dict[Path, str] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for source, why in bar.track(upscale_files(upscaler, targets), len(targets), description=upscaler.engine):
@@ -180,14 +187,15 @@ def upscale(
 def export(
     source: Checkpoint,
     target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO) or .ncnn.param.")],
-    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
-    act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
+    wrapper: Wrapper = None,
+    act: Act = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fuse a checkpoint's network and write it for another program, proved equal there."""
-    with user_errors():
-        net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
-        report = export_network(net, target)
+    targets_of(target, [source], overwrite)
+    net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
+    report = export_network(net, target)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
 
 
@@ -198,28 +206,30 @@ def quantize(
     images: Annotated[Path, typer.Option(help="Folder of images such as the network is to enlarge, to calibrate on.")],
     targets: Annotated[Path | None, typer.Option(help="Folder of the same images, large, in the same order.")] = None,
     per_tensor: Annotated[bool, typer.Option("--per-tensor", help="One scale for all channels of a weight.")] = False,
-    tile: Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")] = 256,
+    tile: Tile = 256,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fuse a network and write it in 8 bits, calibrated on images; say what that costs."""
-    with user_errors():
-        report = quantize_network(source, target, images, targets=targets, per_channel=not per_tensor, tile=tile)
+    targets_of(target, [Path(source)], overwrite)
+    report = quantize_network(source, target, images, targets=targets, per_channel=not per_tensor, tile=tile)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
 
 
 @app.command()
 def verify(
-    source: Annotated[Path, typer.Argument(help="Checkpoint with blocks: .pth, .pt or .safetensors.")],
-    wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
-    act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the image that it is tried on.")] = 64,
+    source: WithBlocks,
+    wrapper: Wrapper = None,
+    act: Act = None,
+    size: Annotated[
+        int, typer.Option(min=1, max=MOST_PIXELS, help="Height and width of the image that it is tried on.")
+    ] = 64,
     as_json: Json = False,
 ) -> None:
     """Compare a checkpoint's network with its fused form, block by block; exit code 1 if they differ."""
-    with user_errors():
-        net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
-        image = torch.rand(1, net.colors, size, size, generator=torch.Generator().manual_seed(0))
-        report = verify_networks(net, fuse_network(net), image)
+    net = load_checkpoint(source, wrapper=wrapper, **({} if act is None else {"act": act}))
+    image = torch.rand(1, net.colors, size, size, generator=torch.Generator().manual_seed(0))
+    report = verify_networks(net, fuse_network(net), image)
     typer.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2) if as_json else str(report))
     if not report.ok:
         raise typer.Exit(1)
@@ -234,6 +244,8 @@ def models(
     """List the names of networks, those with weights marked."""
     with_weights = set(list_models(pretrained=True))
     names = list_models(pattern, pretrained=pretrained)
+    if not names:
+        raise SpecError(f"no name fits {pattern!r}; there are {', '.join(list_models(pretrained=pretrained))}")
     if as_json:
         typer.echo(json.dumps([{"name": name, "pretrained": name in with_weights} for name in names], indent=2))
         return

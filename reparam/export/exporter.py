@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import os
-import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, ReparamError, SpecError
 from ..fuse import plain_copy, unwrap
 from ..receptive import receptive_radius
+from ..writing import check_targets, files_beside, written
 from .formats import FORMATS, Format
 from .runners import Run
 
@@ -63,7 +64,7 @@ def export(
 
     Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; by OpenVINO; by ncnn)
     on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does
-    not, an existing file stays as it was.
+    not, an existing file stays as it was; if it does, that is replaced, as by `torch.save`.
 
     All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
     network has one), `range` ("0 to 1"), `order` ("RGB" or "Y"), and `reparam`, a JSON of class, options and version:
@@ -80,10 +81,10 @@ def export(
 
     Raises:
         SpecError: for an unknown suffix, or a missing example.
-        ExportError: if a package is missing, the target is a directory, the network cannot be exported (it gives more
-            than one tensor, say), or the file does not run or is not exact.
+        ExportError: if a package is missing, the network cannot be exported (it gives more than one tensor, say), or
+            the file does not run or is not exact.
         FuseError: if the network cannot be fused as it is, or what it is fused into is another function.
-        FileNotFoundError: if there is no such directory.
+        OSError: if nothing can be written there: `FileNotFoundError` where there is no such directory.
 
     Example:
         >>> import tempfile
@@ -97,19 +98,17 @@ def export(
     """
     path = Path(path)
     kind = format_of(path)
-    files = targets_of(path, kind)
+    targets_of(path)
     shapes = _shapes(unwrap(model), example, dynamic)
     first = torch.rand(2, *shapes[0][1:-2], 8, 9) if example is None else example.detach().float().cpu()
     net = plain_copy(model, first).float().cpu().requires_grad_(False)
     if dynamic and len(first) == 1:  # which torch.export would take for a constant
         first = torch.cat([first, first])
     _output(net, first)  # what it cannot do is said here, and not by a converter
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        file = Path(folder) / path.name
+    with written(path) as file:
         write_as(kind, net, first, dynamic, file)
         engine, error = _check(kind, file, net, shapes)
-        for target in reversed(files):  # the one that was asked for at the end
-            (Path(folder) / target.name).replace(target)
+        files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
     return ExportReport(files, kind.name, engine, shapes, error)
 
 
@@ -132,16 +131,14 @@ def format_of(path: Path) -> Format:
     return kind
 
 
-def targets_of(path: Path, kind: Format) -> tuple[Path, ...]:
-    """The files that will be in place, the one that was asked for first, if all is there to write them."""
+def targets_of(path: Path, sources: Iterable[Path] = (), overwrite: bool = True) -> tuple[Path, ...]:
+    """The files that will be in place, the one that was asked for first, if nothing stands in the way of them."""
+    kind = format_of(path)
     if missing := [package for package in kind.packages if not find_spec(package)]:
         raise ExportError(f"{kind.name} needs {' and '.join(missing)}: pip install 'reparam[{kind.extra}]'")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
     stem = path.name.removesuffix(kind.suffixes[0])
     files = tuple(path.with_name(stem + suffix) for suffix in kind.suffixes)
-    if folders := [file for file in files if file.is_dir()]:
-        raise ExportError(f"cannot write {folders[0]}: it is a directory; choose another name, or move it away")
+    check_targets(files, sources, overwrite)
     return files
 
 

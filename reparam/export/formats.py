@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -71,10 +72,10 @@ def _write_graph(net: nn.Module, example: Tensor, dynamic: bool, file: Path, met
 
 
 def _write_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
-    middle = file.with_suffix(".onnx")
-    write_for_openvino(net, example, dynamic, middle, metadata)
-    convert_to_openvino(middle, file, metadata)
-    middle.unlink()
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        middle = Path(folder) / "network.onnx"
+        write_for_openvino(net, example, dynamic, middle, metadata)
+        convert_to_openvino(middle, file, metadata)
 
 
 def write_for_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
@@ -93,22 +94,28 @@ def convert_to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
 
 
 def _write_ncnn(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        traced = Path(folder) / "network.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that the trace holds fixed: the file is run on others
+            torch.jit.trace(net, example[:1], check_trace=False).save(traced)
+        for path in _converted_to_ncnn(traced, example, dynamic):
+            path.replace(file.with_suffix(path.suffix))
+
+
+def _converted_to_ncnn(traced: Path, example: Tensor, dynamic: bool) -> list[Path]:
+    """The two files that pnnx puts beside the one that it is given."""
     import pnnx
 
-    traced = file.with_name("network.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that the trace holds fixed: the file is run on others
-        torch.jit.trace(net, example[:1], check_trace=False).save(traced)
     shape = (1, *example.shape[1:])
     command = [pnnx.EXEC_PATH, traced.name, "fp16=0", f"inputshape={_listed(shape)}"]
     if dynamic:  # what differs in a second shape is free
         command += [f"inputshape2={_listed((*shape[:2], *(size + 3 for size in shape[2:])))}"]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)  # it prints all that it does
-    made = [file.with_name(f"network.ncnn{suffix}") for suffix in (".param", ".bin")]  # beside what it was given
+    done = subprocess.run(command, cwd=traced.parent, capture_output=True, text=True)  # it prints all that it does
+    made = [traced.with_name(f"network.ncnn{suffix}") for suffix in (".param", ".bin")]
     if done.returncode or not all(path.exists() for path in made):
         raise ExportError(f"pnnx could not convert the network: {(done.stderr or done.stdout).strip()[-400:]}")
-    for path in made:
-        path.replace(file.with_suffix(path.suffix))
+    return made
 
 
 def _listed(shape: Sequence[int]) -> str:

@@ -134,11 +134,11 @@ class Scope(ast.NodeVisitor):
 
     def _assign(self, target: ast.AST, value: ast.AST) -> None:
         rows = (ast.Tuple, ast.List)
-        if isinstance(target, rows) and isinstance(value, rows) and len(target.elts) == len(value.elts):
-            if not any(isinstance(part, ast.Starred) for part in [*target.elts, *value.elts]):
-                for one, its_value in zip(target.elts, value.elts):
-                    self._assign(one, its_value)
-                return
+        pair = isinstance(target, rows) and isinstance(value, rows) and len(target.elts) == len(value.elts)
+        if pair and not any(isinstance(part, ast.Starred) for part in [*target.elts, *value.elts]):
+            for one, its_value in zip(target.elts, value.elts):
+                self._assign(one, its_value)
+            return
         self._bind(target, self.visit(value))
 
     def visit_NamedExpr(self, node: ast.NamedExpr) -> Things:

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import reprlib
-import uuid
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -16,10 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..writing import written
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")
 """Under which keys files hold the state dict, best first."""
@@ -91,25 +91,19 @@ def write_file(
             f"a safetensors file holds tensors only, but wrapper={wrapper!r} was asked for {path.name}; "
             "leave the wrapper out, or write a .pth file"
         )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
     }
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # beside it, as a move must not copy
     try:
-        if path.suffix == ".safetensors":
-            metadata = {_NOTE: json.dumps(note)} if note else None
-            partial.write_bytes(save(tensors, metadata))  # what save_file writes only its owner may read
-        elif wrapper:
-            torch.save({wrapper: tensors, **({_NOTE: dict(note)} if note else {})}, partial)
-        else:
-            torch.save(tensors, partial)
-        partial.replace(path)
+        with written(path) as unfinished:
+            if path.suffix == ".safetensors":
+                save_file(tensors, unfinished, {_NOTE: json.dumps(note)} if note else None)
+            elif wrapper:
+                torch.save({wrapper: tensors, **({_NOTE: dict(note)} if note else {})}, unfinished)
+            else:
+                torch.save(tensors, unfinished)
     except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
         raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:

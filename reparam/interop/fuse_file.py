@@ -15,6 +15,7 @@ from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..find import find_blocks
 from ..fuse import fuse, made_up_image
+from ..writing import check_targets
 from .checkpoint import Path, network_of, recipe_of, save_checkpoint
 from .files import Contents, read_file, write_file
 from .state_dict import find_blocks_in, fuse_found, set_eps
@@ -71,7 +72,7 @@ def fuse_file(
 
     Args:
         source: the file to read, as for `load_checkpoint`.
-        target: the file to write, as for `save_checkpoint`; a torch file gets the wrapper of `source`.
+        target: the file to write, as for `save_checkpoint`, and not `source`; a torch file gets the wrapper of that.
         keys: "source" for those of the inference code that belongs to the file, as `fuse_state_dict` gives them, or
             "reparam" for those of our network, which are SRVGGNetCompact's where the network is of that kind.
         wrapper: as for `load_checkpoint`.
@@ -83,11 +84,13 @@ def fuse_file(
 
     Raises:
         FileNotFoundError: if there is no `source`.
+        SpecError: if `target` is `source`.
         CheckpointError: if `source` cannot be used.
         FuseError: if a batch norm never saw a batch, or a fused convolution differs from its branches by more than
             rounding, as it does where weights are not finite or too large for the dtype. `target` is touched by none
             of these.
     """
+    check_targets([target], [source])
     contents = read_file(source, wrapper)
     blocks = find_blocks_in(contents.state_dict, eps=eps, identity=identity, with_13=with_13, pool=pool)
     if keys == "reparam" or not blocks:

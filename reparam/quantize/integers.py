@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,19 +24,20 @@ def write_int8(net: nn.Module, file: Path, samples: Iterator[np.ndarray], per_ch
 
     Args:
         net: a network with `colors`.
-        file: where to; beside it, files are made that stay.
+        file: where to.
         samples: inputs of the network, to measure activations on.
         per_channel: whether each output channel of a weight has its own scale.
     """
     colors: Any = net.colors
     example, for_openvino = torch.rand(2, colors, 8, 9), file.suffix == ".xml"
-    exact, rounded = file.with_name("float32.onnx"), file.with_name("int8.onnx")
-    write_as(_ONNX._replace(write=write_for_openvino) if for_openvino else _ONNX, net, example, True, exact)
-    _quantize(exact, rounded, samples, per_channel, quantize_outputs=not for_openvino)
-    if for_openvino:
-        convert_to_openvino(rounded, file, metadata_of(net))
-    else:
-        rounded.replace(file)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        exact, rounded = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        write_as(_ONNX._replace(write=write_for_openvino) if for_openvino else _ONNX, net, example, True, exact)
+        _quantize(exact, rounded, samples, per_channel, quantize_outputs=not for_openvino)
+        if for_openvino:
+            convert_to_openvino(rounded, file, metadata_of(net))
+        else:
+            rounded.replace(file)
 
 
 def _quantize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,14 +15,14 @@ import numpy as np
 from torch import nn
 
 from ..errors import ExportError, SpecError
-from ..export.exporter import format_of, targets_of
-from ..export.formats import Format
+from ..export.exporter import targets_of
 from ..fuse import made_up_image, plain_copy
 from ..models import create_model, list_models
 from ..models.pretrained import train_file
 from ..upscale import Upscaler
 from ..upscale.arrays import floats_of, whole_of
 from ..upscale.upscaler import read_network
+from ..writing import files_beside, written
 from .integers import write_int8
 from .pictures import Images, listed, pixels_of
 from .ranges import LayerRange, layer_ranges
@@ -85,7 +84,7 @@ def quantize(
 
     Args:
         model: a name of `list_models(pretrained=True)`, a checkpoint, or a network, as for `Upscaler`; not changed.
-        path: where to; the directory must be there.
+        path: where to; the directory must be there. An existing file is replaced, but not the checkpoint.
         images: what the network is to meet, to calibrate on: image files in a folder, or images or files one by one, of
             the kinds that `Upscaler` takes. Some dozens are enough.
         targets: the same images, `scale` times as large and sharp, in the same order, if there are some.
@@ -96,11 +95,11 @@ def quantize(
         What was written, PSNR, and the ranges of the weights before and after fusing.
 
     Raises:
-        SpecError: for another suffix, if there are no images or not as many targets, if an image is none, or a target
-            has another size.
+        SpecError: for another suffix or the checkpoint itself, if there are no images or not as many targets, if an
+            image is none, or a target has another size.
         ExportError: if a package is missing, or the network cannot be exported.
         FuseError: if the network cannot be fused as it is.
-        FileNotFoundError: if there is no such directory, or no image in it.
+        OSError: if nothing can be written there, or there is no image: `FileNotFoundError`.
 
     Example:
         >>> import tempfile
@@ -111,29 +110,27 @@ def quantize(
         >>> report.psnr_db > 30, len(report.layers)
         (True, 6)
     """
-    path, net = Path(path), _network(model)
-    kind = _kind(path)
-    files = targets_of(path, kind)
+    path = Path(path)
+    _check_suffix(path)
+    targets_of(path, () if isinstance(model, nn.Module) else [Path(model)])
+    net = _network(model)
     small, large = _pairs(images, targets)
     plain = plain_copy(net, made_up_image(net)).float().cpu().requires_grad_(False)
     reference = Upscaler(plain, engine="torch", tile=tile)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".quantize-") as folder:
-        file = Path(folder) / path.name
+    with written(path) as file:
         samples = (x for image in small for x in reference.inputs(pixels_of(image)))
         write_int8(plain, file, samples, per_channel)
         upscaler = Upscaler(file, tile=tile)
         scores = _scores(reference, upscaler, small, large)
-        for target in reversed(files):  # the one that was asked for at the end
-            (Path(folder) / target.name).replace(target)
+        files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
     return QuantizationReport(files, upscaler.engine, len(small), per_channel, *scores, layer_ranges(net, plain))
 
 
-def _kind(path: Path) -> Format:
+def _check_suffix(path: Path) -> None:
     if path.suffix not in (".onnx", ".xml"):
         raise SpecError(f"8 bits are written as .onnx or .xml (OpenVINO), but got {path.name!r}")
     if not find_spec("onnxruntime"):
         raise ExportError("quantizing needs onnxruntime: pip install 'reparam[onnx]'")
-    return format_of(path)
 
 
 def _pairs(images: Images, targets: Images | None) -> tuple[list[Any], list[Any] | None]:

@@ -6,12 +6,16 @@ import copy
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +25,8 @@ from ..errors import SpecError
 from ..export import export
 from ..export.exporter import holds
 from ..export.runners import Run, run_ncnn, run_onnxruntime, run_openvino
+from .cache import cached, keep
+from .threads import check_threads, torch_threads
 
 _EXPORT = 2
 """Counts up when `export` writes other files of the same network: those in the cache are then left alone."""
@@ -37,14 +43,10 @@ def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Run:
 
     @torch.inference_mode()
     def engine(x: np.ndarray) -> np.ndarray:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads or before)
-        try:
+        with torch_threads(threads):
             # Of one channel, `to` would leave the strides as they are, and the network would run in the other layout.
             image = torch.empty(x.shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
             return run(image.copy_(torch.from_numpy(x))).float().cpu().contiguous().numpy()
-        finally:
-            torch.set_num_threads(before)
 
     return engine
 
@@ -77,20 +79,28 @@ def installed_engines() -> list[str]:
     return [name for name, kind in ENGINES.items() if find_spec(kind.package)]
 
 
-def make_engine(net: nn.Module, name: str, threads: int = 0) -> Run:
-    """Makes an engine that runs a network; all but torch run a file, which is exported once and kept in a cache.
+def make_engine(net: nn.Module, engine: str, threads: int = 0) -> Run:
+    """Makes an engine that runs a network; all but torch run a file, which is kept in a cache where there is one.
 
     Args:
         net: the network, fused, in eval mode.
-        name: one of `ENGINES`.
+        engine: one of `ENGINES`.
         threads: how many it may use; 0 leaves that to the engine.
 
     Raises:
-        SpecError: for an unknown name, or one whose package is not installed.
+        SpecError: for an unknown name, one whose package is not installed, or too many threads.
     """
-    kind = _kind(name)
-    where = (_exported(net, kind.suffix),) if kind.suffix else (net,)
-    return kind.make(*where, threads, *kind.options)
+    kind = _kind(engine, threads)
+    if not kind.suffix:
+        return kind.make(net, threads, *kind.options)
+    name = _name_of(net) + kind.suffix
+    if (kept := cached(name)) and holds(kept, net):  # what a forward does is not in the name, and files may be damaged
+        return kind.make(kept, threads, *kind.options)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps what an engine has open
+        file = Path(folder) / name
+        export(net, file)
+        keep(name, lambda place: shutil.copytree(folder, place.parent, dirs_exist_ok=True))
+        return kind.make(file, threads, *kind.options)
 
 
 FILE_ENGINES = {".onnx": ("onnxruntime", "openvino", "openvino-bf16"), ".xml": ("openvino", "openvino-bf16")}
@@ -101,15 +111,20 @@ def open_engine(file: Path, name: str, threads: int = 0) -> Run:
     """Makes an engine of a file that was exported before.
 
     Raises:
-        SpecError: for an engine that does not run this kind of file.
+        SpecError: for an engine that does not run this kind of file, a file that it cannot read, or too many threads.
     """
     if name not in FILE_ENGINES[file.suffix]:
         raise SpecError(f"{file.name} is run by {', '.join(FILE_ENGINES[file.suffix])}, and not by {name!r}")
-    kind = _kind(name)
-    return kind.make(file, threads, *kind.options)
+    kind = _kind(name, threads)
+    try:
+        return kind.make(file, threads, *kind.options)
+    except Exception as problem:  # engines raise whatever they met
+        why = str(problem).strip().partition("\n")[0]
+        raise SpecError(f"{name} cannot read {file} as a network in {file.suffix[1:]}: {why}") from problem
 
 
-def _kind(name: str) -> _Kind:
+def _kind(name: str, threads: int) -> _Kind:
+    check_threads(threads)
     if name not in ENGINES:
         raise SpecError(f"no engine is named {name!r}; there are auto, {', '.join(ENGINES)}")
     kind = ENGINES[name]
@@ -124,8 +139,8 @@ def _kind(name: str) -> _Kind:
 def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
     """The name of the engine that runs this network fastest here, of torch, onnxruntime and openvino, where installed.
 
-    Each runs a 256x256 image a few times; the outcome is kept in the cache, for this machine, the versions of the
-    engines, and networks of the same shape.
+    Each runs a 256x256 image a few times, and those that cannot run this network are left out; the outcome is kept in
+    the cache, for this machine, the versions of the engines, and networks of the same shape.
     """
     candidates = [name for name in _TRIED if find_spec(ENGINES[name].package)]
     if len(candidates) == 1 or next(net.parameters()).device.type != "cpu":
@@ -133,14 +148,27 @@ def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
     versions = {name: importlib.metadata.version(name) for name in candidates}
     shapes = [tuple(tensor.shape) for tensor in net.state_dict().values()]
     place = (platform.node(), platform.processor(), threads or torch.get_num_threads())
-    record = cache_folder() / f"engine-{_digest(str((_EXPORT, versions, shapes, place)).encode())}.json"
-    if record.exists():
-        chosen = json.loads(record.read_text())["engine"]
-    else:
-        times = {name: _seconds(make_engine(net, name, threads), colors) for name in candidates}
-        chosen = min(times, key=lambda name: times[name])
-        _put(record, json.dumps({"engine": chosen, "seconds": times}).encode())
-    return chosen
+    record = f"engine-{_digest(str((_EXPORT, versions, shapes, place)).encode())}.json"
+    if (known := _recorded(record)) in candidates:
+        return known
+    times = {}
+    for name in candidates:
+        try:
+            times[name] = _seconds(make_engine(net, name, threads), colors)
+        except Exception:  # engines raise whatever they met
+            if name == "torch":
+                raise
+    fastest = min(times, key=lambda name: times[name])
+    keep(record, lambda file: file.write_text(json.dumps({"engine": fastest, "seconds": times})))
+    return fastest
+
+
+def _recorded(record: str) -> Any:
+    """The outcome of a trial before, if there is a record of one that is whole."""
+    try:
+        return json.loads(Path(cached(record) or os.devnull).read_bytes())["engine"]
+    except (OSError, ValueError, LookupError, TypeError):  # of another version, empty, damaged, or not there
+        return None
 
 
 def _seconds(engine: Run, colors: int) -> float:
@@ -153,34 +181,14 @@ def _seconds(engine: Run, colors: int) -> float:
     return median(times[1:])
 
 
-def cache_folder() -> Path:
-    """Where exported networks and the outcomes of trials are kept: beside torch's own cache (`TORCH_HOME`)."""
-    return Path(torch.hub.get_dir()).parent / "reparam"
-
-
-def _exported(net: nn.Module, suffix: str) -> Path:
-    """The network as a file in the cache, named after its content.
-
-    What a forward does with it is not in the name, and a file may have been damaged: so it is run before it is used.
-    Processes that export at once replace each other's files, whole, by ones that hold the same.
-    """
+def _name_of(net: nn.Module) -> str:
+    """Of a file in the cache: after the network's content."""
     content = [str((_EXPORT, type(net), getattr(net, "options", ""), net)).encode()]
     for key, tensor in net.state_dict().items():
         raw = tensor.cpu().contiguous().flatten().view(torch.uint8)  # numpy knows no bfloat16
         content += [f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode(), raw.numpy().tobytes()]
-    file = cache_folder() / f"{type(net).__name__.lower()}-{_digest(b''.join(content))}{suffix}"
-    if not (file.exists() and holds(file, net)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        export(net, file)
-    return file
+    return f"{type(net).__name__.lower()[:99]}-{_digest(b''.join(content))}"
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:24]
-
-
-def _put(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{time.time_ns()}.part")
-    unfinished.write_bytes(content)
-    unfinished.replace(file)
