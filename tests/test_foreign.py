@@ -28,6 +28,7 @@ from reparam import (
     verify,
 )
 from reparam.foreign import survey
+from reparam.foreign.blocks import to_read
 from reparam.foreign.reading import affine_of, like_of, registered_kernel
 from reparam.foreign.trace import is_any_norm
 
@@ -45,6 +46,23 @@ def image(*shape: int) -> torch.Tensor:
 
 def norms_in(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if is_any_norm(module)]
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def check_rounded_once(model: nn.Module, dtype: torch.dtype, **options) -> nn.Module:
+    """The fused model in a dtype, which must be that in float64, every number rounded once."""
+    model = copy.deepcopy(model).to(dtype)
+    exact, plain = fuse(copy.deepcopy(model).double(), **options), fuse(model, **options)
+    assert plain.state_dict().keys() == exact.state_dict().keys()
+    for key, value in plain.state_dict().items():
+        wanted = exact.state_dict()[key]
+        assert value.dtype == (dtype if wanted.is_floating_point() else wanted.dtype), key
+        assert torch.equal(value, wanted.to(value.dtype)), f"{key} is rounded on the way"
+    for name, part in model.named_parameters():
+        assert part.dtype == dtype, name
+    return plain
 
 
 class Forward(nn.Module):
@@ -143,6 +161,30 @@ def test_a_kernel_is_read_off_any_linear_forward(name):
     module, x = ready(LINEAR[name]()), image(*SHAPES.get(name, (2, 6, 11, 10)))
     value, kernel = affine_of(module, like_of(module)), kernel_of(module)
     assert_close(F.linear(x, *kernel) if value.flat else value.spec().build_conv(*kernel)(x), module(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [name for name in LINEAR if "branch of ours" not in name])
+@torch.no_grad()
+def test_a_kernel_of_any_precision_is_worked_out_in_float64(name, dtype):
+    module = ready(LINEAR[name]()).to(dtype)
+    exact, like = copy.deepcopy(module).double(), torch.empty(0, dtype=torch.float64)
+    value, wanted = affine_of(to_read(module), like), affine_of(exact, like)
+    assert value.op.kernel.bias.dtype == torch.float64
+    assert torch.equal(value.rounded(dtype), wanted.rounded(torch.float64).to(dtype))
+    assert torch.equal(value.op.kernel.bias, wanted.op.kernel.bias)
+    assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("name", ["pair", "norm first", "3x3 and 1x1", "sum over groups", "sum of sums"])
+@torch.no_grad()
+def test_a_kernel_of_mixed_precision(name):
+    module, x = ready(LINEAR[name]()), image(2, 6, 11, 10)
+    next(part for part in module.modules() if isinstance(part, nn.Conv2d)).float()
+    kernel = kernel_of(module)
+    assert kernel.weight.dtype == kernel.bias.dtype == torch.float64
+    value = affine_of(module, like_of(module))
+    assert_close(value.spec().build_conv(*kernel)(x), copy.deepcopy(module).double()(x))
 
 
 @pytest.mark.parametrize("name", [name for name in LINEAR if "sum" in name])
@@ -321,6 +363,8 @@ def test_an_official_block_becomes_what_its_authors_make_of_it(path):
     kernel = kernel_of(block)
     for name, ours in zip(("weight", "bias"), kernel):
         assert relative_error(ours, golden.tensors[f"fused.{name}"]) <= 1e-6
+    for dtype in DTYPES:
+        check_rounded_once(nn.Sequential(block), dtype)
 
 
 INFERENCE_KEYS = {
@@ -355,21 +399,31 @@ def test_the_keys_are_those_of_the_inference_code(name, inplace):
 class TestKnownBlocks:
     """What the authors' codes fail at."""
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-    def test_half_precision_is_rounded_once(self, dtype):
-        model = ready(nn.Sequential(RepVGGBlock(8, 8), MobileOneBlock(8, 8, 3, padding=1))).to(dtype)
-        exact = fuse(copy.deepcopy(model).double())
-        plain = fuse(model)
-        for key, value in plain.state_dict().items():
-            assert torch.equal(value, exact.state_dict()[key].to(dtype)), key
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_every_precision_is_rounded_once(self, dtype):
+        check_rounded_once(ready(nn.Sequential(RepVGGBlock(8, 8), MobileOneBlock(8, 8, 3, padding=1))), dtype)
 
-    def test_sums_without_norms_are_rounded_once(self):
-        block = Forward(lambda m, x: m.a(x) + m.b(x) + m.c(x), a=conv(), b=conv(1), c=conv(1))
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_convolutions_in_a_row_are_rounded_once(self, bias, dtype):
+        sums = Forward(lambda m, x: m.a(x) + m.b(x) + m.c(x), a=conv(), b=conv(1), c=conv(1))
+        in_a_row = Forward(
+            lambda m, x: m.c(m.b(m.a(F.pad(x, [1] * 4)))) + m.s(x),
+            a=conv(1, bias=bias),
+            b=conv(padding=0, bias=bias),
+            c=conv(1, bias=bias),
+            s=conv(1, bias=bias),
+        )
+        for block in (sums, in_a_row):
+            block.fuse = lambda: None
+            plain = check_rounded_once(ready(nn.Sequential(block)), dtype)
+            assert type(plain[0]) is nn.Conv2d
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_numbers_that_are_convolved_are_of_the_same_precision(self, dtype):
+        block = Forward(lambda m, x: m.a(x) + m.b(m.w), a=conv(), b=conv(1), w=number(1, 6, 1, 1))
         block.fuse = lambda: None
-        model = ready(nn.Sequential(block)).float()
-        exact = fuse(copy.deepcopy(model).double())
-        for key, value in fuse(model).state_dict().items():
-            assert torch.equal(value, exact.state_dict()[key].float()), key
+        assert type(check_rounded_once(ready(nn.Sequential(block)), dtype)[0]) is nn.Conv2d
 
     def test_hooks_inside_do_not_run(self):
         model, seen = ready(nn.Sequential(RepVGGBlock(8, 8))), []
@@ -413,6 +467,19 @@ class TestKnownBlocks:
         plain(torch.rand(1, 8, 5, 5))
         assert seen == [RepVGGBlock]
 
+    @pytest.mark.parametrize(
+        "build", [lambda: RepVGGBlock(6, 6), lambda: Conv3XC(6, 6), lambda: MobileOneBlock(6, 6, 3, padding=1)]
+    )
+    @pytest.mark.parametrize("trainable", [False, True])
+    def test_what_a_layer_of_a_block_keeps(self, build, trainable):
+        model = ready(nn.Sequential(build())).requires_grad_(trainable)
+        freeze_bn_stats(model)
+        for training in (False, True):
+            plain = fuse(model.train(training))
+            (layer,) = (part for part in plain.modules() if isinstance(part, nn.Conv2d))
+            assert layer.fused_from == type(model[0]).__name__ and layer.training is training
+            assert [parameter.requires_grad for parameter in plain.parameters()] == [trainable] * 2
+
     def test_a_block_used_twice(self):
         block = RepVGGBlock(8, 8)
         model, x = ready(nn.Sequential(block, nn.Sigmoid(), block)), image(1, 8, 7, 6)
@@ -436,6 +503,15 @@ class TestKnownBlocks:
         plain = fuse(model)
         assert type(plain[0]) is Conv3XC
         assert_close(plain(x), model(x))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_the_network_of_spandrel_in_every_precision(self, dtype):
+        from spandrel.architectures.SPAN import SPAN
+
+        torch.manual_seed(0)
+        model = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8).eval()
+        assert sum(type(part) is nn.Conv2d for part in check_rounded_once(model, dtype).modules()) == 22
+        assert inspect_model(model.to(dtype)).ready
 
     def test_the_network_of_spandrel(self):
         from spandrel.architectures.SPAN import SPAN
@@ -519,7 +595,14 @@ def bn(channels=6):
     return nn.BatchNorm2d(channels)
 
 
+TAKES = {
+    "conv": lambda: (conv(groups=3), bn()),
+    "linear": lambda: (nn.Linear(6, 4), nn.BatchNorm1d(4)),
+    "transposed": lambda: (nn.ConvTranspose2d(6, 4, 3, groups=2), bn(4)),
+    "block": lambda: (RepSRBlock(6), bn()),
+}
 FOLDED = {
+    "vectors": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6 * 9 * 8, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5)),
     "by names": lambda: Forward(lambda m, x: m.bn(m.conv(x)).relu(), bn=bn(), conv=conv()),
     "over an identity": lambda: nn.Sequential(conv(), nn.Identity(), bn()),
     "two norms": lambda: nn.Sequential(conv(), bn(), bn()),
@@ -564,6 +647,8 @@ def test_a_norm_goes_into_its_neighbour(name):
     assert report.ready and len(report.batch_norms) == len(norms_in(model))
     assert report.fused_parameters == sum(p.numel() for p in plain.parameters())
     assert verify(model, plain, x).ok
+    for dtype in DTYPES:
+        check_rounded_once(model, dtype)
 
 
 def shared():
@@ -586,6 +671,11 @@ LEFT = {
     ),
     "after a sum": lambda: Forward(lambda m, x: m.bn(m.a(x) + m.b(x)).relu(), bn=bn(), a=conv(), b=conv(1)),
     "overwritten meanwhile": lambda: Forward(overwrites, bn=bn(), a=conv(1)),
+    "before a linear layer of a grid": lambda: nn.Sequential(
+        nn.ReLU(), bn(), nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(36, 54 * 6), nn.Unflatten(1, (6, 9, 6))
+    ),
+    "after a linear layer of rows": lambda: nn.Sequential(nn.Linear(6, 6), bn()),
+    "after a linear layer of shorter rows": lambda: nn.Sequential(nn.Linear(6, 5), bn()),
     "before a linear layer of pixels": lambda: nn.Sequential(nn.ReLU(), bn(), nn.Linear(6, 6)),
     "untraceable": lambda: Forward(lambda m, x: m.bn(m.conv(x)) if x.sum() != 0 else x, bn=bn(), conv=conv()),
 }  # fmt: skip
@@ -609,6 +699,19 @@ def test_a_norm_that_is_not_alone_stays(name):
 
 
 class TestNeighbours:
+    @pytest.mark.parametrize("name", ["conv", "linear", "transposed", "block"])
+    @pytest.mark.parametrize("trainable", [False, True])
+    @pytest.mark.parametrize("training", [False, True])
+    def test_what_a_layer_that_takes_a_norm_in_keeps(self, name, trainable, training):
+        model = ready(nn.Sequential(*TAKES[name]())).float()
+        model[0].requires_grad_(trainable)
+        freeze_bn_stats(model)
+        model.train(training)
+        layer = fuse(model, batch_norms=True)[0]
+        assert layer.fused_from == type(model[0]).__name__ and layer.training is training
+        assert [p.requires_grad for p in layer.parameters()] == [trainable] * 2
+        assert fuse(model, batch_norms=True)[1].training is training
+
     def test_a_hook_between_the_two_keeps_them_apart(self):
         for put in ("register_forward_hook", "register_forward_pre_hook"):
             model = ready(conv_bn(6, 6, 3))
@@ -655,25 +758,17 @@ class TestNeighbours:
         for fused_model in (plain, every):
             assert_close(fused_model(x), model(x))
 
-    def test_a_norm_behind_a_block_of_ours_is_rounded_once(self):
-        model = ready(nn.Sequential(RepSRBlock(6, bias=False), bn())).float()
-        conv = fuse(model, batch_norms=True)[0]
-        exact = fuse(model.double(), batch_norms=True)[0]
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_a_norm_behind_a_block_of_ours_is_rounded_once(self, dtype):
+        model, x = ready(nn.Sequential(RepSRBlock(6, bias=False), bn())), image(1, 6, 7, 6)
+        conv = check_rounded_once(model, dtype, batch_norms=True)[0]
         assert conv.fused_from == "RepSRBlock" and conv.bias is not None
-        assert torch.equal(conv.weight, exact.weight.float())
-        x = image(1, 6, 7, 6)
-        assert_close(exact(x), model(x))
+        assert_close(fuse(model, batch_norms=True)(x), model(x))
 
     def test_foreign_blocks_alone(self):
         model = ready(nn.Sequential(RepVGGBlock(6, 6), conv_bn(6, 6, 3)))
         plain = fuse(model, batch_norms=False)
         assert norms_in(plain) == ["1.bn"] and type(plain[0].rbr_reparam) is nn.Conv2d
-
-    def test_bfloat16_is_rounded_once(self):
-        model = ready(conv_bn(6, 6, 3)).bfloat16()
-        exact = fuse(copy.deepcopy(model).double())
-        assert torch.equal(fuse(model)[0].weight, exact[0].weight.bfloat16())
-        assert torch.equal(fuse(model)[0].bias, exact[0].bias.bfloat16())
 
     def test_fused_in_the_middle_of_training(self):
         model, x = ready(nn.Sequential(RepVGGBlock(6, 6), conv_bn(6, 6, 3))).train(), image(1, 6, 7, 6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_close, randomise, relative_error
-from test_foreign import image, norms_in, ready
+from test_foreign import check_rounded_once, image, norms_in, ready
 from test_golden import HERE, read, regions
 from timm.models import byobnet, create_model, fastvit, ghostnet, lcnetv2, levit, reparameterize_model, repghost, repvit
 from torch import Tensor, nn
@@ -82,7 +82,10 @@ def test_every_family_is_fused_exactly_and_without_a_norm(name):
     plain = fuse(network(name))
     assert relative_error(plain(x), wanted) <= 10 * max(relative_error(single, wanted), 2e-7)
     for key, value in plain.state_dict().items():
+        assert torch.equal(value, exact.state_dict()[key].to(value.dtype)), f"{key} is rounded on the way"
         assert value.dtype == (torch.float32 if value.is_floating_point() else torch.long), key
+    check_rounded_once(network(name), torch.bfloat16)
+    assert all(parameter.requires_grad for parameter in plain.parameters())
     again = fuse(plain)
     assert again.state_dict().keys() == plain.state_dict().keys()
 

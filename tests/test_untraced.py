@@ -165,7 +165,7 @@ IN_PART = {
     "a function": (lambda m, x: first_of(m.p, x), ["p.bn"]),
     "a nested function": (nested_part, ["p.bn"]),
     "handed to one": (passed_to_nested, ["p.bn"]),
-    "handed to Python's own": (lambda m, x: next(map(m.first_of, [m.p], [x])), ["p.bn"]),
+    "handed to Python's own": (lambda m, x: next(map(first_of, [m.p], [x])), ["p.bn"]),
     "kept for later": (kept_for_later, ["p.bn"]),
     "kept in a dict": (in_a_dict, ["p.bn"]),
     "an element of a list": (lambda m, x: m.many[1][0](x), ["many.0.bn", "many.1.bn"]),

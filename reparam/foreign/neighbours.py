@@ -168,8 +168,9 @@ class _Search:
             return f"it follows {self._words(source)}, no layer that could take it in"
         if len(_readers(source)) != 1:
             return f"what it follows, {self._words(source)}, is also used without it"
-        if why := self._why_not(layer, layer._forward_hooks):
-            return f"what it follows, {self._words(source)}, {why}"
+        why = self._why_not(layer, layer._forward_hooks)
+        if why or not _makes_channels(layer, norm):
+            return f"what it follows, {self._words(source)}, {why or 'makes other channels than it normalises'}"
         return Neighbours(norm, (layer,), before=False)
 
     def _layers_after(self, node: Node, norm: nn.Module) -> Neighbours | str:
@@ -278,11 +279,19 @@ def _flattens(node: Node) -> bool:
     return node.op == "call_method" and node.target == "flatten" and node.args[1:] == (1,)
 
 
+def _makes_channels(layer: nn.Module, norm: Any) -> bool:
+    """Whether a norm counts what a layer makes: of a linear layer's images, it would count another axis."""
+    return not isinstance(layer, nn.Linear) or (_is_of_vectors(norm) and layer.out_features == norm.num_features)
+
+
+def _is_of_vectors(norm: nn.Module) -> bool:
+    return getattr(norm, "_unfrozen_class", type(norm)) in (nn.BatchNorm1d, nn.SyncBatchNorm)
+
+
 def _why_no_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> str:
     """Why not each input of a layer is a value that the norm made; empty if each is one."""
     if isinstance(layer, nn.Linear):  # of vectors: the channels that the norm counts must be their entries
-        vectors = getattr(norm, "_unfrozen_class", type(norm)) is nn.BatchNorm1d
-        fits = (pooled or vectors) and layer.in_features == norm.num_features
+        fits = (pooled or _is_of_vectors(norm)) and layer.in_features == norm.num_features
         return "" if fits else "does not run over the channels that it normalises"
     if isinstance(layer, _ConvTransposeNd):
         return "spreads its input out"

@@ -8,7 +8,7 @@ import inspect
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from .things import OF_TENSORS, Things, cells, relevant
+from .things import OF_TENSORS, Things, cells, inside, relevant
 
 if TYPE_CHECKING:
     from .untraced import Uses
@@ -105,8 +105,8 @@ class Scope(ast.NodeVisitor):
 
     def _call_builtin(self, name: str, given: Things, node: ast.Call) -> Things:
         if name in _LISTING:
-            inside = [member for thing in given for member in self.uses.members(thing)]
-            return inside if name == "next" else [[tuple(inside)] if name in ("zip", "enumerate") else inside]
+            parts = [member for thing in given for member in self.uses.members(thing)]
+            return parts if name == "next" else [[tuple(parts)] if name in ("zip", "enumerate") else parts]
         if name == "getattr" and isinstance(node.args[1], ast.Constant):
             return [found for thing in given for found in self.uses.attribute(thing, str(node.args[1].value))]
         if name == "getattr":
@@ -133,13 +133,11 @@ class Scope(ast.NodeVisitor):
             self._assign(target, node.value)
 
     def _assign(self, target: ast.AST, value: ast.AST) -> None:
-        rows = (ast.Tuple, ast.List)
-        pair = isinstance(target, rows) and isinstance(value, rows) and len(target.elts) == len(value.elts)
-        if pair and not any(isinstance(part, ast.Starred) for part in [*target.elts, *value.elts]):
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and _match(target.elts, value.elts):
             for one, its_value in zip(target.elts, value.elts):
                 self._assign(one, its_value)
-            return
-        self._bind(target, self.visit(value))
+        else:
+            self._bind(target, self.visit(value))
 
     def visit_NamedExpr(self, node: ast.NamedExpr) -> Things:
         things = self.visit(node.value)
@@ -187,3 +185,7 @@ class Scope(ast.NodeVisitor):
 
 def _attributes(thing: Any) -> Things:
     return relevant(value for name, value in getattr(thing, "__dict__", {}).items() if name[0] != "_")
+
+
+def _match(targets: list[ast.expr], values: list[ast.expr]) -> bool:
+    return len(targets) == len(values) and not any(isinstance(part, ast.Starred) for part in [*targets, *values])

@@ -60,9 +60,10 @@ def survey(model: nn.Module, batch_norms: bool) -> Survey:
     shadow = shared_eval(model)
     originals = {id(twin): module for twin, module in zip(shadow.modules(), model.modules())}
     found = find_neighbours(shadow, {twin for twin, module in originals.items() if id(module) in taken})
-    left = {name: refusal.why for name, refusal in refusals.items()}
+    left: dict[str, str] = {}
     for root, graph in found.graphs:
         left |= dict.fromkeys(_sums_in(root, graph, names[id(originals[id(root)])]), _A_SUM)
+    left |= {name: refusal.why for name, refusal in refusals.items()}
     neighbours = [
         Neighbours(originals[id(one.norm)], tuple(originals[id(layer)] for layer in one.layers), one.before)
         for one in found.neighbours
