@@ -88,8 +88,8 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Measure a network on the engines that are installed: its train graph, and fused, beside the processor's limit."""
+    net = _network(model)
     with _progress(rounds + 2) as advance:
-        net = _network(model)
         report = bench_inference(
             net, height, width, engines=engine, files=file or (), rounds=rounds, threads=threads, progress=advance
         )
