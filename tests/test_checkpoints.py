@@ -73,7 +73,8 @@ def options_of(golden: Golden) -> dict:
     """What the keys leave open, as the official configuration has it."""
     config = golden.meta["config"]
     act = {} if config.get("act_type", "prelu") == "prelu" else {"act": config["act_type"]}
-    return act | ({"identity": None} if config.get("with_idt") else {})
+    img_range = {"img_range": 1} if golden.meta["block"].startswith("ECBSR") else {}
+    return act | img_range | ({"identity": None} if config.get("with_idt") else {})
 
 
 @files(lambda name: name.startswith(NETS))
@@ -92,7 +93,7 @@ def test_official_files_after_fuse_state_dict(path, tmp_path):
     identity = {"identity": golden.meta["config"]["with_idt"]} if "with_idt" in golden.meta["config"] else {}
     exact = {key: value.double() if value.is_floating_point() else value for key, value in golden.official.items()}
     torch.save(fuse_state_dict(exact, **identity), tmp_path / "fused.pth")
-    net = load_checkpoint(tmp_path / "fused.pth")
+    net = load_checkpoint(tmp_path / "fused.pth", **{key: 1 for key in options_of(golden) if key == "img_range"})
     assert not [module for module in net.modules() if hasattr(module, "branches")]
     assert next(net.parameters()).dtype == torch.float64
     assert max(errors(net, golden).values()) <= golden.rounding
@@ -103,7 +104,7 @@ def test_ecbsr_fused_into_the_names_of_its_convolutions(tmp_path):
     sd = {key[8:]: value for key, value in golden.tensors.items() if key.startswith("fused64.")}
     sd |= {key: value.double() for key, value in golden.official.items() if ".act." in key}
     torch.save(sd, tmp_path / "x.pth")
-    assert max(errors(load_checkpoint(tmp_path / "x.pth"), golden).values()) <= ROUNDING
+    assert max(errors(load_checkpoint(tmp_path / "x.pth", img_range=1), golden).values()) <= ROUNDING
 
 
 def jldy(colors: int = 1, channels: int = 4) -> tuple[nn.Module, StateDict]:
