@@ -406,6 +406,82 @@ def test_nearly_fitting_blocks_are_refused_by_key_and_shape(name, tensors, match
         fuse_state_dict(changed(of(name), **tensors))
 
 
+def sd_of(**parts: nn.Module) -> StateDict:
+    named = {name.replace("__", "."): part for name, part in parts.items()}
+    return {f"{n}.{key}": value for n, part in named.items() for key, value in randomise(part, 0).state_dict().items()}
+
+
+def an_inverted_residual() -> StateDict:
+    convs = {"expand_conv": nn.Conv2d(4, 8, 1), "fea_conv": nn.Conv2d(8, 8, 3), "reduce_conv": nn.Conv2d(8, 4, 1)}
+    return sd_of(**convs, res_conv3x3=nn.Conv2d(4, 4, 3))
+
+
+@pytest.mark.parametrize("prefix", ["", "a.", "a.b."])
+@pytest.mark.parametrize(
+    ("sd", "stranger"),
+    [
+        (an_inverted_residual(), "res_conv3x3.weight"),
+        (of("repvgg_s1_id_8") | sd_of(rbr_1x1_2__conv=nn.Conv2d(8, 8, 1)), "rbr_1x1_2.conv.weight"),
+        (of("mobileone_k5_g2_6") | {"rbr_conv.9.conv.weight": torch.rand(6, 3, 5, 5)}, "rbr_conv.9.conv.weight"),
+        (of("dbb_k3_dw_6") | {"bn.weight": torch.rand(6)}, "bn.weight"),
+        (of("ecb_8to8_prelu_idt") | {"seful.weight": torch.rand(6)}, "seful.weight"),
+        (of("repsr_jldy_block_4_var1") | {"branch3.0.weight": torch.rand(6)}, "branch3.0.weight"),
+        (of("span_conv3xc_6to6_g2_s2") | {"conv.3.weight": torch.rand(6)}, "conv.3.weight"),
+    ],
+)
+def test_strangers_in_a_block_are_named(sd, stranger, prefix):
+    with pytest.raises(CheckpointError, match=f"has the keys of .*{re.escape(prefix + stranger)}"):
+        fuse_state_dict({"x.weight": torch.rand(1), **inside(prefix, sd)} if prefix else sd)
+
+
+def test_what_the_inference_code_keeps_beside_the_convolution():
+    gate = {"se.down.weight": torch.rand(2, 8, 1, 1), "nonlinearity.weight": torch.rand(8)}
+    fused = fuse_state_dict(inside("a.", of("repvgg_s1_id_8") | gate))
+    assert all(fused[f"a.{key}"] is value for key, value in gate.items())
+
+
+def grouped_qarepvgg() -> tuple[StateDict, nn.Module]:
+    block = randomise(QARepVGGBlock(8, groups=2), 0).double().eval()
+    names = {"rbr_dense.conv": block.branches[0].conv, "rbr_dense.bn": block.branches[0].norm}
+    names |= {"rbr_1x1": block.branches[1].conv, "bn": block.norm}
+    return {f"{n}.{key}": value for n, part in names.items() for key, value in part.state_dict().items()}, block
+
+
+def test_a_grouped_qarepvgg_keeps_its_identity():
+    sd, block = grouped_qarepvgg()
+    fused = fuse_state_dict(sd, identity=True, groups=2, pool=False, eps=1e-5)
+    assert_close(fused["rbr_reparam.weight"], block.to_conv().weight)
+    without = fuse_state_dict(sd, identity={"*": False}, eps={"*": 1e-5})
+    assert relative(without["rbr_reparam.weight"], fused["rbr_reparam.weight"]) > 1e-3
+
+
+@pytest.mark.parametrize("untold", ["identity", "groups", "pool", "eps"])
+def test_geometry_that_no_key_tells_is_asked_for(untold):
+    told = {"identity": True, "groups": 2, "pool": False, "eps": 1e-5}
+    with pytest.raises(CheckpointError, match=f"no key tells.*pass {untold}"):
+        fuse_state_dict(grouped_qarepvgg()[0], **{key: value for key, value in told.items() if key != untold})
+
+
+def test_a_square_1x1_without_an_identity_in_its_name():
+    sd = {key.replace("idconv1", "conv1"): value for key, value in of("dbb_k3_g2_8to12").items()}
+    with pytest.raises(CheckpointError, match="'conv1' makes 8 of 8 channels"):
+        fuse_state_dict(sd)
+
+
+def test_files_that_would_be_half_fused_are_refused():
+    conv3xc = inside("body.0.fc1.conv3.", of("span_conv3xc_6to6_g2_s2"))
+    stale = {"body.0.fc1.conv_3x3_rep.weight": torch.rand(6, 6, 3, 3), "body.0.fc1.alpha": torch.rand(3)}
+    with pytest.raises(CheckpointError, match=r"part of the block 'body.0.fc1'.*'conv_3x3_rep.weight' too"):
+        fuse_state_dict(conv3xc | stale)
+    net = inside("stages.0.1.dwconv.", of("unirep_dilated_k7_4"))
+    assert "stages.0.1.dwconv.lk_origin.bias" in fuse_state_dict(net)
+    net |= {"stages.0.1.norm.running_var": torch.ones(4), "stages.0.1.pwconv2.0.weight": torch.rand(4, 16)}
+    with pytest.raises(
+        CheckpointError, match=r"part of the block 'stages.0.1'.*'norm.running_var', 'pwconv2.0.weight'"
+    ):
+        fuse_state_dict(net)
+
+
 # What the documentation says -----------------------------------------------------------------------------------------
 
 
