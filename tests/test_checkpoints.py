@@ -73,7 +73,8 @@ def options_of(golden: Golden) -> dict:
     """What the keys leave open, as the official configuration has it."""
     config = golden.meta["config"]
     act = {} if config.get("act_type", "prelu") == "prelu" else {"act": config["act_type"]}
-    return act | ({"identity": None} if config.get("with_idt") else {})
+    img_range = {"img_range": 1} if golden.meta["block"].startswith("ECBSR") else {}
+    return act | img_range | ({"identity": None} if config.get("with_idt") else {})
 
 
 @files(lambda name: name.startswith(NETS))
@@ -92,7 +93,7 @@ def test_official_files_after_fuse_state_dict(path, tmp_path):
     identity = {"identity": golden.meta["config"]["with_idt"]} if "with_idt" in golden.meta["config"] else {}
     exact = {key: value.double() if value.is_floating_point() else value for key, value in golden.official.items()}
     torch.save(fuse_state_dict(exact, **identity), tmp_path / "fused.pth")
-    net = load_checkpoint(tmp_path / "fused.pth")
+    net = load_checkpoint(tmp_path / "fused.pth", **{key: 1 for key in options_of(golden) if key == "img_range"})
     assert not [module for module in net.modules() if hasattr(module, "branches")]
     assert next(net.parameters()).dtype == torch.float64
     assert max(errors(net, golden).values()) <= golden.rounding
@@ -103,7 +104,7 @@ def test_ecbsr_fused_into_the_names_of_its_convolutions(tmp_path):
     sd = {key[8:]: value for key, value in golden.tensors.items() if key.startswith("fused64.")}
     sd |= {key: value.double() for key, value in golden.official.items() if ".act." in key}
     torch.save(sd, tmp_path / "x.pth")
-    assert max(errors(load_checkpoint(tmp_path / "x.pth"), golden).values()) <= ROUNDING
+    assert max(errors(load_checkpoint(tmp_path / "x.pth", img_range=1), golden).values()) <= ROUNDING
 
 
 def jldy(colors: int = 1, channels: int = 4) -> tuple[nn.Module, StateDict]:
@@ -485,6 +486,91 @@ def test_a_span_with_its_eval_conv_computed_anew_loads_in_spandrel(tmp_path):
         assert_close(fused[key], value, 1e-5, key)
 
 
+SOURCES: dict[str, tuple[Callable[[], StateDict], dict]] = {
+    "ECBSR": (lambda: of("ecbsr_m4c8_x2_c1"), {"img_range": 1}),
+    "ECBSR of 0 to 255": (lambda: of("ecbsr_m4c8_x2_c1"), {"img_range": 255}),
+    "ECBSR with identity": (lambda: of("ecbsr_basicsr_m4c8_x2_c3_idt"), {"identity": True, "img_range": 1}),
+    "JL-DY": (lambda: {key: value.float() for key, value in jldy()[1].items()}, {}),
+    "SESR": (lambda: of("sesr_tiny_m2_f4_x2"), {}),
+    "RepSR": (lambda: ready("repsr_m1c4_x2").state_dict(), {}),
+    "RepSR, ReLU": (lambda: ready("repsr_m1c4_x2", act="relu").state_dict(), {"act": "relu"}),
+    "RepSR, bilinear": (lambda: ready("repsr_m1c4_x2", base="bilinear").state_dict(), {"base": "bilinear"}),
+    "ECBSR of ours": (lambda: ready("ecbsr_m1c4_x2", identity=None).state_dict(), {"identity": True}),
+    "QARepVGGSR": (lambda: ready("qarepvggsr_m1c4_x2").state_dict(), {}),
+}
+
+
+def of(name: str) -> StateDict:
+    return dict(read(HERE / f"{name}.safetensors").official)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("keys", ["source", "reparam"])
+@pytest.mark.parametrize(("target", "wrapper"), [("x.safetensors", None), ("x.pth", None), ("x.pth", "params")])
+def test_a_fused_file_is_read_as_the_network_that_it_was_or_refused(source, keys, target, wrapper, tmp_path):
+    make, told = SOURCES[source]
+    sd = make()
+    torch.save({wrapper: sd} if wrapper else sd, tmp_path / "in.pth")
+    loading = {**told, **({"identity": None} if "identity" in told else {})}
+    net = load_checkpoint(tmp_path / "in.pth", **loading)
+    x, refused = image(net), None
+    try:
+        fuse_file(tmp_path / "in.pth", tmp_path / target, keys=keys, **told)
+    except CheckpointError as error:
+        refused = str(error)
+    if refused is not None:
+        assert "bilinear" in refused and not (tmp_path / target).exists()
+        return
+    reading = {"img_range": told["img_range"]} if keys == "source" and "img_range" in told else {}
+    if "act" in told and target == "x.pth" and not wrapper:
+        with pytest.raises(CheckpointError, match="pass act='relu'"):
+            load_checkpoint(tmp_path / target)
+        reading = {"act": told["act"]}
+    assert_close(load_checkpoint(tmp_path / target, **reading)(x), net(x))
+    if keys == "reparam" and source != "SESR" and "act" not in told:
+        assert_close(ModelLoader().load_from_file(tmp_path / target).model(x), net(x))
+
+
+def test_a_network_of_another_range(tmp_path):
+    torch.save(of("ecbsr_m4c8_x2_c1"), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="no key tells the range of its images: pass img_range=255"):
+        load_checkpoint(tmp_path / "x.pth")
+    assert "ECBSR" in inspect_file(tmp_path / "x.pth").network
+    wide, unit = (load_checkpoint(tmp_path / "x.pth", img_range=r).double() for r in (1, 255))
+    x = image(wide, dtype=torch.float64)
+    assert_close(unit(x), wide(255 * x) / 255, 1e-6)
+    with pytest.raises(CheckpointError, match="img_range must be a positive number, but got -1"):
+        load_checkpoint(tmp_path / "x.pth", img_range=-1)
+    save_checkpoint(ready("ecbsr_m1c4_x2", act="softplus"), tmp_path / "y.safetensors")
+    with pytest.raises(CheckpointError, match="Softplus has no form for another range.*img_range=255"):
+        load_checkpoint(tmp_path / "y.safetensors", img_range=255)
+
+
+def test_pixels_unshuffled_before_the_network(tmp_path):
+    torch.save(PlainSR(colors=12, scale=1, num_blocks=1, channels=8).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="12 channels are no image of 1 or 3.*pass colors=12"):
+        load_checkpoint(tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth", colors=12).colors == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "lost"),
+    [
+        ("repsr_m1c4_x2", {"base": "bilinear"}, "base='bilinear'"),
+        ("ecbsr_m1c4_x2", {"identity": None}, "the branches of"),
+        ("repvggsr_m1c4_x2", {"bn": partial(nn.BatchNorm2d, eps=1e-2)}, "eps=0.01 of body.0"),
+        ("edsr_m1c4_x2", {"res_scale": 0.3}, "res_scale=0.3"),
+    ],
+)
+def test_what_a_bare_file_has_no_room_for(name, options, lost, tmp_path):
+    net = ready(name, **options)
+    with pytest.raises(CheckpointError, match=f"no room for {lost}.*wrapper='params'"):
+        save_checkpoint(net, tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+    save_checkpoint(net, tmp_path / "x.pth", wrapper="params")
+    assert_close(load_checkpoint(tmp_path / "x.pth")(x := image(net)), net(x))
+
+
 # Nearly fitting, and not at all --------------------------------------------------------------------------------------
 
 
@@ -665,6 +751,31 @@ def test_what_is_no_file(tmp_path):
         load_checkpoint(tmp_path / "pipe")
 
 
+NO_CHECKPOINTS = {
+    b"": "empty",
+    b"\x89PNG\r\n\x1a\n": "a PNG image",
+    b"\xff\xd8\xff\xe0\0\x10JFIF": "a JPEG image",
+    b"<!DOCTYPE html><html>404": "a page of HTML",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:12": "a pointer of git-lfs",
+    b"\x08\x0e\x12\x07pytorch\x1a\x032.1:": "an ONNX model",
+    b"<?xml version='1.0'?><net>": "a text of XML",
+    "Grüße".encode(): "a text",
+    b"\0\0\0\0TFL3": "a TensorFlow Lite model",
+    zipped({"a.npy": b"x"}): r"an archive of numpy \(.npz\)",
+    zipped({"m/code/x.py": b"x", "m/constants.pkl": b"x", "m/data.pkl": b"x"}): "a TorchScript program.*torch.jit.load",
+    zipped({"m/models/model.json": b"x", "m/archive_format": b"pt2"}): "a program of torch.export",
+    zipped({"readme.txt": b"hello"}): "a zip archive that torch did not write",
+}
+
+
+@pytest.mark.parametrize("content", NO_CHECKPOINTS, ids=NO_CHECKPOINTS.values())
+def test_a_file_is_called_what_it_is(content, tmp_path):
+    (tmp_path / "x.pth").write_bytes(content)
+    for read_it in (load_checkpoint, inspect_file):
+        with pytest.raises(CheckpointError, match=f"cannot read .*x.pth: it is {NO_CHECKPOINTS[content]}"):
+            read_it(tmp_path / "x.pth")
+
+
 def test_an_unreadable_file(tmp_path, monkeypatch):
     save_checkpoint(ready("plain_m1c4_x2"), path := tmp_path / "x.pth")
 
@@ -705,5 +816,5 @@ def test_many_tiny_tensors_are_no_work(tmp_path):
 
 def test_an_archive_without_a_state_dict(tmp_path):
     (tmp_path / "x.pth").write_bytes(zipped({"readme.txt": b"hello"}))
-    with pytest.raises(CheckpointError, match="not a whole file of torch or safetensors"):
+    with pytest.raises(CheckpointError, match="a zip archive that torch did not write"):
         load_checkpoint(tmp_path / "x.pth")

@@ -26,7 +26,8 @@ from test_golden import (
 from torch import Tensor, nn
 
 from reparam import CheckpointError, FuseError, QARepVGGBlock, fuse, fuse_state_dict
-from reparam.interop.state_dict import LAYOUTS, find_blocks_in
+from reparam.interop.layouts import LAYOUTS, Options
+from reparam.interop.state_dict import FoundBlock, find_blocks_in
 
 StateDict = dict[str, Tensor]
 
@@ -41,7 +42,17 @@ def options_of(golden: Golden) -> dict:
     """What the keys leave open, as the official configuration has it."""
     config = golden.meta["config"]
     found = {ours: config[name] for name, ours in (("with_idt", "identity"), ("with_13", "with_13")) if name in config}
-    return found | ({"identity": config["use_residual_connection"]} if "use_residual_connection" in config else {})
+    if golden.meta["block"] == "QARepVGGBlock":
+        found |= {
+            "identity": config.get("use_residual_connection", True),
+            "groups": config.get("groups", 1),
+            "eps": 1e-5,
+        }
+    return found
+
+
+def blocks_of(golden: Golden) -> list[FoundBlock]:
+    return find_blocks_in(golden.official, Options(**options_of(golden)))
 
 
 def cast(state_dict: Mapping[str, Tensor], dtype: torch.dtype) -> StateDict:
@@ -192,10 +203,8 @@ def test_span_keeps_its_branches_and_gets_its_eval_conv_anew():
 
 def test_a_dtype_is_that_of_the_kernel():
     sd = {key: tensor.half() if tensor.dim() == 4 else tensor for key, tensor in of("repvgg_s1_id_8").items()}
-    assert {tensor.dtype for tensor in fuse_state_dict({"gate": torch.rand(2), **sd}).values()} == {
-        torch.float16,
-        torch.float32,
-    }
+    beside = fuse_state_dict({"gate": torch.rand(2), **inside("a.", sd)})
+    assert {tensor.dtype for tensor in beside.values()} == {torch.float16, torch.float32}
     assert fuse_state_dict(sd)["rbr_reparam.bias"].dtype == torch.float16
 
 
@@ -254,17 +263,13 @@ def test_eps_by_pattern_of_the_name():
         ("ecb_8to8_prelu_idt", False),
         ("repsr_jldy_block_4_var1", True),
         ("repsr_hat_block_5", True),
-        ("qarepvgg_s1_alpha_8", True),
     ],
 )
 def test_identity(name, default):
     fused = {identity: fused_by_place(fuse_state_dict(of(name), identity=identity)) for identity in (True, False, None)}
     assert torch.equal(fused[None]["weight"], fused[default]["weight"])
     difference = (fused[True]["weight"] - fused[False]["weight"])[:, :, 1, 1]
-    unit = torch.eye(len(difference))
-    if "qarepvgg" not in name:  # there the batch norm after the sum scales the identity too
-        torch.testing.assert_close(difference, unit, atol=1e-5, rtol=0)
-    assert bool((difference.abs() > 1e-5).eq(unit > 0).all())
+    torch.testing.assert_close(difference, torch.eye(len(difference)), atol=1e-5, rtol=0)
 
 
 def test_efdn_ignores_the_path_that_it_does_not_use():
@@ -296,7 +301,7 @@ def test_qarepvgg_of_yolov6(pool, wide):
     total = bn(nn.functional.conv2d(padded, conv.weight)) + point(x)
     if wide == 4:
         total = total + x + (nn.functional.avg_pool2d(x, 3, 1, 1) if pool else 0)
-    fused = fuse_state_dict(sd, pool=pool)
+    fused = fuse_state_dict(sd, pool=pool, identity=True, eps=1e-5)
     assert fused.keys() == {"rbr_reparam.weight", "rbr_reparam.bias"}
     assert_close(nn.functional.conv2d(padded, fused["rbr_reparam.weight"], fused["rbr_reparam.bias"]), after(total))
 
@@ -320,7 +325,7 @@ def test_grouped_orepa():
 
 def test_every_layout_is_among_the_files_and_found_once():
     kinds = {
-        path.stem: {block.layout.name for block in find_blocks_in(read(path).official)}
+        path.stem: {block.layout.name for block in blocks_of(read(path))}
         for path in CASES.values()
         if not path.stem.startswith((ECB_PATH, PLAIN))
     }
@@ -401,6 +406,82 @@ def test_nearly_fitting_blocks_are_refused_by_key_and_shape(name, tensors, match
         fuse_state_dict(changed(of(name), **tensors))
 
 
+def sd_of(**parts: nn.Module) -> StateDict:
+    named = {name.replace("__", "."): part for name, part in parts.items()}
+    return {f"{n}.{key}": value for n, part in named.items() for key, value in randomise(part, 0).state_dict().items()}
+
+
+def an_inverted_residual() -> StateDict:
+    convs = {"expand_conv": nn.Conv2d(4, 8, 1), "fea_conv": nn.Conv2d(8, 8, 3), "reduce_conv": nn.Conv2d(8, 4, 1)}
+    return sd_of(**convs, res_conv3x3=nn.Conv2d(4, 4, 3))
+
+
+@pytest.mark.parametrize("prefix", ["", "a.", "a.b."])
+@pytest.mark.parametrize(
+    ("sd", "stranger"),
+    [
+        (an_inverted_residual(), "res_conv3x3.weight"),
+        (of("repvgg_s1_id_8") | sd_of(rbr_1x1_2__conv=nn.Conv2d(8, 8, 1)), "rbr_1x1_2.conv.weight"),
+        (of("mobileone_k5_g2_6") | {"rbr_conv.9.conv.weight": torch.rand(6, 3, 5, 5)}, "rbr_conv.9.conv.weight"),
+        (of("dbb_k3_dw_6") | {"bn.weight": torch.rand(6)}, "bn.weight"),
+        (of("ecb_8to8_prelu_idt") | {"seful.weight": torch.rand(6)}, "seful.weight"),
+        (of("repsr_jldy_block_4_var1") | {"branch3.0.weight": torch.rand(6)}, "branch3.0.weight"),
+        (of("span_conv3xc_6to6_g2_s2") | {"conv.3.weight": torch.rand(6)}, "conv.3.weight"),
+    ],
+)
+def test_strangers_in_a_block_are_named(sd, stranger, prefix):
+    with pytest.raises(CheckpointError, match=f"has the keys of .*{re.escape(prefix + stranger)}"):
+        fuse_state_dict({"x.weight": torch.rand(1), **inside(prefix, sd)} if prefix else sd)
+
+
+def test_what_the_inference_code_keeps_beside_the_convolution():
+    gate = {"se.down.weight": torch.rand(2, 8, 1, 1), "nonlinearity.weight": torch.rand(8)}
+    fused = fuse_state_dict(inside("a.", of("repvgg_s1_id_8") | gate))
+    assert all(fused[f"a.{key}"] is value for key, value in gate.items())
+
+
+def grouped_qarepvgg() -> tuple[StateDict, nn.Module]:
+    block = randomise(QARepVGGBlock(8, groups=2), 0).double().eval()
+    names = {"rbr_dense.conv": block.branches[0].conv, "rbr_dense.bn": block.branches[0].norm}
+    names |= {"rbr_1x1": block.branches[1].conv, "bn": block.norm}
+    return {f"{n}.{key}": value for n, part in names.items() for key, value in part.state_dict().items()}, block
+
+
+def test_a_grouped_qarepvgg_keeps_its_identity():
+    sd, block = grouped_qarepvgg()
+    fused = fuse_state_dict(sd, identity=True, groups=2, pool=False, eps=1e-5)
+    assert_close(fused["rbr_reparam.weight"], block.to_conv().weight)
+    without = fuse_state_dict(sd, identity={"*": False}, eps={"*": 1e-5})
+    assert relative(without["rbr_reparam.weight"], fused["rbr_reparam.weight"]) > 1e-3
+
+
+@pytest.mark.parametrize("untold", ["identity", "groups", "pool", "eps"])
+def test_geometry_that_no_key_tells_is_asked_for(untold):
+    told = {"identity": True, "groups": 2, "pool": False, "eps": 1e-5}
+    with pytest.raises(CheckpointError, match=f"no key tells.*pass {untold}"):
+        fuse_state_dict(grouped_qarepvgg()[0], **{key: value for key, value in told.items() if key != untold})
+
+
+def test_a_square_1x1_without_an_identity_in_its_name():
+    sd = {key.replace("idconv1", "conv1"): value for key, value in of("dbb_k3_g2_8to12").items()}
+    with pytest.raises(CheckpointError, match="'conv1' makes 8 of 8 channels"):
+        fuse_state_dict(sd)
+
+
+def test_files_that_would_be_half_fused_are_refused():
+    conv3xc = inside("body.0.fc1.conv3.", of("span_conv3xc_6to6_g2_s2"))
+    stale = {"body.0.fc1.conv_3x3_rep.weight": torch.rand(6, 6, 3, 3), "body.0.fc1.alpha": torch.rand(3)}
+    with pytest.raises(CheckpointError, match=r"part of the block 'body.0.fc1'.*'conv_3x3_rep.weight' too"):
+        fuse_state_dict(conv3xc | stale)
+    net = inside("stages.0.1.dwconv.", of("unirep_dilated_k7_4"))
+    assert "stages.0.1.dwconv.lk_origin.bias" in fuse_state_dict(net)
+    net |= {"stages.0.1.norm.running_var": torch.ones(4), "stages.0.1.pwconv2.0.weight": torch.rand(4, 16)}
+    with pytest.raises(
+        CheckpointError, match=r"part of the block 'stages.0.1'.*'norm.running_var', 'pwconv2.0.weight'"
+    ):
+        fuse_state_dict(net)
+
+
 # What the documentation says -----------------------------------------------------------------------------------------
 
 
@@ -410,6 +491,6 @@ def test_the_table_of_blocks_in_the_docs():
     assert sorted((name, mark) for name, mark, _ in rows) == sorted((x.name, x.marks[0]) for x in LAYOUTS)
     places = {name: place.replace("`", "").split(", ") for name, _, place in rows}
     for path in CASES.values():
-        for block in find_blocks_in(read(path).official):
+        for block in blocks_of(read(path)):
             place = block.fused.removeprefix(block.name).removeprefix(".") or "(the block's own name)"
             assert place in places[block.layout.name], path.stem

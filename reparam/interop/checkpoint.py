@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..branches import Branch
 from ..errors import CheckpointError
 from ..fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
@@ -41,7 +43,9 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
             `state_dict` and `model`, in this order, and for a state dict without one.
         **options: arguments of the network's class which the layout leaves open, in place of their defaults: `act`
             where the file has no slopes of PReLU, `identity=None` for an ECBSR trained with `with_idt`, `res_scale`
-            and `img_range` of EDSR.
+            and `img_range` of EDSR. For the other networks `img_range` is the range of the images that the file was
+            trained on, 1 or 255; the network takes and gives 0 to 1 in any case. It is asked for of ECBSR, whose
+            authors train on 0 to 255, and BasicSR on 0 to 1, with the same keys.
 
     Returns:
         The network in eval mode, on the CPU, in the dtype of the file.
@@ -79,13 +83,9 @@ def network_of(contents: Contents, **options: Any) -> Network:
         kinds = ", ".join(dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS))
         raise CheckpointError(f"no known network; looked for {kinds}. {looked_for(tensors)}")
     name, recipe = known
+    img_range = options.pop("img_range", None) if issubclass(recipe.network, SRNet) else None
+    _check_told(name, recipe, {**options, "img_range": img_range})
     recipe = recipe._replace(options={**recipe.options, **options})
-    text = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
-    if issubclass(recipe.network, SRNet) and "act" not in recipe.options:
-        raise CheckpointError(
-            f"looks like {name} ({text}), but there are no slopes of PReLU, so that the activation is another "
-            "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
-        )
     try:
         with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
             wanted = recipe.build().state_dict()
@@ -94,10 +94,48 @@ def network_of(contents: Contents, **options: Any) -> Network:
         for place, bn in norms(net):
             bn.eps = _eps(contents.note.get("eps", {}).get(place, bn.eps))
         net.to(reduce(torch.promote_types, (tensor.dtype for tensor in ours.values() if tensor.is_floating_point())))
-        net.load_state_dict(ours)
+        net.load_state_dict(ours if img_range is None else _of_range_one(ours, net, float(img_range)))
     except Exception as error:  # options that anyone may have written run torch into anything
-        raise CheckpointError(f"looks like {name} ({text}), but does not fit: {error}") from error
+        raise CheckpointError(f"looks like {name} ({_listed(recipe)}), but does not fit: {error}") from error
     return net.eval()
+
+
+def _listed(recipe: Recipe) -> str:
+    return ", ".join(f"{key}={value}" for key, value in recipe.options.items())
+
+
+def _check_told(name: str, recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """Refuses to guess what no key tells, and the file does not say of itself."""
+    start = f"looks like {name} ({_listed(recipe)}), but"
+    if issubclass(recipe.network, SRNet) and not {"act"} & {*recipe.options, *options}:
+        raise CheckpointError(
+            f"{start} there are no slopes of PReLU, so that the activation is another "
+            "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
+        )
+    if recipe.asks_range and options["img_range"] is None:
+        raise CheckpointError(
+            f"{start} no key tells the range of its images: pass img_range=255 for a file of the authors' code, which "
+            "trains on 0 to 255, and img_range=1 for one of BasicSR (to make a file that says it: reparam fuse SOURCE "
+            "TARGET --keys reparam --img-range 255)"
+        )
+    colors = recipe.options.get("colors", 3)
+    if name not in _CLASSES and colors not in (1, 3) and "colors" not in options:
+        raise CheckpointError(
+            f"{start} {colors} channels are no image of 1 or 3: its code may unshuffle pixels before the first "
+            f"convolution, which no key tells, and no network here does; pass colors={colors} if it takes them so"
+        )
+
+
+def _of_range_one(ours: Mapping[str, Tensor], net: nn.Module, img_range: float) -> dict[str, Tensor]:
+    """The weights of f(255 x) / 255: where activations only scale what is scaled, all offsets are divided."""
+    if not img_range > 0:
+        raise CheckpointError(f"img_range must be a positive number, but got {img_range}")
+    if img_range != 1 and any(isinstance(module, nn.Softplus) for module in net.modules()):
+        raise CheckpointError(
+            f"a network with Softplus has no form for another range than its own, img_range={img_range}"
+        )
+    offsets = ("bias", "running_mean")
+    return {key: (t.double() / img_range).to(t.dtype) if key.endswith(offsets) else t for key, t in ours.items()}
 
 
 def _eps(value: Any) -> float:
@@ -124,11 +162,53 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
         wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
 
     Raises:
-        CheckpointError: for a wrapper in a safetensors file, or if writing fails.
+        CheckpointError: for a wrapper in a safetensors file; for a bare torch file of a network that could not be told
+            from another one; or if writing fails.
         FileNotFoundError: if there is no such directory.
     """
     model = unwrap(model)
-    write_file(model.state_dict(), path, wrapper=wrapper, note=_note(model))
+    note = _note(model)
+    if not wrapper and not os.fspath(path).endswith(".safetensors"):
+        _check_bare(model, note)
+    write_file(model.state_dict(), path, wrapper=wrapper, note=note)
+
+
+def _check_bare(model: nn.Module, note: Mapping[str, Any]) -> None:
+    """Refuses a file without a note that `load_checkpoint` would take for another network."""
+    lost = [f"eps={eps} of {name}" for name, eps in note.get("eps", {}).items()]
+    known = recognise(model.state_dict()) if "model" in note else None
+    if known:
+        recipe = known[1]
+        told = {"act": model.options["act"]} if issubclass(recipe.network, SRNet) else {}
+        with torch.device("meta"):
+            again = recipe._replace(options={**recipe.options, **told}).build()
+        for key, value in model.options.items():
+            if json.dumps(again.options.get(key, value), default=str) != json.dumps(value, default=str):
+                lost.append(f"{key}={value!r}")
+        if not note["fused"] and not lost and _branches(again) != _branches(model):
+            lost.append(f"the branches of {model.options}")
+    if lost:
+        raise CheckpointError(
+            f"a bare torch file has no room for {', '.join(lost[:3])}, without which load_checkpoint would make "
+            "another network of it; write a .safetensors file, or give a wrapper such as wrapper='params'"
+        )
+
+
+def _branches(model: nn.Module) -> list[str]:
+    return [type(module).__name__ for module in model.modules() if isinstance(module, Branch)]
+
+
+def check_target(plain: nn.Module) -> None:
+    """Refuses a network that other readers of SRVGGNetCompact's keys would take for another one.
+
+    Raises:
+        CheckpointError: if it is enlarged in another way than theirs.
+    """
+    if isinstance(plain, SRNet) and plain.base != "nearest":
+        raise CheckpointError(
+            f"keys='reparam' are those of SRVGGNetCompact, whose readers add the input enlarged by nearest neighbour, "
+            f"but this network has base={plain.base!r}; leave keys='source'"
+        )
 
 
 def _note(model: nn.Module) -> dict[str, Any]:

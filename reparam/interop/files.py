@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..writing import written
+from .file_kinds import what_it_is
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")
 """Under which keys files hold the state dict, best first."""
@@ -56,7 +57,9 @@ def read_file(path: str | os.PathLike[str], wrapper: str | None = None) -> Conte
     if path.exists() and not path.is_file():
         raise CheckpointError(f"cannot read {path}: it is {'a directory' if path.is_dir() else 'no regular file'}")
     with path.open("rb") as file:
-        head = file.read(9)
+        head = file.read(512)
+    if what := what_it_is(path, head):
+        raise CheckpointError(f"cannot read {path}: it is {what}, no checkpoint of torch or safetensors")
     if head[8:9] == b"{":  # eight bytes of length, then JSON
         content, note = _read_safetensors(path)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +16,10 @@ from ..errors import CheckpointError, FuseError
 from ..find import find_blocks
 from ..fuse import fuse, made_up_image
 from ..writing import check_targets
-from .checkpoint import Path, network_of, recipe_of, save_checkpoint
+from .checkpoint import Path, check_target, network_of, recipe_of, save_checkpoint
 from .files import Contents, read_file, write_file
+from .layouts import Options
+from .layouts.base import PerBlock
 from .state_dict import find_blocks_in, fuse_found, set_eps
 
 _MOST_ROUNDING = 100
@@ -62,10 +64,13 @@ def fuse_file(
     *,
     keys: Literal["source", "reparam"] = "source",
     wrapper: str | None = None,
-    eps: float | Mapping[str, float] | None = None,
-    identity: bool | None = None,
-    with_13: bool = False,
-    pool: bool = False,
+    eps: PerBlock[float] = None,
+    identity: PerBlock[bool] = None,
+    groups: PerBlock[int] = None,
+    dilations: PerBlock[Sequence[int]] = None,
+    bias: PerBlock[bool] = True,
+    with_13: PerBlock[bool] = False,
+    pool: PerBlock[bool] = None,
     **options: Any,
 ) -> FileReport:
     """Fuses the checkpoint `source`, checks every block on random input, and writes `target`.
@@ -76,7 +81,7 @@ def fuse_file(
         keys: "source" for those of the inference code that belongs to the file, as `fuse_state_dict` gives them, or
             "reparam" for those of our network, which are SRVGGNetCompact's where the network is of that kind.
         wrapper: as for `load_checkpoint`.
-        eps, identity, with_13, pool: as for `fuse_state_dict`.
+        eps, identity, groups, dilations, bias, with_13, pool: as for `fuse_state_dict`.
         **options: those of the network's class, as for `load_checkpoint`; used where the network is built.
 
     Returns:
@@ -92,14 +97,18 @@ def fuse_file(
     """
     check_targets([target], [source])
     contents = read_file(source, wrapper)
-    blocks = find_blocks_in(contents.state_dict, eps=eps, identity=identity, with_13=with_13, pool=pool)
-    if keys == "reparam" or not blocks:
-        return _fuse_network(contents, target, eps, options if identity is None else _with_identity(identity, options))
+    told = Options(eps, identity, groups, dilations, bias, with_13, pool)
+    options = options if identity is None else _with_identity(identity, options)
+    if keys == "reparam" or _is_ours(contents, options):
+        return _fuse_network(contents, target, told, options, keys)
+    blocks = find_blocks_in(contents.state_dict, told)
+    if not blocks:
+        return _fuse_network(contents, target, told, options, keys)
     fused = fuse_found(contents.state_dict, blocks)
     rows = []
     for block in blocks:
         kernel = {key: fused[theirs] for key, theirs in block.kernel_keys().items()}
-        rows.append(_row(block.name, block.layout.name, block.block, kernel))
+        rows.append(_row(block.name, block.kind, block.block, kernel))
     write_file(fused, target, wrapper=_wrapper_for(target, contents))
     return FileReport(_network(contents), tuple(rows), numbers_of(contents.state_dict), numbers_of(fused))
 
@@ -117,18 +126,29 @@ def _network(contents: Contents) -> str | None:
     return known[1].network.__name__ if known else None
 
 
-def _fuse_network(contents: Contents, target: Path, eps: Any, options: dict[str, Any]) -> FileReport:
+def _is_ours(contents: Contents, options: dict[str, Any]) -> bool:
+    """Whether the file holds one of our networks, with blocks: its keys are ours already, and a note describes it."""
+    try:
+        known = recipe_of(contents)
+        return known is not None and known[1].names is None and bool(find_blocks(network_of(contents, **options)))
+    except CheckpointError:  # another network that has blocks in the same places
+        return False
+
+
+def _fuse_network(contents: Contents, target: Path, told: Options, options: dict[str, Any], keys: str) -> FileReport:
     net = network_of(contents, **options)
     blocks = find_blocks(net)
     if not blocks:
         raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
     for name, block in blocks.items():
-        set_eps(block, eps, name)
+        set_eps(block, told.at(name).eps)
     plain = fuse(net, example=made_up_image(net))
     rows = [
         _row(name, type(block).__name__, block, plain.get_submodule(name).state_dict())
         for name, block in blocks.items()
     ]
+    if keys == "reparam":
+        check_target(plain)
     save_checkpoint(plain, target, wrapper=_wrapper_for(target, contents))
     sizes = numbers_of(contents.state_dict), numbers_of(plain.state_dict())
     return FileReport(type(net).__name__, tuple(rows), *sizes)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from ..inspect import inspect_model
+from ..models.registry import Network
 from ..norm import norms, why_unseen
 from ..sound import unsound
 from .checkpoint import Path, network_of, recipe_of
 from .files import Contents, read_file
 from .fuse_file import numbers_of
-from .state_dict import find_blocks_in
+from .state_dict import find_blocks_in, recognised
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,13 @@ class FileInspection:
             f"network:  {self.network or 'not known'}",
             f"blocks:   {kinds}",
             f"numbers:  {self.numbers:,} in {self.tensors} tensors ({', '.join(self.dtypes)}), "
-            + (f"{self.fused_numbers:,} after fusing" if self.blocks else "nothing to fuse"),
+            + (f"{self.fused_numbers:,} after fusing" if self.fused_numbers < self.numbers else self._why_no_less()),
             f"wrapper:  {self.wrapper or 'none'}",
         ]
         return "\n".join([*lines, *(f"problem:  {problem}" for problem in self.problems)])
+
+    def _why_no_less(self) -> str:
+        return "as many after fusing, or not known" if self.blocks else "nothing to fuse"
 
 
 def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
@@ -76,7 +80,7 @@ def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[
     try:
         if recipe_of(contents) is None:
             return None, {}, 0
-        net = network_of(contents)
+        net = _built(contents, problems)
     except CheckpointError as error:
         problems.append(str(error))
         return None, {}, 0
@@ -89,17 +93,29 @@ def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[
     return f"{type(net).__name__}({options})", dict(Counter(block.kind for block in report.blocks)), saved
 
 
+def _built(contents: Contents, problems: list[str]) -> Network:
+    """The network; that its range must be told does not hide what it is."""
+    try:
+        return network_of(contents)
+    except CheckpointError as error:
+        if "img_range" not in str(error):
+            raise
+        net = network_of(contents, img_range=1)
+        problems.append(str(error))
+        return net
+
+
 def _blocks(contents: Contents, problems: list[str]) -> tuple[dict[str, int], int]:
     try:
         found = find_blocks_in(contents.state_dict)
     except CheckpointError as error:
         problems.append(str(error))
-        return {}, 0
+        return dict(Counter(layout.name for _, layout in recognised(contents.state_dict))), 0
     for block in found:
         for name, bn in norms(block.block):
             if why := why_unseen(bn):
-                problems.append(f"{block.name}.{name} ({block.layout.name}): {why}".removeprefix("."))
+                problems.append(f"{block.name}.{name} ({block.kind}): {why}".removeprefix("."))
     gone = [block.block for block in found if not block.layout.keeps]
     before = sum(numbers_of(block.state_dict()) for block in gone)
     after = sum(numbers_of(block.spec.new_conv().state_dict()) for block in gone)
-    return dict(Counter(block.layout.name for block in found)), before - after
+    return dict(Counter(block.kind for block in found)), before - after

@@ -26,6 +26,8 @@ class Recipe(NamedTuple):
     """Theirs to ours; None where they are the same."""
     fused: bool = False
     """Whether convolutions are in the place of the blocks."""
+    asks_range: bool = False
+    """Whether codes with images of different ranges share these keys."""
 
     def build(self) -> Network:
         """The network with fresh weights."""
@@ -117,7 +119,8 @@ def _ecbsr(t: Tensors) -> Recipe:
     options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     options["expansion"] = _conv(t, "backbone.0.conv1x1_3x3.k0")[0] / options["channels"]
     names = _inner(t, {f"backbone.{index}": f"body.{2 * index}" for index in range(last + 1)})
-    return Recipe(ECBSR, options, names | {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)})
+    names |= {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)}
+    return Recipe(ECBSR, options, names, asks_range=True)
 
 
 def _ecbsr_fused(t: Tensors, conv: str) -> Recipe:
@@ -126,7 +129,7 @@ def _ecbsr_fused(t: Tensors, conv: str) -> Recipe:
     options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     names: Names = {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)}
     names |= {f"backbone.{index}{conv}": f"body.{2 * index}" for index in range(last + 1)}
-    return Recipe(PlainSR, options, names)
+    return Recipe(PlainSR, options, names, asks_range=True)
 
 
 @_layout("fused ECBSR", "backbone.0.conv3x3.weight")

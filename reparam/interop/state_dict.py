@@ -15,7 +15,10 @@ from ..errors import CheckpointError, FuseError
 from ..norm import norms
 from ..sound import unsound
 from .files import some_keys
-from .layouts import LAYOUTS, Layout, Names, Options, Part
+from .layouts import LAYOUTS, OWN, Layout, Names, Options, Part, own_blocks
+from .layouts.base import PerBlock
+
+_NOTHING_TOLD = Options()
 
 
 @dataclass(frozen=True)
@@ -31,30 +34,29 @@ class FoundBlock:
     """Dotted name of the convolution in the authors' inference code."""
     keys: tuple[str, ...]
     """Of its tensors in the state dict."""
+    kind: str
+    """What it is called, in reports."""
 
     def kernel_keys(self) -> dict[str, str]:
         """Keys of the convolution in the state dict, by those of an `nn.Conv2d`."""
-        return {key: f"{self.fused}.{key}".removeprefix(".") for key in ("weight", "bias")}
+        keys = ("weight", "bias") if self.block.spec.bias else ("weight",)
+        return {key: f"{self.fused}.{key}".removeprefix(".") for key in keys}
 
 
-def find_blocks_in(
-    state_dict: Mapping[str, Tensor],
-    *,
-    eps: float | Mapping[str, float] | None = None,
-    identity: bool | None = None,
-    with_13: bool = False,
-    pool: bool = False,
-) -> list[FoundBlock]:
-    """The blocks of a state dict, recognised by their keys; arguments and errors are those of `fuse_state_dict`."""
+def find_blocks_in(state_dict: Mapping[str, Tensor], options: Options = _NOTHING_TOLD) -> list[FoundBlock]:
+    """The blocks of a state dict, recognised by their keys; options and errors are those of `fuse_state_dict`."""
     found = []
-    for name, layout, part in parts_in(state_dict, Options(identity, with_13, pool)):
+    for name, layout, part in parts_in(state_dict, options):
         prefix = f"{name}." if name else ""
         inside = _inside(state_dict, prefix)
         with _named(name, layout):
             block = _filled(part, inside)
-        set_eps(block, eps, name)
+        set_eps(block, options.at(name).eps)
         used = tuple(prefix + key for key in inside if translate(part.names, key) is not None)
-        found.append(FoundBlock(name, layout, block, f"{prefix}{part.fused}".removesuffix("."), used))
+        found.append(
+            FoundBlock(name, layout, block, f"{prefix}{part.fused}".removesuffix("."), used, part.kind or layout.name)
+        )
+    _check_nothing_is_left(state_dict, found)
     return found
 
 
@@ -64,12 +66,43 @@ def parts_in(state_dict: Mapping[str, Tensor], options: Options) -> Iterator[tup
     Raises:
         CheckpointError: if the shapes make up no block.
     """
-    for prefix, layout in _recognised(state_dict):
+    for prefix, layout in recognised(state_dict):
         name = prefix.removesuffix(".")
         with _named(name, layout):
-            parts = layout.parts(_inside(state_dict, prefix), options)
+            parts = layout.parts(_inside(state_dict, prefix), options.at(name))
         for part in parts:
             yield name, layout, part
+
+
+def _check_nothing_is_left(state_dict: Mapping[str, Tensor], found: Sequence[FoundBlock]) -> None:
+    """All or nothing: every key under a block's name is its own or known to stay, and no fused tensor becomes stale.
+
+    Raises:
+        CheckpointError: for keys that nobody accounts for, each named.
+    """
+    used = {key for block in found for key in (*block.keys, *block.kernel_keys().values())}
+    for name, kind, layout in dict.fromkeys((block.name, block.kind, block.layout) for block in found):
+        prefix = f"{name}." if name else ""
+        inside = {key: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+        kept = tuple(f"{prefix}{module}." for module in layout.beside)
+        if strangers := {key: t for key, t in inside.items() if key not in used and not key.startswith(kept)}:
+            raise CheckpointError(
+                f"{_place(name)} has the keys of {kind}, but more: {some_keys(strangers)}. It is another block "
+                "than the one that is known; fuse it with its own code, or as a model with reparam.fuse"
+            )
+        _check_is_whole(state_dict, name, layout)
+
+
+def _check_is_whole(state_dict: Mapping[str, Tensor], name: str, layout: Layout) -> None:
+    """Refuses a block of which the authors keep or fuse more, in a block around it that is not known."""
+    outer = name.rpartition(".")[0]
+    beside = list(_inside(state_dict, f"{outer}." if outer else ""))
+    marks = [next((key for key in beside if fnmatch(key, pattern)), None) for pattern in layout.inside_of]
+    if marks and all(marks):
+        raise CheckpointError(
+            f"{_place(name)} has the keys of {layout.name}, but is part of {_place(outer)}, which its authors fuse as "
+            f"a whole ({', '.join(map(repr, marks))} too), and which is not known here; fuse it with its own code"
+        )
 
 
 @contextmanager
@@ -77,8 +110,11 @@ def _named(name: str, layout: Layout) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # shapes that anyone may have written run torch into anything
-        where = f"the block {name!r}" if name else "the state dict"
-        raise CheckpointError(f"{where} has the keys of {layout.name}, but cannot be used: {error}") from error
+        raise CheckpointError(f"{_place(name)} has the keys of {layout.name}, but cannot be used: {error}") from error
+
+
+def _place(name: str) -> str:
+    return f"the block {name!r}" if name else "the state dict"
 
 
 def _inside(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -88,36 +124,50 @@ def _inside(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def fuse_state_dict(
     state_dict: Mapping[str, Tensor],
     *,
-    eps: float | Mapping[str, float] | None = None,
-    identity: bool | None = None,
-    with_13: bool = False,
-    pool: bool = False,
+    eps: PerBlock[float] = None,
+    identity: PerBlock[bool] = None,
+    groups: PerBlock[int] = None,
+    dilations: PerBlock[Sequence[int]] = None,
+    bias: PerBlock[bool] = True,
+    with_13: PerBlock[bool] = False,
+    pool: PerBlock[bool] = None,
 ) -> dict[str, Tensor]:
     """Turns a state dict from training into the one of the authors' inference code, without any model.
 
     Blocks are recognised by their keys and computed in float64; each fused weight is rounded once, to the dtype that it
-    had. Everything that is not a block goes through as it is.
+    had. Everything that is not a block goes through as it is; a tensor that nobody accounts for inside of a block is
+    refused by name.
 
-    Recognised are the blocks of RepVGG, RepVGGplus, MobileOne, DBB, ACNet, OREPA, QARepVGG (of YOLOv6 and of
-    super-gradients; the batch norm after the sum is taken in), UniRepLKNet, ECBSR (the authors' and BasicSR's), RepSR
-    (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay and `eval_conv` is computed anew), FMEN with
-    the batch norms of its attention, EFDN, and PlainUSR (the gate too; its further 1x1 is left as it is).
+    Recognised are the blocks of this library, of any network, as `fuse` makes them, those of one's own too if they
+    consist of its branches; and the blocks of RepVGG, RepVGGplus, MobileOne, DBB, ACNet, OREPA, QARepVGG (of YOLOv6 and
+    of super-gradients; the batch norm after the sum is taken in), UniRepLKNet's dilated block, ECBSR (the authors' and
+    BasicSR's), RepSR (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay and `eval_conv` is
+    computed anew), FMEN with the batch norms of its attention, EFDN, and PlainUSR (the gate too; its further 1x1 is
+    left as it is).
+
+    What no key tells is an argument: one value, or values by shell pattern of the block's name. Where the result
+    depends on one that is not given, it is asked for, but for the defaults that are named here.
 
     Args:
         state_dict: tensors by key; a wrapper such as `params` must be off.
-        eps: of the batch norms, where it is not torch's 1e-5, which no state dict tells: one number, or numbers by
-            shell pattern of the block's name.
-        identity: whether blocks whose keys do not show it have an identity where their channels match. None is
-            the papers' default: none in ECBSR and EFDN (their `with_idt`), one in RepSR, SESR and QARepVGG.
+        eps: of the batch norms; torch's 1e-5, but asked for of QARepVGG, as YOLOv6 and super-gradients take 1e-3.
+        identity: whether blocks have an identity where their channels match. The papers' defaults are: none in ECBSR
+            and EFDN (their `with_idt`), one in RepSR and SESR. Asked for of QARepVGG, where the stride decides, and of
+            our blocks with an identity that has no tensors.
+        groups: of the channels; asked for where an identity depends on it.
+        dilations: of small kernels inside of a larger one, in taps of that, in the order of the branches; asked for of
+            our `DilatedReparamBlock` and its like.
+        bias: of our blocks; False if they were built with `bias=False`.
         with_13: whether EFDN's blocks use their 1x1-3x3 path, the keys of which are there in any case.
-        pool: whether QARepVGG's blocks have an average pool where they have an identity (YOLOv6's QARepVGGBlockV2).
+        pool: whether blocks have an average pool that has no tensors of its own: asked for of YOLOv6's QARepVGG, where
+            only V2 has it, and of our blocks.
 
     Returns:
         A new dict; tensors that are not fused are those of `state_dict` themselves.
 
     Raises:
-        CheckpointError: if no block is recognised, or one lacks a tensor, has one of another shape, or numbers that are
-            not finite or a variance below zero.
+        CheckpointError: if no block is recognised, or one lacks a tensor, has one of another shape or one too many,
+            numbers that are not finite or a variance below zero, or something must be told that is not.
         FuseError: if a batch norm never saw a batch, or a fused kernel is too large for the dtype.
 
     Example:
@@ -129,7 +179,7 @@ def fuse_state_dict(
         >>> sorted(fuse_state_dict(sd))
         ['rbr_reparam.bias', 'rbr_reparam.weight']
     """
-    blocks = find_blocks_in(state_dict, eps=eps, identity=identity, with_13=with_13, pool=pool)
+    blocks = find_blocks_in(state_dict, Options(eps, identity, groups, dilations, bias, with_13, pool))
     if not blocks:
         raise CheckpointError(f"found no block to fuse; {looked_for(state_dict)}")
     return fuse_found(state_dict, blocks)
@@ -151,15 +201,15 @@ def fuse_found(state_dict: Mapping[str, Tensor], blocks: Sequence[FoundBlock]) -
 
 def _fused(block: FoundBlock, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The convolution of a block, in the dtype of its first kernel."""
-    dtype = next(state_dict[key].dtype for key in block.keys if state_dict[key].dim() == 4)
+    dtype = next(state_dict[key].dtype for key in block.keys if state_dict[key].dim() > 2)
     try:
         conv = block.block.to_conv().state_dict()
     except FuseError as error:
-        raise FuseError(f"block {block.name!r} ({block.layout.name}): {error}") from error
+        raise FuseError(f"block {block.name!r} ({block.kind}): {error}") from error
     fused = {theirs: conv[key].to(dtype) for key, theirs in block.kernel_keys().items()}
     for key, why in unsound(fused).items():
         raise FuseError(
-            f"block {block.name!r} ({block.layout.name}) cannot be fused in {dtype}: of {key!r}, "
+            f"block {block.name!r} ({block.kind}) cannot be fused in {dtype}: of {key!r}, "
             f"{why.partition(';')[0]}; it is too large, so convert the file to float32 first"
         )
     return fused
@@ -174,11 +224,11 @@ def refuse_unsound(tensors: Mapping[str, Tensor]) -> None:
 
 def looked_for(state_dict: Mapping[str, Tensor]) -> str:
     """What the keys were compared with, and what they are."""
-    kinds = dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS)
+    kinds = dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in (*LAYOUTS, OWN))
     return f"looked for keys of {', '.join(kinds)}; found {len(state_dict)} keys: {some_keys(state_dict)}"
 
 
-def _recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]:
+def recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]:
     """The prefix of every block, and its layout: the first whose marks are all there."""
     taken: set[str] = set()
     for layout in LAYOUTS:
@@ -190,6 +240,8 @@ def _recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]
             if all(prefix + other in state_dict for other in others):
                 taken.add(prefix)
                 yield prefix, layout
+    for prefix in own_blocks(state_dict):
+        yield prefix, OWN
 
 
 def translate(names: Names, key: str) -> str | None:
@@ -256,9 +308,7 @@ def turned(names: Names) -> Names:
     return {ours: official for official, ours in names.items() if ours}
 
 
-def set_eps(block: Branch, eps: float | Mapping[str, float] | None, name: str) -> None:
-    """Gives the batch norms of a block of this name the eps that is meant for them, if any."""
-    if isinstance(eps, Mapping):
-        eps = next((value for pattern, value in eps.items() if fnmatch(name, pattern)), None)
+def set_eps(block: Branch, eps: float | None) -> None:
+    """Gives the batch norms of a block the eps that is meant for them, if any."""
     for _, bn in norms(block):
         bn.eps = bn.eps if eps is None else eps

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -15,14 +16,52 @@ Tensors = Mapping[str, Tensor]
 Names = dict[str, Any]
 """Official name to ours (a str), of modules or of single tensors; None for what the function does not depend on."""
 
+T = TypeVar("T")
+PerBlock = T | Mapping[str, T] | None
+"""A value for all blocks, or values by shell pattern of the block's name; None where nothing is told."""
+
+_QUESTIONS = {
+    "eps": "eps of the batch norms (1e-3 in the detectors that this block is from, torch's is 1e-5): pass eps",
+    "identity": "whether it adds its input: pass identity=True or False",
+    "pool": "whether it adds the average of its window: pass pool=True or False",
+    "groups": "in how many groups its channels are: pass groups",
+    "dilations": "how far apart the taps of its small kernels are: pass dilations, a number for each of them",
+}
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a layout leaves open; see `fuse_state_dict`."""
+    """What keys leave open; see `fuse_state_dict`."""
 
-    identity: bool | None = None
-    with_13: bool = False
-    pool: bool = False
+    eps: PerBlock[float] = None
+    identity: PerBlock[bool] = None
+    groups: PerBlock[int] = None
+    dilations: PerBlock[Sequence[int]] = None
+    bias: PerBlock[bool] = True
+    with_13: PerBlock[bool] = False
+    pool: PerBlock[bool] = None
+
+    def at(self, name: str) -> Options:
+        """What is told of the block of this name."""
+        told = {}
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, Mapping):
+                value = next((one for pattern, one in value.items() if fnmatch(name, pattern)), option.default)
+            told[option.name] = value
+        return Options(**told)
+
+    def ask(self, *names: str) -> None:
+        """Refuses to guess.
+
+        Raises:
+            CheckpointError: if one of these is not told; all that are not are named.
+        """
+        if untold := [_QUESTIONS[name] for name in names if getattr(self, name) is None]:
+            raise CheckpointError(
+                f"no key tells {'; nor '.join(untold)} (to the command as --{' and --'.join(names)}); where blocks "
+                "differ, by the pattern of their names: {'stage1.*': ..., '*': ...}"
+            )
 
 
 @dataclass(frozen=True)
@@ -35,6 +74,8 @@ class Part:
     """Where the authors' inference code has the convolution."""
     given: Tensors = field(default_factory=dict)
     """What no renaming makes of the tensors, under our names; their official names are None above."""
+    kind: str = ""
+    """What it is called, if not by the name of the layout."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +87,21 @@ class Layout:
     parts: Callable[[Tensors, Options], list[Part]]
     keeps: bool
     """Whether the authors' inference code still wants the tensors of the branches."""
+    beside: tuple[str, ...] = ()
+    """Modules of the block that its authors' inference code keeps as they are: gates, activations, further blocks."""
+    inside_of: tuple[str, ...] = ()
+    """Patterns of keys beside the block, which together tell of a larger one around it that the authors fuse whole."""
 
 
 LAYOUTS: list[Layout] = []
 """In the order in which they are tried: a layout whose marks contain another's comes first."""
 
 
-def layout(name: str, *marks: str, keeps: bool = False):
-    """Registers a function as a layout: known by `marks`, keys that are all there."""
+def layout(name: str, *marks: str, keeps: bool = False, **around: tuple[str, ...]):
+    """Registers a function as a layout, known by keys that are all there; `around` is `beside` and `inside_of`."""
 
     def register(parts: Callable[[Tensors, Options], list[Part]]) -> Callable[[Tensors, Options], list[Part]]:
-        LAYOUTS.append(Layout(name, marks, parts, keeps))
+        LAYOUTS.append(Layout(name, marks, parts, keeps, **around))
         return parts
 
     return register
@@ -79,6 +124,20 @@ def grouped(t: Tensors, key: str, identity: str) -> tuple[int, int, tuple[int, .
         return per_group, out_channels, size, 1
     channels = t[identity].numel()
     return channels, out_channels, size, max(channels // per_group, 1)
+
+
+def inputs_of(t: Tensors, key: str, options: Options, *, pool: bool) -> tuple[int, int]:
+    """Input channels and groups of a block whose identity has no tensor, and is there at stride 1 only.
+
+    Raises:
+        CheckpointError: where an identity is possible and not told, or the groups that it depends on are not.
+    """
+    out_channels, per_group, _ = shape(t, key)
+    if out_channels % per_group == 0 and options.identity is not False:
+        dense = out_channels == per_group
+        options.ask("identity", *["pool"] * pool, *["groups"] * (not dense))
+    groups = options.groups or 1
+    return per_group * groups, groups  # type: ignore[operator,return-value]  # of one block, `Options.at` has chosen
 
 
 def where_asked(options: Options, default: bool) -> bool | None:

@@ -31,7 +31,7 @@ def _pair(branch: int) -> Names:
     return {f"conv1x1_3x3.{name}": f"branches.{branch}.{ours}" for name, ours in _PAIR.items()}
 
 
-@layout("EDBB", "rep_conv.weight", "conv1x1.weight", "conv1x1_sbx.k0")
+@layout("EDBB", "rep_conv.weight", "conv1x1.weight", "conv1x1_sbx.k0", beside=("act",))
 def _edbb(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "rep_conv.weight")
     hidden = shape(t, "conv1x1_3x3.k0")[0] if options.with_13 else None
@@ -42,7 +42,7 @@ def _edbb(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, names, "rep_conv")]
 
 
-@layout("ECB", "conv3x3.weight", "conv1x1_3x3.k0", "conv1x1_sbx.k0")
+@layout("ECB", "conv3x3.weight", "conv1x1_3x3.k0", "conv1x1_sbx.k0", beside=("act",))
 def _ecb(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "conv3x3.weight")
     expansion = shape(t, "conv1x1_3x3.k0")[0] / outside
@@ -84,7 +84,15 @@ def _repsr_hat(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, names, "rep_conv")]
 
 
-@layout("SPAN's Conv3XC", "conv.0.weight", "conv.1.weight", "conv.2.weight", "sk.weight", keeps=True)
+@layout(
+    "SPAN's Conv3XC",
+    "conv.0.weight",
+    "conv.1.weight",
+    "conv.2.weight",
+    "sk.weight",
+    keeps=True,
+    inside_of=("*_rep*.weight",),
+)
 def _conv3xc(t: Tensors, options: Options) -> list[Part]:
     wide, inside, _ = shape(t, "conv.0.weight")
     outside, _, size = shape(t, "sk.weight")[0], *shape(t, "conv.1.weight")[1:]
@@ -119,7 +127,11 @@ def _rrrb(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, names, "rep_conv")]
 
 
-@layout("FMEN's HFAB", "bn1.running_var", "squeeze.weight", "bn2.running_var", "excitate.weight", "bn3.running_var")
+@layout(
+    "FMEN's HFAB",
+    *("bn1.running_var", "squeeze.weight", "bn2.running_var", "excitate.weight", "bn3.running_var"),
+    beside=("convs",),
+)
 def _hfab(t: Tensors, options: Options) -> list[Part]:
     parts = []
     for name, before, after in (("squeeze", "bn1", None), ("excitate", "bn2", "bn3")):

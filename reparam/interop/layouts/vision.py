@@ -18,10 +18,12 @@ from ...blocks import (
     RepVGGBlock,
 )
 from ...errors import CheckpointError
-from .base import Names, Options, Part, Tensors, conv_bn, grouped, layout, shape, where_asked
+from .base import Names, Options, Part, Tensors, conv_bn, grouped, inputs_of, layout, shape, where_asked
+
+_GATE_AND_ACT = ("se", "post_se", "nonlinearity", "nonlinear", "activation", "act")
 
 
-@layout("RepVGG", "rbr_dense.conv.weight", "rbr_1x1.conv.weight")
+@layout("RepVGG", "rbr_dense.conv.weight", "rbr_1x1.conv.weight", beside=_GATE_AND_ACT)
 def _repvgg(t: Tensors, options: Options) -> list[Part]:
     identity = "rbr_identity.weight" in t
     inside, outside, size, groups = grouped(t, "rbr_dense.conv.weight", "rbr_identity.weight")
@@ -34,21 +36,25 @@ def _repvgg(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, names, "rbr_reparam")]
 
 
-@layout("QARepVGG", "rbr_dense.conv.weight", "rbr_1x1.weight", "bn.running_var")
+@layout("QARepVGG", "rbr_dense.conv.weight", "rbr_1x1.weight", "bn.running_var", beside=_GATE_AND_ACT)
 def _qarepvgg(t: Tensors, options: Options) -> list[Part]:
-    outside, inside, size = shape(t, "rbr_dense.conv.weight")
-    identity = where_asked(options, default=True)
-    block = partial(QARepVGGBlock, inside, outside, size, identity=identity, pool=options.pool)
+    outside, _, size = shape(t, "rbr_dense.conv.weight")
+    inside, groups = inputs_of(t, "rbr_dense.conv.weight", options, pool=True)
+    options.ask("eps")
+    sizes: Any = {"groups": groups, "identity": where_asked(options, default=True), "pool": bool(options.pool)}
+    block = partial(QARepVGGBlock, inside, outside, size, **sizes)
     names = {**conv_bn("rbr_dense", "branches.0"), "rbr_1x1": "branches.1.conv", "bn": "norm"}
     return [Part(block, names, "rbr_reparam")]
 
 
-@layout("QARepVGG of super-gradients", "branch_3x3.conv.weight", "branch_1x1.weight")
+@layout("QARepVGG of super-gradients", "branch_3x3.conv.weight", "branch_1x1.weight", beside=_GATE_AND_ACT)
 def _qarepvgg_super_gradients(t: Tensors, options: Options) -> list[Part]:
-    outside, inside, size = shape(t, "branch_3x3.conv.weight")
+    outside, _, size = shape(t, "branch_3x3.conv.weight")
+    inside, groups = inputs_of(t, "branch_3x3.conv.weight", options, pool=False)
+    options.ask("eps")
     bias, alpha, after = (key in t for key in ("branch_1x1.bias", "alpha", "post_bn.running_var"))
-    identity = where_asked(options, default=True)
-    block = partial(QARepVGGBlock, inside, outside, size, identity=identity, point_bias=bias, alpha=alpha, sum_bn=after)
+    sizes: Any = {"groups": groups, "identity": where_asked(options, default=True), "point_bias": bias}
+    block = partial(QARepVGGBlock, inside, outside, size, alpha=alpha, sum_bn=after, **sizes)
     point = "branches.1.layers.0" if alpha else "branches.1.conv"
     names: Names = {**conv_bn("branch_3x3", "branches.0"), "branch_1x1": point, "post_bn": "norm"}
     names |= {"alpha": "branches.1.layers.1.scale", "rbr_reparam": None}  # a placeholder for the fused convolution
@@ -86,10 +92,11 @@ def _orepa_terms(t: Tensors, kind: str, ours: str, groups: int) -> tuple[Names, 
     return names, given
 
 
-@layout("OREPA's RepVGG", "rbr_dense.weight_rbr_origin", "rbr_1x1.conv.weight")
+@layout("OREPA's RepVGG", "rbr_dense.weight_rbr_origin", "rbr_1x1.conv.weight", beside=_GATE_AND_ACT)
 def _orepa_repvgg(t: Tensors, options: Options) -> list[Part]:
     inside, outside, size, groups = grouped(t, "rbr_dense.weight_rbr_origin", "rbr_identity.weight")
     hidden, expansion = _orepa_widths(t, "rbr_dense.weight_rbr", inside)
+    _check_identity("idconv1" if "rbr_dense.weight_rbr_1x1_kxk_idconv1" in t else "conv1", hidden, inside)
     sizes: Any = {"groups": groups, "hidden_channels": hidden, "expansion": expansion}
     block = partial(OREPARepVGGBlock, inside, outside, size, identity="rbr_identity.weight" in t, **sizes)
     names, given = _orepa_terms(t, "rbr_dense.weight_rbr", "branches.0.layers.0.branches", groups)
@@ -97,7 +104,7 @@ def _orepa_repvgg(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, {**names, "rbr_identity": "branches.2.norm"}, "rbr_reparam", given)]
 
 
-@layout("OREPA", "weight_orepa_origin", "bn.running_var")
+@layout("OREPA", "weight_orepa_origin", "bn.running_var", beside=_GATE_AND_ACT)
 def _orepa(t: Tensors, options: Options) -> list[Part]:
     outside, per_group, size = shape(t, "weight_orepa_origin")
     hidden = shape(t, "weight_orepa_1x1_kxk_idconv1")[0]
@@ -115,7 +122,7 @@ def _orepa_widths(t: Tensors, kind: str, inside: int) -> tuple[int, int]:
     return shape(t, f"{kind}_{inner}")[0], shape(t, f"{kind}_gconv_dw")[0] // inside
 
 
-@layout("OREPA 1x1", "weight_or1x1_origin", "vector", "bn.running_var")
+@layout("OREPA 1x1", "weight_or1x1_origin", "vector", "bn.running_var", beside=_GATE_AND_ACT)
 def _orepa_1x1(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "weight_or1x1_origin")
     block = partial(OREPABlock, inside, outside, size, hidden_channels=shape(t, "weight_or1x1_l2i_conv1")[0])
@@ -125,7 +132,7 @@ def _orepa_1x1(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, names, "or1x1_reparam", scales)]
 
 
-@layout("MobileOne", "rbr_conv.0.conv.weight")
+@layout("MobileOne", "rbr_conv.0.conv.weight", beside=_GATE_AND_ACT)
 def _mobileone(t: Tensors, options: Options) -> list[Part]:
     inside, outside, size, groups = grouped(t, "rbr_conv.0.conv.weight", "rbr_skip.weight")
     count = 0
@@ -142,12 +149,13 @@ def _mobileone(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, names, "reparam_conv")]
 
 
-@layout("DBB", "dbb_origin.conv.weight")
+@layout("DBB", "dbb_origin.conv.weight", beside=_GATE_AND_ACT)
 def _dbb(t: Tensors, options: Options) -> list[Part]:
     outside, per_group, size = shape(t, "dbb_origin.conv.weight")
     first = "idconv1" if "dbb_1x1_kxk.idconv1.weight" in t else "conv1"
     hidden, _, _ = shape(t, f"dbb_1x1_kxk.{first}.weight")
     groups = hidden // shape(t, "dbb_1x1_kxk.conv2.weight")[1]
+    _check_identity(first, hidden, groups * per_group)
     block = partial(DiverseBranchBlock, groups * per_group, outside, size, groups=groups, hidden_channels=hidden)
     point = "dbb_1x1.conv.weight" in t  # there is none in a depthwise block
     pool, chain = f"branches.{1 + point}", f"branches.{2 + point}.layers"
@@ -162,7 +170,16 @@ def _dbb(t: Tensors, options: Options) -> list[Part]:
     return [Part(block, names, "dbb_reparam")]
 
 
-@layout("ACB", "square_conv.weight")
+def _check_identity(name: str, hidden: int, inside: int) -> None:
+    """A square 1x1 has an identity added to it, and says so in its name."""
+    if ("id" in name) != (hidden == inside):
+        raise CheckpointError(
+            f"{name!r} makes {hidden} of {inside} channels; where the two are equal it must be called idconv1, to "
+            "which an identity is added, and conv1 elsewhere"
+        )
+
+
+@layout("ACB", "square_conv.weight", beside=_GATE_AND_ACT)
 def _acb(t: Tensors, options: Options) -> list[Part]:
     outside, inside, size = shape(t, "square_conv.weight")
     names: Names = {}
@@ -174,7 +191,7 @@ def _acb(t: Tensors, options: Options) -> list[Part]:
 _CONV_BN = {"conv": "conv", "bn": "norm"}
 
 
-@layout("UniRepLKNet", "lk_origin.weight", "origin_bn.running_var")
+@layout("UniRepLKNet", "lk_origin.weight", "origin_bn.running_var", inside_of=("norm.running_var", "pwconv2.*"))
 def _unireplknet(t: Tensors, options: Options) -> list[Part]:
     channels, _, size = shape(t, "lk_origin.weight")
     names: Names = {"lk_origin": "branches.0.conv", "origin_bn": "branches.0.norm"}

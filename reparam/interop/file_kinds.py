@@ -1,0 +1,71 @@
+"""What a file is that holds no state dict, so that it can be called by its name."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+_STARTS = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"RIFF", "a RIFF file, such as a WebP image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"BM", "a BMP image"),
+    (b"%PDF", "a PDF document"),
+    (b"version https://git-lfs", "a pointer of git-lfs, in place of the file; fetch it with `git lfs pull`"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file, such as of Keras"),
+    (b"7767517\n", "a graph of ncnn"),
+    (b"TFL3", "a TensorFlow Lite model"),
+)
+"""How files that are no checkpoints begin, and what they are."""
+
+
+def what_it_is(path: Path, head: bytes) -> str | None:
+    """What a file is that can be no checkpoint, by how it begins; None if it may be one."""
+    if not head:
+        return "empty"
+    for start, what in _STARTS:
+        if head.startswith(start) or (start == b"TFL3" and head[4:8] == start):
+            return what
+    if head.startswith(b"PK"):
+        return _what_archive(path)
+    if head[8:9] != b"{" and re.match(rb"\x08[\x01-\x20][\x12\x1a\x22\x3a\x42]", head):  # version, then a field of text
+        return "an ONNX model"
+    return _what_text(head)
+
+
+def _what_archive(path: Path) -> str | None:
+    """What torch and others put into zip archives besides state dicts."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] or name for name in archive.namelist()]
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return None  # damaged, which reading it says
+    if any(name.startswith("models/") for name in names) or "archive_format" in names:
+        return "a program of torch.export (.pt2), which holds a graph; load it with torch.export.load"
+    if "constants.pkl" in names:
+        return "a TorchScript program, which holds code; load it with torch.jit.load and save its state_dict()"
+    if any(name.endswith(".npy") for name in names):
+        return "an archive of numpy (.npz)"
+    return None if "data.pkl" in names else "a zip archive that torch did not write"
+
+
+def _what_text(head: bytes) -> str | None:
+    if any(byte < 9 or 13 < byte < 27 for byte in head):
+        return None
+    start = head.lstrip(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "a page of HTML, as a download that failed leaves behind"
+    if start.startswith(b"<"):
+        return "a text of XML, such as a graph of OpenVINO"
+    try:
+        head[: head.rfind(b"\n") + 1 or len(head)].decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return "a text"
