@@ -41,6 +41,7 @@ from reparam import (
     load_checkpoint,
     save_checkpoint,
 )
+from reparam.interop.files import read_file
 
 StateDict = dict[str, Tensor]
 
@@ -429,6 +430,19 @@ def test_a_write_that_fails_leaves_the_old_file(file, error, tmp_path, monkeypat
         save_checkpoint(net, tmp_path / file)
     assert (tmp_path / file).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(("file", "wrapper"), [("x.safetensors", None), ("x.pth", None), ("x.pth", "params")])
+def test_two_keys_for_one_tensor(file, wrapper, tmp_path):
+    tied = nn.ModuleDict({"first": nn.Conv2d(4, 4, 3), "again": nn.Conv2d(4, 4, 3)})
+    tied["again"].weight = tied["first"].weight
+    tied.register_buffer("part", torch.arange(1_000_000.0)[:3])  # of a larger one, which is not to come along
+    tied.register_buffer("turned", tied.part.view(1, 3).expand(2, 3).T)
+    save_checkpoint(tied, tmp_path / file, wrapper=wrapper)
+    wanted, found = tied.state_dict(), read_file(tmp_path / file).state_dict
+    assert found.keys() == wanted.keys() and (tmp_path / file).stat().st_size < 20_000
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == len(wanted)
 
 
 @pytest.mark.parametrize("file", ["x.safetensors", "x.pth"])

@@ -150,13 +150,13 @@ def test_ncnn_has_no_more_than_the_network(files):
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
 def test_the_note_says_all_that_a_program_needs(suffix, files, net):
     if suffix == ".pt2":
-        note = dict.fromkeys(("scale", "colors", "radius", "range", "order", "reparam"), "")
+        note = dict.fromkeys(("scale", "colors", "radius", "period", "range", "order", "reparam"), "")
         torch.export.load(files[suffix], extra_files=note)
         note = {key: value.decode() if isinstance(value, bytes) else value for key, value in note.items()}
     else:
         note = formats.read_note(files[suffix])
     about = json.loads(note.pop("reparam"))
-    assert note == {"scale": "2", "colors": "3", "radius": "4", "range": "0 to 1", "order": "RGB"}
+    assert note == {"scale": "2", "colors": "3", "radius": "4", "period": "1", "range": "0 to 1", "order": "RGB"}
     assert about["network"] == "RepSR" and about["options"] == net.options
 
 

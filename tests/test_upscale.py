@@ -1,5 +1,6 @@
 """Enlarging: tiles that equal the whole, every kind of image, files, and the command."""
 
+import contextlib
 import io
 import json
 import os
@@ -17,13 +18,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import reparam.upscale.engines as engines
+import reparam.upscale.upscaler
 from examples.train_sr import quality
 from reparam import SpecError, Upscaler, create_model, export, list_models, save_checkpoint
 from reparam.cli import app
 from reparam.export import runners
 from reparam.export.prelu import without_prelu
 from reparam.export.runners import run_onnxruntime
-from reparam.receptive import receptive_radius
+from reparam.receptive import Locality, locality
 from reparam.upscale.cache import cache_folder
 from reparam.upscale.color import bicubic, coloring
 from reparam.upscale.tiles import spans
@@ -59,18 +61,60 @@ def ramp(*shape: int) -> np.ndarray:
 )
 def test_radius_of_networks(name, radius):
     net = create_model(name)
-    assert receptive_radius(net, net.colors) == radius
+    assert locality(net, net.colors) == (radius, 1)
     assert net.training  # it was a copy that ran
 
 
 def test_radius_of_lopsided_and_dilated_kernels():
-    assert receptive_radius(nn.Sequential(nn.ConstantPad2d((3, 0, 0, 0), 0.0), nn.Conv2d(1, 1, (1, 4))), 1) == 3
-    assert receptive_radius(nn.Conv2d(2, 1, 5, padding=6, dilation=3), 2) == 6
-    assert receptive_radius(nn.Conv2d(1, 1, 1), 1) == 0
+    for pad, kernel in (((3, 0, 0, 0), (1, 4)), ((0, 3, 0, 0), (1, 4)), ((0, 0, 3, 0), (4, 1)), ((0, 0, 0, 3), (4, 1))):
+        assert locality(nn.Sequential(nn.ConstantPad2d(pad, 0.0), nn.Conv2d(1, 1, kernel)), 1) == (3, 1)
+    assert locality(nn.Conv2d(2, 1, 5, padding=6, dilation=3), 2) == (6, 1)
+    assert locality(nn.Conv2d(1, 1, 1), 1) == (0, 1)
     dead = nn.Conv2d(1, 1, 3, padding=1)
     nn.init.zeros_(dead.weight)  # counts all the same
-    assert receptive_radius(dead, 1) == 1
-    assert receptive_radius(nn.Conv2d(1, 1, 101, padding=50), 1) == 50
+    assert locality(dead, 1) == (1, 1)
+    assert locality(nn.Conv2d(1, 1, 101, padding=50), 1) == (50, 1)
+
+
+class OneColorWide(nn.Module):
+    """One colour is spread over 5 x 5 pixels, seen by NaN alone (times zero) or by numbers alone (NaN is swallowed)."""
+
+    def __init__(self, color, by_nan):
+        super().__init__()
+        self.color, self.by_nan = color, by_nan
+
+    def forward(self, x):
+        x = x if self.by_nan else x.nan_to_num()
+        wide = nn.functional.avg_pool2d(x[:, self.color : self.color + 1], 5, 1, 2)
+        return torch.cat([x[:, : self.color], 0 * wide if self.by_nan else wide, x[:, self.color + 1 :]], 1)
+
+
+@pytest.mark.parametrize("color", [0, 1, 2])
+@pytest.mark.parametrize("by_nan", [True, False])
+def test_radius_is_that_of_the_farthest_colour(color, by_nan):
+    assert locality(OneColorWide(color, by_nan), 3) == (2, 1)
+
+
+class Where(nn.Module):
+    """A ReLU that swallows NaN."""
+
+    def forward(self, x):
+        return torch.where(x > 0, x, 0.0)
+
+
+class Negative(nn.Module):
+    """Lives below zero only, where no image is."""
+
+    def forward(self, x):
+        return torch.where(x < -0.5, x, 0.0)
+
+
+def test_radius_through_what_swallows_nan():
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(4, 4, 3, padding=1), Where())]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Where(), *layers[:-1])
+    assert locality(net, 3) == (4, 1)
+    wide = nn.Conv2d(1, 1, 9, padding=4)
+    assert locality(nn.Sequential(Where(), wide), 1) == locality(nn.Sequential(Negative(), wide), 1) == (4, 1)
 
 
 class Everywhere(nn.Module):
@@ -78,11 +122,40 @@ class Everywhere(nn.Module):
         return x + x.mean((2, 3), keepdim=True)
 
 
+class EverywhereWithoutNaN(nn.Module):
+    def forward(self, x):
+        return x + x.nan_to_num().mean((2, 3), keepdim=True)
+
+
+class Positions(nn.Module):
+    """Adds where a pixel lies."""
+
+    def forward(self, x):
+        return x + 0.01 * torch.arange(x.shape[3]).to(x)
+
+
+class Failing(nn.Module):
+    def forward(self, x):
+        raise ValueError(f"no image of {x.shape[-1]}")
+
+
+class Overflowing(nn.Module):
+    def forward(self, x):
+        return x / 0
+
+
 def test_no_radius():
-    with pytest.raises(SpecError, match="Everywhere reaches farther than 256 pixels .*can only be run on whole images"):
-        receptive_radius(Everywhere(), 1)
-    with pytest.raises(SpecError, match="MaxPool2d makes .* of 17 x 17 pixels, no multiple"):
-        receptive_radius(nn.MaxPool2d(2), 1)
+    for net in (Everywhere(), EverywhereWithoutNaN()):
+        with pytest.raises(SpecError, match="reaches farther than 158 pixels .*can only be run on whole images"):
+            locality(net, 1)
+    for net, match in (
+        (Positions(), "Positions computes something else when an image is cut, whatever the step up to 64 pixels"),
+        (nn.MaxPool2d(2), r"MaxPool2d fails for an image of 16 x 16 .*makes \(8, 8\) of 16 x 16 pixels, no multiple"),
+        (Failing(), "Failing fails for an image of 16 x 16 pixels: no image of 16"),
+        (Overflowing(), "Overflowing makes values that are not finite of a random image of 16 x 16 pixels"),
+    ):
+        with pytest.raises(SpecError, match=match):
+            locality(net, 1)
 
 
 def test_a_network_without_a_radius_takes_whole_images():
@@ -137,6 +210,169 @@ def test_slopes_that_are_computed_stay(tmp_path):
     assert "PRelu" in str(onnx.load(tmp_path / "net.onnx").graph)
 
 
+@pytest.mark.parametrize("rest", range(8))
+@pytest.mark.parametrize("tile", [1, 5, 8, 64])
+def test_what_spans_leave_out_is_a_multiple_of_the_period(rest, tile):
+    length, radius, period = 64 + rest, 3, 8
+    kept = []
+    for span in spans(length, tile, radius, period):
+        assert span.read.start % period == (length - span.read.stop) % period == 0
+        assert 0 <= span.read.start <= max(0, span.keep.start - radius)
+        assert length >= span.read.stop >= min(length, span.keep.stop + radius)
+        kept += [*range(length)[span.read][span.inner]]
+    assert kept == [*range(length)]
+
+
+class Sr(nn.Module):
+    """A body as a network of 1 or 3 colours."""
+
+    def __init__(self, *layers, scale=1, colors=3):
+        super().__init__()
+        self.body, self.scale, self.colors = nn.Sequential(*layers), scale, colors
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Windows(nn.Module):
+    """Attention of one head in windows, each second time shifted by half; pads to whole windows, at the end."""
+
+    def __init__(self, channels, size, mode="reflect", centred=False):
+        super().__init__()
+        self.size, self.mode, self.centred = size, mode, centred
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        down, right = (-size % self.size for size in (height, width))
+        up, left = (down // 2, right // 2) if self.centred else (0, 0)
+        x = nn.functional.pad(x, (left, right - left, up, down - up), mode=self.mode)
+        rows, columns = (size // self.size for size in x.shape[2:])
+        parts = self.qkv(x).unflatten(2, (rows, self.size)).unflatten(4, (columns, self.size))
+        q, k, v = parts.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).chunk(3, dim=-1)
+        z = nn.functional.scaled_dot_product_attention(q, k, v).unflatten(3, (self.size, self.size))
+        z = z.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return (x + z)[:, :, up : up + height, left : left + width]
+
+
+class PadTo(nn.Module):
+    """Pads to a multiple and cuts off again: nothing but the border shows it."""
+
+    def __init__(self, multiple, layer):
+        super().__init__()
+        self.multiple, self.layer = multiple, layer
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        y = nn.functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="reflect")
+        return self.layer(y)[:, :, :height, :width]
+
+
+def unshuffled(factor: int) -> list[nn.Module]:
+    inside = [nn.Conv2d(3 * factor**2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3 * factor**2, 3, padding=1)]
+    return [nn.PixelUnshuffle(factor), *inside, nn.PixelShuffle(factor)]
+
+
+def conv(channels=3, out=3, kernel=3):
+    return nn.Conv2d(channels, out, kernel, padding=kernel // 2)
+
+
+PERIODIC = {
+    "unshuffle 2": (lambda: Sr(*unshuffled(2)), Locality(5, 2)),
+    "unshuffle 4": (lambda: Sr(*unshuffled(4)), Locality(11, 4)),
+    "unshuffle 2, larger": (
+        lambda: Sr(*unshuffled(2)[:-1], nn.PixelShuffle(2), nn.Upsample(scale_factor=2), scale=2),
+        Locality(5, 2),
+    ),
+    "unshuffle 3, luma": (
+        lambda: Sr(
+            nn.PixelUnshuffle(3), conv(9, 9), nn.PixelShuffle(3), conv(1, 4), nn.PixelShuffle(2), scale=2, colors=1
+        ),
+        Locality(6, 3),
+    ),
+    "windows of 8": (lambda: Sr(Windows(3, 8)), Locality(7, 8)),
+    "windows of 7": (lambda: Sr(conv(), Windows(3, 7), conv()), Locality(8, 7)),
+    "windows of 8, padded on both sides": (lambda: Sr(Windows(3, 8, centred=True)), Locality(7, 8)),
+    "padding to 8": (lambda: Sr(PadTo(8, conv())), Locality(1, 8)),
+    "padding to 16": (lambda: Sr(PadTo(16, nn.Sequential(conv(3, 8, 5), nn.ReLU(), conv(8)))), Locality(3, 16)),
+    "where": (lambda: Sr(conv(3, 8), Where(), conv(8, 8), Where(), conv(8, 12), nn.PixelShuffle(2), scale=2), (3, 1)),
+    "lopsided": (lambda: Sr(nn.ConstantPad2d((4, 0, 0, 1), 0.0), nn.Conv2d(3, 3, (2, 5))), Locality(4, 1)),
+    "strided": (lambda: Sr(nn.Conv2d(3, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1)), Locality(3, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", PERIODIC)
+def test_tiles_of_periodic_networks_equal_the_whole(kind):
+    make, (radius, period) = PERIODIC[kind]
+    net = make().eval()
+    found = locality(net, net.colors)
+    assert found.period == period and radius <= found.radius < radius + period
+    sizes = [(96, 48)] if "unshuffle" in kind or kind == "strided" else [(53, 67), (64, 61), (49, 72)]
+    for height, width in sizes:
+        image = np.random.default_rng(0).random((height, width, net.colors), dtype=np.float32)
+        whole = Upscaler(net, engine="torch", tile=0)(image)
+        for tile in (1 + period, 16, 40):
+            tiled = Upscaler(net, engine="torch", tile=tile)
+            assert np.abs(tiled(image) - whole).max() <= 1e-5 * np.abs(whole).max(), (height, width, tile)
+            assert tiled._overlap == max(found.radius, period, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "measured"),
+    [("windows of 8", Locality(7, 7)), ("windows of 8", Locality(7, 1)), ("unshuffle 4", Locality(2, 4))],
+)
+def test_a_tile_that_differs_is_refused_before_the_first_result(kind, measured, monkeypatch):
+    monkeypatch.setattr(reparam.upscale.upscaler, "locality", lambda net, colors: measured)
+    upscaler = Upscaler(PERIODIC[kind][0](), engine="torch", tile=16)
+    with pytest.raises(SpecError, match=r"Sr in tiles, .* differs from itself .* by [0-9.e-]+ of the .*tile=0"):
+        upscaler(np.zeros((96, 96, 3), np.float32))
+
+
+def test_networks_of_spandrel():
+    from spandrel.architectures.MoSR import MoSR
+    from spandrel.architectures.NAFNet import NAFNet
+    from spandrel.architectures.SAFMN import SAFMN
+
+    nets = (SAFMN(dim=4, n_blocks=1, upscaling_factor=2), MoSR(upscale=2, n_block=1, dim=4))
+    image = np.random.default_rng(0).random((48, 72, 3))
+    for net, period in zip(nets, (8, 1)):
+        tiled, whole = (Upscaler(Sr(net.eval(), scale=2), engine="torch", tile=tile) for tile in (16, 0))
+        wanted = whole(image)
+        assert tiled.period == period and np.abs(tiled(image) - wanted).max() < 1e-5 * np.abs(wanted).max()
+    pooled = Sr(NAFNet(width=4, enc_blk_nums=[1], dec_blk_nums=[1]).eval())
+    for place in pooled.parameters():  # whose branches start at zero
+        nn.init.uniform_(place, -0.3, 0.3)
+    with pytest.raises(SpecError, match="a pixel of Sr reaches farther than 158 pixels"):
+        Upscaler(pooled, engine="torch")
+
+
+class OfItsSize(nn.Module):
+    """Pools into as many cells as whole eights fit in: the same everywhere only where none is left."""
+
+    def forward(self, x):
+        cells = nn.functional.adaptive_max_pool2d(x, [size // 8 for size in x.shape[2:]])
+        return x * nn.functional.interpolate(cells, x.shape[2:], mode="nearest")
+
+
+def test_each_rest_of_the_period_is_proved():
+    net = Sr(OfItsSize(), conv())
+    image = np.random.default_rng(0).random((96, 64, 3))
+    upscaler, whole = (Upscaler(net, engine="torch", tile=tile) for tile in (16, 0))
+    assert np.abs(upscaler(image) - whole(image)).max() < 1e-5
+    for cut in (image[:-3], image[:, 3:]):
+        with pytest.raises(SpecError, match=r"Sr in tiles, .* of 5[0-9] x 48 random|of 48 x 5[0-9] random"):
+            upscaler(cut)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_what_is_interpolated_has_its_own_overlap(channels):
+    image = np.random.default_rng(0).random((30, 40, channels))
+    for colors in (1, 3):  # a network of radius 0: chroma and alpha reach farther than it does
+        net = Sr(nn.Conv2d(colors, 4 * colors, 1), nn.PixelShuffle(2), scale=2, colors=colors)
+        whole, tiled = (Upscaler(net, engine="torch", tile=tile) for tile in (0, 7))
+        assert tiled.radius == 0 and np.abs(tiled(image) - whole(image)).max() < 1e-6
+
+
 @pytest.mark.parametrize("engine", [*EXACT, "torch"])
 @pytest.mark.parametrize("name", ["repsr_m2c8_x2", "repsr_m2c8_x3_y"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -154,6 +390,104 @@ def test_less_overlap_would_show(nets):
     assert (upscaler(PHOTO / 255) == whole).all()
     upscaler._overlap -= 1
     assert not (upscaler(PHOTO / 255) == whole).all()
+
+
+# Numbers that are not finite
+
+
+class Large(nn.Module):
+    """Passes 65504 inside, which float16 cannot hold, where the image is bright; gives it back as it was."""
+
+    scale, colors = 1, 3
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3, 1, 1), 100_000 / 2))
+
+    def forward(self, x):
+        inside = x * self.weight * 2
+        return inside - inside + x
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_what_passes_float16_is_done_again_in_float32(engine):
+    net = Large().half()
+    with torch.no_grad():
+        assert not net(torch.ones(1, 3, 4, 4).half()).isfinite().all()
+    image = np.random.default_rng(0).random((40, 30, 3), dtype=np.float32)
+    image[:16] *= 0.1  # these tiles are fine
+    for tile in (0, 16):
+        assert np.abs(Upscaler(net, engine=engine, tile=tile)(image) - image).max() < 2e-3
+    assert (Upscaler(net, engine=engine)(np.full((20, 20, 3), 255, np.uint8)) == 255).all()
+    assert next(net.parameters()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tile, value):
+    net = made("plain_m1c6_x2").eval()
+    net.body[2].weight.data[0, 1, 2, 0] = value
+    with pytest.raises(
+        SpecError, match="PlainSR cannot enlarge anything: 1 of the 324 numbers of body.2.weight are not"
+    ):
+        Upscaler(net, engine="torch", tile=tile)
+    net = Sr(conv())
+    net.register_buffer("mask", torch.full((2,), -value))
+    with pytest.raises(SpecError, match="2 of the 2 numbers of mask") if value != value else contextlib.nullcontext():
+        Upscaler(net, engine="torch", tile=tile)  # a mask may be infinite
+
+
+class Root(nn.Module):
+    """Is finite of 0 to 1, but not of values below."""
+
+    def forward(self, x):
+        return x.sqrt()
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_tile_that_is_not_finite_is_an_error(tile, dtype):
+    net = Sr(nn.Conv2d(3, 3, 1, bias=False), Root()).to(dtype)
+    nn.init.constant_(net.body[0].weight, 1)
+    upscaler = Upscaler(net, engine="torch", tile=tile)
+    image = np.full((40, 20, 3), 0.5, np.float32)
+    assert np.isfinite(upscaler(image)).all()
+    image[30, 7] = -1
+    too = ", in float32 too" if dtype == torch.float16 else "float32 there\\)$"
+    with pytest.raises(SpecError, match=rf"Sr makes 3 values of [0-9]+ that are not finite of .*{too}"):
+        upscaler(image)
+    image[30, 7] = np.nan  # which the caller put in
+    assert np.isnan(upscaler(image)).sum() == 3
+
+
+def test_a_file_that_computes_in_float16(tmp_path):
+    export(Large(), tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["half" if name == "input" else name for name in node.input]
+        node.output[:] = ["large" if name == "output" else name for name in node.output]
+    for weight in graph.initializer:
+        weight.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).astype(np.float16), weight.name)
+        )
+    graph.node.insert(0, onnx.helper.make_node("Cast", ["input"], ["half"], to=onnx.TensorProto.FLOAT16))
+    graph.node.append(onnx.helper.make_node("Cast", ["large"], ["output"], to=onnx.TensorProto.FLOAT))
+    del graph.value_info[:]
+    onnx.save(model, tmp_path / "half.onnx")
+    upscaler = Upscaler(tmp_path / "half.onnx", engine="onnxruntime")
+    dark = np.full((8, 9, 3), 0.25, np.float32)
+    assert np.abs(upscaler(dark) - dark).max() < 1e-3
+    with pytest.raises(SpecError, match=r"half.onnx makes 216 values of 216 .* of 8 x 9 .*65504 in float16"):
+        upscaler(4 * dark)
+
+
+def test_a_scale_that_is_not_that_of_the_output():
+    net = Sr(conv(3, 12), nn.PixelShuffle(2), scale=1)
+    for tile in (0, 4):
+        upscaler = Upscaler(net, engine="torch", tile=tile)
+        with pytest.raises(SpecError, match=r"Sr makes \(1, 3, [0-9]+, [0-9]+\) of .* as its scale=1 says"):
+            upscaler(PHOTO[:9, :8])
 
 
 # The network on images

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, ReparamError, SpecError
 from ..fuse import plain_copy, unwrap
-from ..receptive import receptive_radius
+from ..receptive import locality
 from ..writing import check_targets, files_beside, written
 from .formats import FORMATS, Format
 from .runners import Run
@@ -67,8 +67,9 @@ def export(
     not, an existing file stays as it was; if it does, that is replaced, as by `torch.save`.
 
     All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
-    network has one), `range` ("0 to 1"), `order` ("RGB" or "Y"), and `reparam`, a JSON of class, options and version:
-    as metadata of ONNX, as `rt_info` under "reparam" of OpenVINO, as extra files of `torch.export`.
+    network has one), `period` (tiles begin on its multiples; 1 for convolutions), `range` ("0 to 1"), `order` ("RGB" or
+    "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as `rt_info` under "reparam" of
+    OpenVINO, as extra files of `torch.export`.
 
     In ONNX and OpenVINO, networks of this library add the image enlarged by nearest neighbour before the pixel shuffle,
     s² times for each channel, and not after it: the same numbers, for fewer passes over the large image.
@@ -168,7 +169,7 @@ def metadata_of(net: nn.Module) -> dict[str, str]:
         metadata |= {"scale": str(scale), "colors": str(colors)}
         metadata |= {"range": "0 to 1", "order": "RGB" if colors == 3 else "Y"}
         with contextlib.suppress(Exception):  # it has none, or takes no image of the size that this is measured on
-            metadata["radius"] = str(receptive_radius(net, colors))
+            metadata |= {key: str(value) for key, value in locality(net, colors)._asdict().items()}
     return metadata
 
 

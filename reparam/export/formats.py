@@ -154,7 +154,7 @@ def read_note(file: Path) -> dict[str, str]:
         import openvino
 
         model = openvino.Core().read_model(file)
-        keys = ("scale", "colors", "radius", "range", "order", "reparam")
+        keys = ("scale", "colors", "radius", "period", "range", "order", "reparam")
         return {
             key: model.get_rt_info(["reparam", key]).astype(str) for key in keys if model.has_rt_info(["reparam", key])
         }

@@ -19,19 +19,23 @@ class Span(NamedTuple):
         return f"{self.read.start}:{self.read.stop} -> {self.keep.start}:{self.keep.stop}"
 
 
-def spans(length: int, tile: int, radius: int) -> Iterator[Span]:
+def spans(length: int, tile: int, radius: int, period: int = 1) -> Iterator[Span]:
     """Cuts an axis into nearly equal stretches of at most `tile` pixels; each is read with `radius` more around it.
 
-    At the ends of the axis nothing is added, so that a network pads there as it does on the whole image.
+    What is not read, before or after, is a multiple of `period`, for the sake of which more is read. At the ends of the
+    axis nothing is added, so that a network pads there as it does on the whole image.
 
     Example:
         >>> list(spans(10, 6, 2))
         [0:7 -> 0:5, 3:10 -> 5:10]
+        >>> list(spans(10, 6, 2, period=2))
+        [0:8 -> 0:5, 2:10 -> 5:10]
     """
     count = -(-length // tile)
     for index in range(count):
         start, stop = index * length // count, (index + 1) * length // count
-        first, last = max(0, start - radius), min(length, stop + radius)
+        first = max(0, start - radius) // period * period
+        last = length - max(0, length - stop - radius) // period * period
         yield Span(slice(first, last), slice(start, stop), slice(start - first, stop - first))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,18 +15,24 @@ from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..export.formats import read_note
+from ..export.runners import Run
 from ..fuse import made_up_image, plain_copy
 from ..interop import load_checkpoint
 from ..models import list_models, pretrained_file
-from ..receptive import receptive_radius
+from ..receptive import locality
 from .arrays import arrays_of, floats_of, largest_of, of_pil, whole_of
 from .color import Coloring, coloring
 from .engines import FILE_ENGINES, fastest_engine, make_engine, open_engine
+from .guard import check_weights, checked, seam
 from .tiles import Span, scaled, spans
 
 Image = TypeVar("Image")
 
 _TILE = 256
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""What a tile may differ from the whole, over the largest value, because sums run in another order."""
+_COARSE_ROUNDING = 5e-2
+"""The same in 16 and 8 bits."""
 
 
 class Upscaler:
@@ -53,6 +60,8 @@ class Upscaler:
         scale: the factor by which height and width grow.
         engine: the name of the engine in use.
         radius: the receptive radius, in pixels of the small image; 0 where `tile` is 0 and nobody asks for it.
+        period: what tiles begin on multiples of: 1 for convolutions, the factor of a pixel unshuffle, the size of
+            windows.
 
     Raises:
         SpecError: for a network or an engine that cannot be used; `CheckpointError` for such a file.
@@ -70,17 +79,25 @@ class Upscaler:
         if tile < 0 or threads < 0:
             raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
-            self.scale, self.colors, self.radius = _noted(Path(model), tile)
+            self.scale, self.colors, self.radius, self.period = _noted(Path(model), tile)
             self.engine = FILE_ENGINES[Path(model).suffix][0] if engine == "auto" else engine
-            self._run = open_engine(Path(model), self.engine, threads)
+            self._name, self._rounding, again = Path(model).name, _COARSE_ROUNDING, None
+            run = open_engine(Path(model), self.engine, threads)
         else:
             net = _ready(model)
             self.scale, self.colors = _sizes(net)
-            self.radius = receptive_radius(net, self.colors) if tile else 0
+            self.radius, self.period = locality(net, self.colors) if tile else (0, 1)
             self.engine = fastest_engine(net, self.colors, threads) if engine == "auto" else engine
-            self._run = make_engine(net, self.engine, threads)
+            run = make_engine(net, self.engine, threads)
+            dtype = next(net.parameters()).dtype
+            self._name, self._rounding = type(net).__name__, _ROUNDING.get(dtype, _COARSE_ROUNDING)
+            again = partial(_make_float32, net, threads) if dtype == torch.float16 else None
+        if self.engine == "openvino-bf16":
+            self._rounding = _COARSE_ROUNDING
+        self._run = checked(run, self._name, self.scale, again)
         self._tile = tile
-        self._overlap = max(self.radius, 2)  # 2 is what bicubic interpolation reads
+        self._overlap = max(self.radius, self.period, 2)  # 2 is what bicubic interpolation reads
+        self._proved: set[tuple[int, int]] = set()
 
     def __call__(self, image: Image) -> Image:
         """Enlarges one image.
@@ -156,6 +173,8 @@ class Upscaler:
         height, width, channels = whole.shape
         way = coloring(channels, self.colors, self.scale)
         large = np.empty((self.scale * height, self.scale * width, channels), whole.dtype)
+        if 0 < self._tile < max(height, width):
+            self._prove(height % self.period, width % self.period)
         for rows, columns in self._tiles(whole):
             part = self._enlarge(whole[rows.read, columns.read], way)
             part = part[scaled(rows.inner, self.scale), scaled(columns.inner, self.scale)]
@@ -164,8 +183,23 @@ class Upscaler:
 
     def _tiles(self, whole: np.ndarray) -> Iterator[tuple[Span, Span]]:
         """Rows and columns of each."""
-        rows, columns = (spans(size, self._tile or size, self._overlap) for size in whole.shape[:2])
+        rows, columns = (spans(size, self._tile or size, self._overlap, self.period) for size in whole.shape[:2])
         return itertools.product(rows, columns)
+
+    def _prove(self, *rest: int) -> None:
+        """Runs a small image whole and in tiles, before the first image of which the period leaves such a rest."""
+        if rest in self._proved:
+            return
+        least = 3 * (self._overlap + self.period)
+        height, width = (least + (part - least) % self.period for part in rest)
+        error = seam(self._run, self.colors, self.scale, (height, width), self._overlap, self.period)
+        if not error <= self._rounding:
+            raise SpecError(
+                f"{self._name} in tiles, {self._overlap} pixels around each, differs from itself on the whole of "
+                f"{height} x {width} random pixels by {error:.1e} of the largest value ({self._rounding:.0e} is "
+                "rounding): it does not do the same everywhere; take whole images with tile=0"
+            )
+        self._proved.add((rest[0], rest[1]))
 
     def _enlarge(self, part: np.ndarray, way: Coloring) -> np.ndarray:
         """A tile (h, w, C), in the dtype of the image, made large."""
@@ -178,7 +212,12 @@ def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The network of a name or a file, or a copy of it, fused and in eval mode."""
     net = model if isinstance(model, nn.Module) else read_network(model)
     _sizes(net)
+    check_weights(net)
     return plain_copy(net, made_up_image(net))
+
+
+def _make_float32(net: nn.Module, threads: int) -> Run:
+    return make_engine(net.float(), "torch", threads)
 
 
 def read_network(model: str | os.PathLike[str]) -> nn.Module:
@@ -207,13 +246,14 @@ def _sizes(net: nn.Module) -> tuple[int, int]:
     return scale, colors
 
 
-def _noted(file: Path, tile: int) -> tuple[int, int, int]:
-    """Scale, colours and radius, of what `export` wrote beside a network."""
+def _noted(file: Path, tile: int) -> tuple[int, int, int, int]:
+    """Scale, colours, radius and period, of what `export` wrote beside a network."""
     if not file.exists():
         raise SpecError(f"there is no file {file}")
     note = read_note(file)
     try:
-        return int(note["scale"]), int(note["colors"]), int(note["radius"]) if tile else 0
+        scale, colors = int(note["scale"]), int(note["colors"])
+        return scale, colors, *((int(note["radius"]), int(note.get("period", 1))) if tile else (0, 1))
     except KeyError as error:
         advice = "a network without one takes whole images: tile=0" if error.args[0] == "radius" else ""
         advice = advice or "export the network with that"
