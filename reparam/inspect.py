@@ -126,9 +126,7 @@ def inspect_blocks(blocks: dict[str, Branch]) -> list[BlockReport]:
     """Reports on blocks of this library by dotted name."""
     reports = []
     for name, block in blocks.items():
-        problems = {
-            f"{name}.{inner}" if name else inner: why for inner, bn in norms(block) if (why := why_not_ready(bn))
-        }
+        problems = {".".join(filter(None, (name, inner))): why for inner, why in block.problems().items()}
         reports.append(_report(name, type(block).__name__, block.spec, [block], problems))
     return reports
 
