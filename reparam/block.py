@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +15,7 @@ from .autocast import as_conv_input, no_autocast
 from .branches import Branch
 from .branches.base import ScaleShift, normalise
 from .branches.expand_squeeze import ExpandSqueezeStack, stacked
-from .errors import SpecError
+from .errors import OptionError, SpecError
 from .guard import all_read, altered
 from .kernels import Kernel
 from .linear import LinearOp, place
@@ -231,6 +232,10 @@ class ConvBlock(ReparamBlock):
         fold: as in `ReparamBlock`.
         sum_bn: whether a batch norm follows the sum, or a callable that makes one; None means what the paper has.
         **options: those of the block's `design`.
+
+    Raises:
+        SpecError: for a geometry that no convolution has.
+        OptionError: for an option that the block does not have.
     """
 
     sum_bn: ClassVar[bool] = False
@@ -255,6 +260,12 @@ class ConvBlock(ReparamBlock):
         sum_bn: NormChoice | None = None,
         **options: Any,
     ) -> None:
+        if unknown := [name for name in options if name not in self.option_names()]:
+            names = ", ".join(self.option_names()) or "none"
+            raise OptionError(
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside what nn.Conv2d takes, ndim, "
+                f"fold and sum_bn, its options are: {names}"
+            )
         spec = ConvSpec(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
         )
@@ -262,6 +273,11 @@ class ConvBlock(ReparamBlock):
             bn = self.sum_bn if sum_bn is None else sum_bn
             super().__init__(spec, self.design(spec, **options), bn=bn, fold=fold)
         self.to(dtype=dtype)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The options of the block's `design`."""
+        return list(signature(cls.design).parameters)[1:]
 
     @staticmethod
     def design(spec: ConvSpec) -> list[BranchFactory]:

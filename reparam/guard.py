@@ -83,10 +83,17 @@ def why_hooked(module: nn.Module) -> str | None:
 
 def why_not_read(module: nn.Module) -> str | None:
     """Why the forward of a module may be another one than its kernel was written for, or None if it is not."""
-    kind = type(module).__name__
-    if "forward" in vars(module):
-        return f"the forward of this {kind} was replaced on the object; `del layer.forward` gives its class's back"
-    return None if _known(type(module)) else f"{kind} has a forward of its own, of which no kernel knows; {_FIRST}"
+    if why := why_replaced(module):
+        return why
+    name = type(module).__name__
+    return None if _known(type(module)) else f"{name} has a forward of its own, of which no kernel knows; {_FIRST}"
+
+
+def why_replaced(module: nn.Module) -> str | None:
+    """Why a module does not run the forward of its class, or None if it does."""
+    name = type(module).__name__
+    replaced = f"the forward of this {name} was replaced on the object; `del layer.forward` gives its class's back"
+    return replaced if "forward" in vars(module) else None
 
 
 @cache
@@ -97,7 +104,7 @@ def is_stage(kind: type[nn.Module]) -> bool:
 
 @cache
 def _known(kind: type[nn.Module]) -> bool:
-    """Whether a class runs the forward that its kernel was written for. Classes without a kernel are nobody's business."""
+    """Whether a class runs the forward that its kernel was written for; one without a kernel is never read."""
     if hasattr(kind, "kernel_with"):
         return _is_consistent(kind)
     if issubclass(kind, BatchNorm):

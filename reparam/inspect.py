@@ -10,7 +10,7 @@ from torch import nn
 
 from .branches import Branch
 from .foreign import Survey, survey
-from .norm import FrozenStatsBN, norms, why_not_ready
+from .norm import FrozenStatsBN, norms
 from .spec import ConvSpec
 
 

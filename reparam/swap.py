@@ -19,6 +19,7 @@ from .branches import Branch
 from .errors import ReparamError, SpecError, StatisticsError
 from .freeze import collect_bn_stats
 from .fuse import keep_hooks, replace, unwrap
+from .guard import why_replaced
 from .kernels import Kernel
 from .norm import move_statistics, norms
 
@@ -156,6 +157,8 @@ def _why_not(conv: nn.Module, tied: Counter[int]) -> str | None:
         return f"the weight of this {kind} is computed (parametrizations); remove_parametrizations makes it plain"
     if type(conv) not in _PLAIN:
         return f"{kind} is not one of {', '.join(c.__name__ for c in _PLAIN)}, and may compute something else"
+    if why := why_replaced(conv):
+        return why
     if "weight" not in conv._parameters or conv.weight is None:
         return f"the weight of this {kind} is no parameter of its own (weight norm, pruning); make it plain first"
     if conv._forward_pre_hooks:

@@ -11,6 +11,7 @@ ROOT = Path(reparam.__file__).parent
 LAYERS = [
     "errors",
     "autocast",
+    "constants",
     "spec",
     "kernels",
     "cost",

@@ -28,7 +28,6 @@ from reparam import ConvSpec, RepSRBlock, SpecError
         ({"in_channels": 4, "padding": "same", "stride": 2}, "padding='same' is not defined for stride"),
         ({"in_channels": 4, "kernel_size": 4, "stride": 2}, "padding=None .* is not defined for stride"),
         ({"in_channels": 4, "padding_mode": "mirror"}, "padding_mode='mirror'"),
-        ({"in_channels": 4, "bias": None}, "bias=None"),
         ({"in_channels": 4, "ndim": 4}, "ndim=4"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import cost, kernels
 from ..autocast import as_conv_input, no_autocast
+from ..constants import constant
 from ..errors import FuseError, NotLinearError, SpecError
 from ..guard import all_read, altered, is_read, is_stage, why_hooked, why_not_read
 from ..kernels import Kernel
@@ -64,7 +66,7 @@ class Branch(nn.Module, ABC):
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        constant(self, "like", partial(torch.zeros, 0))
         self.cost = cost.convolution(spec.out_channels, spec.in_channels // spec.groups, prod(spec.kernel_size))
 
     @abstractmethod
@@ -298,8 +300,8 @@ def normalise(
     """Applies `bn` to x; batch statistics are those of x without its ring."""
     if not is_read(bn) and uses_batch_stats(bn) and any(map(any, ring)):
         raise NotLinearError(
-            f"{why_hooked(bn) or why_not_read(bn)}; before a k x k convolution its statistics leave out the ring of the "
-            "padding, which only this library's own batch norm does"
+            f"{why_hooked(bn) or why_not_read(bn)}; before a k x k convolution its statistics leave out the ring of "
+            "the padding, which only this library's own batch norm does"
         )
     if not uses_batch_stats(bn):
         if used is not None:

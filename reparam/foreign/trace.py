@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 
+from ..errors import NotLinearError
+from ..guard import why_hooked, why_replaced
 from ..norm import is_norm
 
 Leaf = Callable[[nn.Module], bool]
@@ -29,6 +31,8 @@ class _ForwardTracer(Tracer):
         return self._is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if not self._is_leaf(m) and (why := why_hooked(m)):
+            raise NotLinearError(why)
         try:  # without hooks, which are nobody's business to run now
             return super().call_module(m, m.forward, args, kwargs)
         except Exception:
@@ -46,13 +50,18 @@ def is_frozen_norm(module: nn.Module) -> bool:
 
 def is_any_norm(module: nn.Module) -> bool:
     """Whether it normalises with running statistics per channel: see `is_norm`, and `is_frozen_norm`."""
-    return is_norm(module) or is_frozen_norm(module)
+    return (is_norm(module) or is_frozen_norm(module)) and not why_replaced(module)
 
 
 def is_torch_layer(module: nn.Module) -> bool:
-    """Whether it runs a forward of torch's own, and is no mere row of other modules."""
+    """Whether it runs a forward of `torch.nn`, and is no mere row of other modules.
+
+    A layer that quantizes its weight first, of `torch.ao`, is none: its weight is not what runs.
+    """
     forward = type(module).forward
-    return forward is not nn.Sequential.forward and getattr(forward, "__module__", "").startswith("torch.")
+    if why_replaced(module):
+        return False
+    return forward is not nn.Sequential.forward and getattr(forward, "__module__", "").startswith("torch.nn.modules.")
 
 
 def shared_eval(model: nn.Module) -> nn.Module:

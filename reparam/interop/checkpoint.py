@@ -122,11 +122,17 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
         wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
 
     Raises:
-        CheckpointError: for a wrapper in a safetensors file, or if writing fails.
+        CheckpointError: for a wrapper in a safetensors file, an extra state that is no tensor, or if writing fails.
         FileNotFoundError: if there is no such directory.
     """
     model = unwrap(model)
-    write_file(model.state_dict(), path, wrapper=wrapper, note=_note(model))
+    tensors = model.state_dict()
+    if extra := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(
+            f"cannot write {os.fspath(path)}: {', '.join(extra)} of {type(model).__name__} (from get_extra_state) holds a "
+            f"{type(tensors[extra[0]]).__name__}, and a file of weights holds tensors only; save it beside the weights"
+        )
+    write_file(tensors, path, wrapper=wrapper, note=_note(model))
 
 
 def _note(model: nn.Module) -> dict[str, Any]:
