@@ -263,8 +263,8 @@ class ConvBlock(ReparamBlock):
         if unknown := [name for name in options if name not in self.option_names()]:
             names = ", ".join(self.option_names()) or "none"
             raise OptionError(
-                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside what nn.Conv2d takes, ndim, "
-                f"fold and sum_bn, its options are: {names}"
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside what nn.Conv2d takes, "
+                f"ndim, fold and sum_bn, its options are: {names}"
             )
         spec = ConvSpec(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim

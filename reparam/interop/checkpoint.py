@@ -129,7 +129,7 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
     tensors = model.state_dict()
     if extra := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
         raise CheckpointError(
-            f"cannot write {os.fspath(path)}: {', '.join(extra)} of {type(model).__name__} (from get_extra_state) holds a "
+            f"cannot write {os.fspath(path)}: {', '.join(extra)} of {type(model).__name__} (get_extra_state) holds a "
             f"{type(tensors[extra[0]]).__name__}, and a file of weights holds tensors only; save it beside the weights"
         )
     write_file(tensors, path, wrapper=wrapper, note=_note(model))
