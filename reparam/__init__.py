@@ -32,7 +32,16 @@ from .branches import (
     SobelBranch,
 )
 from .draw import draw
-from .errors import CheckpointError, ExportError, FuseError, NotLinearError, ReparamError, SpecError, StatisticsError
+from .errors import (
+    CheckpointError,
+    ExportError,
+    FuseError,
+    NotLinearError,
+    OptionError,
+    ReparamError,
+    SpecError,
+    StatisticsError,
+)
 from .export import ExportReport, export
 from .foreign import kernel_of
 from .freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
@@ -100,6 +109,7 @@ __all__ = [
     "NotLinearError",
     "OREPABlock",
     "OREPARepVGGBlock",
+    "OptionError",
     "PlainSR",
     "QARepVGGBlock",
     "QARepVGGSR",

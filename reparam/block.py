@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from . import cost, kernels
+from .autocast import as_conv_input, no_autocast
 from .branches import Branch
 from .branches.base import ScaleShift, normalise
 from .branches.expand_squeeze import ExpandSqueezeStack, stacked
-from .errors import SpecError
+from .errors import OptionError, SpecError
+from .guard import all_read, altered
 from .kernels import Kernel
 from .linear import LinearOp, place
 from .moments import PatchMoments, patch_moments, reaches_across, why_no_moments
@@ -89,6 +91,7 @@ class ReparamBlock(Branch):
 
     def kernel(self) -> Kernel:
         """The kernel of the whole block; see `Branch.kernel`."""
+        self.check_read()
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
@@ -101,13 +104,14 @@ class ReparamBlock(Branch):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of the branches on x (N, in_channels, *size): run one by one, or folded into one convolution."""
-        if self._folds(x):
-            with _no_autocast(x.device.type):
+        x, read = as_conv_input(x), self._is_read()
+        if read and self._folds(x):
+            with no_autocast(x.device.type):
                 weight, bias = self.kernel_with(self._scale_shift_for(x))
                 if not self.spec.bias:  # biases of the branches have gradients then too, of zero, which DDP insists on
                     weight = weight + 0.0 * bias.sum()
             return self.spec.convolve(x, weight, bias)
-        total = self._sum(x)
+        total = self._sum(x) if read else reduce(torch.add, (branch(x) for branch in self.branches))
         return total if self.norm is None else normalise(self.norm, total)
 
     @property
@@ -132,11 +136,21 @@ class ReparamBlock(Branch):
             )
         return None
 
+    def _is_read(self) -> bool:
+        """Whether what the branches run is what their kernels are read from; else they must be run themselves."""
+        read = all_read(self)
+        if not read and self.fold is True:
+            name, why = next(iter(altered(self).items()), ("a backward hook", "it would not run"))
+            raise SpecError(f"fold=True is not possible for {name!r}: {why}; with fold='auto' the branches run")
+        return read
+
     def _folds(self, x: Tensor) -> bool:
         """Whether this forward runs one convolution."""
         if self.fold is False or not _on_batch_stats(self):
             return self.fold is not False
         if not _on_batch_stats(self.branches):  # the norm after the sum alone takes its own from the sum
+            return False
+        if not x.shape[0]:  # an empty batch has no moments
             return False
         across = self._no_moments is None and reaches_across(self.spec, tuple(x.shape[2:]))
         if self.fold is True:
@@ -154,7 +168,7 @@ class ReparamBlock(Branch):
         """The sum of the branches on x: one by one, or as one convolution if none of them is on batch statistics."""
         if self.fold is False or _on_batch_stats(self.branches):
             return reduce(torch.add, (part(x) for part in self._parts()))
-        with _no_autocast(x.device.type):
+        with no_autocast(x.device.type):
             kernel = self._sum_of_kernels(stored_scale_shift)
         return self.spec.convolve(x, *kernel)
 
@@ -189,13 +203,14 @@ class ReparamBlock(Branch):
 
 def _on_batch_stats(module: nn.Module) -> bool:
     """Whether a batch norm inside uses the statistics of the batch."""
-    return any(is_norm(inner) and uses_batch_stats(inner) for inner in module.modules())
+    for inner in module._modules.values():  # modules() takes three times as long, and this is asked in every step
+        if inner is not None and (_uses_batch_stats(inner) or (inner._modules and _on_batch_stats(inner))):
+            return True
+    return False
 
 
-def _no_autocast(device_type: str) -> AbstractContextManager:
-    """The algebra of kernels stays in the dtype of the parameters; only the convolution is cast."""
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+def _uses_batch_stats(module: nn.Module) -> bool:
+    return is_norm(module) and uses_batch_stats(module)
 
 
 class ConvBlock(ReparamBlock):
@@ -217,6 +232,10 @@ class ConvBlock(ReparamBlock):
         fold: as in `ReparamBlock`.
         sum_bn: whether a batch norm follows the sum, or a callable that makes one; None means what the paper has.
         **options: those of the block's `design`.
+
+    Raises:
+        SpecError: for a geometry that no convolution has.
+        OptionError: for an option that the block does not have.
     """
 
     sum_bn: ClassVar[bool] = False
@@ -241,6 +260,12 @@ class ConvBlock(ReparamBlock):
         sum_bn: NormChoice | None = None,
         **options: Any,
     ) -> None:
+        if unknown := [name for name in options if name not in self.option_names()]:
+            names = ", ".join(self.option_names()) or "none"
+            raise OptionError(
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside what nn.Conv2d takes, "
+                f"ndim, fold and sum_bn, its options are: {names}"
+            )
         spec = ConvSpec(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
         )
@@ -248,6 +273,11 @@ class ConvBlock(ReparamBlock):
             bn = self.sum_bn if sum_bn is None else sum_bn
             super().__init__(spec, self.design(spec, **options), bn=bn, fold=fold)
         self.to(dtype=dtype)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The options of the block's `design`."""
+        return list(signature(cls.design).parameters)[1:]
 
     @staticmethod
     def design(spec: ConvSpec) -> list[BranchFactory]:

@@ -9,6 +9,10 @@ class SpecError(ReparamError, ValueError):
     """An argument that no convolution, branch, block or model can have."""
 
 
+class OptionError(ReparamError, TypeError):
+    """An option that a block or a network does not have."""
+
+
 class NotLinearError(ReparamError, TypeError):
     """A module that is not an affine convolution, so that it has no kernel."""
 

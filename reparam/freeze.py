@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .errors import StatisticsError
+from .known_norm import why_unknown
 from .norm import BatchNorm, FrozenStatsBN, Population, PopulationBN, norms, why_unseen
 
 
@@ -30,7 +31,8 @@ def freeze_bn_stats(model: nn.Module) -> list[str]:
         The dotted names of all frozen batch norms.
 
     Raises:
-        StatisticsError: if a batch norm never saw a batch or keeps no statistics; nothing is changed then.
+        StatisticsError: if a batch norm never saw a batch, keeps no statistics, or may compute something else than
+            batch norm, by a class or a forward of its own; nothing is changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -41,7 +43,7 @@ def freeze_bn_stats(model: nn.Module) -> list[str]:
         >>> torch.equal(net.train()(x), net.eval()(x))
         True
     """
-    found = list(norms(model))
+    found = known_norms(model, "freeze")
     for name, bn in found:
         if isinstance(bn, FrozenStatsBN):
             continue
@@ -53,6 +55,25 @@ def freeze_bn_stats(model: nn.Module) -> list[str]:
             bn._unfrozen_class = type(bn)  # type: ignore[assignment]
             bn.__class__ = FrozenStatsBN
     return [name for name, _ in found]
+
+
+def known_norms(model: nn.Module, what: str) -> list[tuple[str, BatchNorm]]:
+    """The batch norms of a model, all of which a change of class leaves what they are.
+
+    Args:
+        model: any module.
+        what: is to be done with them, for the error.
+
+    Raises:
+        StatisticsError: if one may compute something else than batch norm; it is named.
+    """
+    found = list(norms(model))
+    for name, bn in found:
+        if why := why_unknown(bn):
+            raise StatisticsError(
+                f"cannot {what} batch norm {name!r}: {why}; make it plain, or leave this model as it is"
+            )
+    return found
 
 
 def unfreeze_bn_stats(model: nn.Module) -> list[str]:
@@ -122,9 +143,10 @@ def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
         The number of batches used.
 
     Raises:
-        StatisticsError: if `batches` is empty, or a batch norm was not reached; the statistics are as before then.
+        StatisticsError: if `batches` is empty, a batch norm was not reached, or one may compute something else than
+            batch norm, by a class or a forward of its own; the statistics are as before then.
     """
-    found = [(name, bn) for name, bn in norms(model) if bn.running_mean is not None]
+    found = [(name, bn) for name, bn in known_norms(model, "recalibrate") if bn.running_mean is not None]
     used, populations = collect_bn_stats(model, found, batches)
     for (name, _), population in zip(found, populations):
         if population.count < 2:

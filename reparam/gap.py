@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import StatisticsError
-from .freeze import collect_bn_stats
-from .norm import norms
+from .freeze import collect_bn_stats, known_norms
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
         A row for each batch norm that keeps running statistics.
 
     Raises:
-        StatisticsError: if there are no images, or they do not lead through a batch norm.
+        StatisticsError: if there are no images, they do not lead through a batch norm, or one may compute something
+            else than batch norm, by a class or a forward of its own.
 
     Example:
         >>> import torch
@@ -95,7 +95,7 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
         True
     """
     batches = [images] if isinstance(images, Tensor) else images
-    found = [(name, bn) for name, bn in norms(model) if bn.running_mean is not None]
+    found = [(name, bn) for name, bn in known_norms(model, "measure the gap of") if bn.running_mean is not None]
     used, populations = collect_bn_stats(model, found, batches, passive=True)
     layers = []
     for (name, bn), population in zip(found, populations):

@@ -11,7 +11,7 @@ from torch import nn
 from .branches import Branch
 from .find import find_all
 from .foreign import ForeignBlock, Survey
-from .norm import FrozenStatsBN, norms, why_not_ready
+from .norm import FrozenStatsBN, norms
 from .sound import unsound_in
 from .spec import ConvSpec
 
@@ -121,9 +121,8 @@ def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
 
 
 def _problems(name: str, block: Branch) -> dict[str, str]:
-    """Why a block of this library cannot be fused now, by the dotted name of the batch norm or tensor."""
-    found = {f"{name}.{inner}".strip("."): why for inner, bn in norms(block) if (why := why_not_ready(bn))}
-    return found | unsound_in(block, name)
+    """Why a block of this library cannot be fused now, by the dotted name of what is in the way."""
+    return {f"{name}.{inner}".strip("."): why for inner, why in block.problems().items()}
 
 
 def _foreign_problems(found: Survey, block: ForeignBlock, conv: str) -> dict[str, str]:

@@ -188,7 +188,10 @@ def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.d
     return _Grid(rows, columns, seen / count, covariance, _distances(kernel_size, device))
 
 
-_remembered_grid = lru_cache(maxsize=64)(_grid)
+@lru_cache(maxsize=256)  # some 10 to 100 kB each; more sizes than a training in many sizes has at once
+def _remembered_grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
+    with torch.inference_mode(False):  # a later training step may need it for its second derivatives
+        return _grid(height, width, kernel_size, device)
 
 
 class _OutputMoments(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .errors import SpecError, StatisticsError
+from .known_norm import why_unknown
 
 BatchNorm = _NormBase
 """What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
@@ -92,6 +93,8 @@ class Population:
 
     def add(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Takes in a batch with this mean and biased variance per channel, of `count` values each."""
+        if not count:
+            return
         delta = mean.double() - self.mean
         total = self.count + count
         self.sum_squares = self.sum_squares + var.double() * count + delta.square() * (self.count * count / total)
@@ -127,6 +130,8 @@ def make_norm(choice: NormChoice, channels: int, ndim: int) -> BatchNorm | None:
     norm = _CLASS[ndim](channels) if choice is True else choice(channels)
     if not is_norm(norm):
         raise SpecError(f"bn must make a batch norm, but {choice!r} made a {type(norm).__name__}")
+    if why := why_unknown(norm):
+        raise SpecError(f"bn must make a batch norm that is known, but {choice!r} made one of which {why}")
     return norm
 
 
@@ -206,6 +211,9 @@ def stored_scale_shift(bns: Norms, *_: object) -> tuple[Tensor, Tensor]:
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance per channel of x (N, C, *), and the number of values they come from."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
+    if not x.shape[0]:  # nothing has no mean; 0 and 1, with a gradient of zero, do no harm
+        nothing = x.sum(axes)
+        return nothing, nothing + 1, 0
     var, mean = torch.var_mean(x, dim=axes, correction=0)
     return mean, var, x.numel() // x.shape[1]
 
@@ -240,7 +248,7 @@ def fused_batch_norm(bns: Norms, x: Tensor) -> Tensor:
     count = x.numel() // x.shape[1]
     widths = [bn.num_features for bn in bns]
     for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
-        update_running_stats(bn, its_mean, its_var * ((count - 1) / count), count)
+        update_running_stats(bn, its_mean, its_var * ((count - 1) / max(count, 1)), count)
     return y
 
 
@@ -253,7 +261,7 @@ def _over_processes(
     total = torch.tensor(count, device=mean.device)
     dist.all_reduce(total, group=group)
     count_of_all = int(total)
-    share = count / count_of_all
+    share = count / max(count_of_all, 1)
     group = dist.group.WORLD if group is None else group
     mean_of_all = all_reduce(mean * share, group=group)
     var_of_all = all_reduce((var + (mean - mean_of_all).square()) * share, group=group)
@@ -282,12 +290,14 @@ def update_running_stats(bn: BatchNorm, mean: Tensor, var: Tensor, count: int) -
         return
     if not (bn.training and bn.track_running_stats) or bn.running_mean is None or bn.running_var is None:
         return
-    if count < 2:
-        raise StatisticsError(f"batch statistics need more than one value per channel in training, but got {count}")
+    if count == 1:
+        raise StatisticsError("batch statistics need more than one value per channel in training, but got 1")
     weight: float | Tensor = 0.0 if bn.momentum is None else bn.momentum
     if bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
         if bn.momentum is None:  # a cumulative average
             weight = 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
+    if not count:  # an empty batch counts as a batch, and moves nothing
+        return
     for buffer, value in ((bn.running_mean, mean), (bn.running_var, var * (count / (count - 1)))):
         buffer.mul_(1 - weight).add_(value.to(buffer.dtype) * weight)

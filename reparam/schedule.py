@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .errors import SpecError
-from .freeze import freeze_bn_stats, unfreeze_bn_stats
+from .freeze import freeze_bn_stats, known_norms, unfreeze_bn_stats
 
 
 class BNFreezeSchedule:
@@ -26,6 +26,7 @@ class BNFreezeSchedule:
 
     Raises:
         SpecError: for an argument out of range.
+        StatisticsError: for a batch norm with a class or a forward of its own, which may compute something else.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -46,6 +47,7 @@ class BNFreezeSchedule:
             raise SpecError(f"a training has one step or more, but got total_steps={total_steps}")
         if not 0 <= fraction <= 1:
             raise SpecError(f"the statistics are frozen at a fraction of 0 to 1 of the steps, but got {fraction=}")
+        known_norms(model, "freeze")  # now, and not at nine tenths of a training
         self.model = model
         self.freeze_step = round(fraction * total_steps)
         self.steps = 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +62,27 @@ def convolve(
     return function(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
+def _integer(value: Any) -> int | None:
+    """An integer of any kind (numpy's too) as one of Python's; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _count(name: str, value: Any) -> int:
+    count = _integer(value)
+    if count is None or count < 1:
+        raise SpecError(f"{name} must be a positive integer, but got {name}={value!r}")
+    return count
+
+
 def _tuple(name: str, value: int | Sequence[int], ndim: int, least: int) -> tuple[int, ...]:
-    values = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if len(values) != ndim or not all(isinstance(v, int) and v >= least for v in values):
+    one = _integer(value)
+    values = (one,) * ndim if one is not None else tuple(map(_integer, value)) if isinstance(value, Iterable) else ()
+    if len(values) != ndim or not all(v is not None and v >= least for v in values):
         raise SpecError(f"{name} must be one integer >= {least}, or {ndim} of them, but got {name}={value!r}")
-    return values
+    return values  # type: ignore[return-value]  # none is None
 
 
 def _padding(padding: int | Sequence[int] | str | None, total: tuple[int, ...], stride: tuple[int, ...]):
@@ -104,7 +122,8 @@ class ConvSpec:
         padding: pixels added on both sides, "same", "valid", or None for "the same size at stride 1".
         dilation: distance of two taps, in pixels.
         groups: number of independent channel groups.
-        bias: whether the convolution has a bias. Without one, a block takes the biases of its branches off.
+        bias: whether the convolution has a bias, as anything that is true or false. Without one, a block takes the
+            biases of its branches off.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         ndim: number of spatial axes, 1, 2 or 3.
 
@@ -145,20 +164,20 @@ class ConvSpec:
         if ndim not in _CONV_CLASS:
             raise SpecError(f"ndim must be 1, 2 or 3, but got ndim={ndim!r}")
         out_channels = in_channels if out_channels is None else out_channels
-        for name, count in (("groups", groups), ("in_channels", in_channels), ("out_channels", out_channels)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise SpecError(f"{name} must be a positive integer, but got {name}={count!r}")
+        groups, in_channels, out_channels = (
+            _count(name, value)
+            for name, value in (("groups", groups), ("in_channels", in_channels), ("out_channels", out_channels))
+        )
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
             if count % groups:
                 raise SpecError(f"{name}={count} must be divisible by groups={groups}")
         if padding_mode not in PADDING_MODES:
             raise SpecError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={padding_mode!r}")
-        if not isinstance(bias, bool):
-            raise SpecError(f"bias must be True or False, but got bias={bias!r}")
         size = _tuple("kernel_size", kernel_size, ndim, 1)
         step = _tuple("stride", stride, ndim, 1)
         spread = _tuple("dilation", dilation, ndim, 1)
         total = tuple(d * (k - 1) for d, k in zip(spread, size))
-        values = (in_channels, out_channels, size, step, _padding(padding, total, step), spread, groups, bias)
+        values = (in_channels, out_channels, size, step, _padding(padding, total, step), spread, groups, bool(bias))
         for name, value in zip(self.__dataclass_fields__, (*values, padding_mode, ndim)):
             object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 

@@ -18,6 +18,7 @@ from .branches import Branch
 from .errors import ReparamError, SpecError, StatisticsError
 from .freeze import collect_bn_stats
 from .fuse import replace, unwrap
+from .guard import why_replaced
 from .hooks import keep_hooks
 from .kernels import Kernel
 from .match import Match, matcher
@@ -154,6 +155,8 @@ def _why_not(conv: nn.Module, tied: Counter[int]) -> str | None:
         return f"the weight of this {kind} is computed (parametrizations); remove_parametrizations makes it plain"
     if type(conv) not in _PLAIN:
         return f"{kind} is not one of {', '.join(c.__name__ for c in _PLAIN)}, and may compute something else"
+    if why := why_replaced(conv):
+        return why
     if "weight" not in conv._parameters or conv.weight is None:
         return f"the weight of this {kind} is no parameter of its own (weight norm, pruning); make it plain first"
     if conv._forward_pre_hooks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import torch
 from helpers import assert_close, assert_close_everywhere, slow_conv
@@ -86,6 +87,38 @@ def check_dtype(branch: Branch, x: Tensor, dtype: torch.dtype) -> None:
         assert y.dtype == dtype
         error = float((y.double() - exact).abs().max())
         assert error <= 10 * step * scale, f"error {error:.1e} at {dtype} exceeds 10 rounding steps of {scale:.1e}"
+
+
+@torch.no_grad()
+def check_built_on_meta(branch: Branch, build: Callable[[], Branch], x: Tensor) -> None:
+    """Built on meta, then loaded by assignment, or into memory that held anything: the same function, kernel too."""
+    y, state = branch(x), branch.state_dict()
+    with torch.device("meta"):
+        assigned, emptied = build(), build()
+    assigned.load_state_dict(copy.deepcopy(state), strict=True, assign=True)
+    emptied.to_empty(device="cpu").to(x.dtype)
+    for tensor in [*emptied.parameters(), *emptied.buffers()]:
+        tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
+    emptied.load_state_dict(state, strict=True)
+    for loaded in (assigned, emptied):
+        assert torch.equal(loaded.train(branch.training)(x), y)
+        assert torch.equal(loaded.to_conv()(x), branch.to_conv()(x))
+        assert {t.dtype for t in loaded.buffers() if t.is_floating_point()} <= {x.dtype}
+
+
+def check_autocast(branch: Branch, x: Tensor) -> None:
+    """Under autocast the output has the dtype that a convolution's has, and parameters get gradients of their own."""
+    x = x.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, y = branch.spec.new_conv()(x), branch(x)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    assert y.shape == expected.shape
+    y.float().sum().backward()
+    assert all(
+        p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in branch.parameters()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert copy.deepcopy(branch).double()(x.detach().double()).dtype == torch.float64
 
 
 def check_meta(branch: Branch, x: Tensor) -> None:

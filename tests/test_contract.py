@@ -5,6 +5,8 @@ import inspect
 import pytest
 import torch
 from contract import (
+    check_autocast,
+    check_built_on_meta,
     check_copies,
     check_dtype,
     check_equals_its_convolution,
@@ -14,7 +16,7 @@ from contract import (
 )
 from helpers import image, randomise
 from hypothesis import given
-from strategies import KINDS, cases
+from strategies import KINDS, cases, fits
 
 import reparam
 
@@ -58,6 +60,60 @@ def test_dtype(case, dtype):
 @given(cases())
 def test_meta(case):
     check_meta(*build(case))
+
+
+@given(cases())
+def test_built_on_meta(case):
+    branch, x = build(case)
+
+    def fresh():
+        made = KINDS[case[0]](case[1]).double()
+        reparam.set_fold(made, False)
+        return made
+
+    check_built_on_meta(branch, fresh, x)
+
+
+@pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
+@given(case=cases())
+def test_autocast(case, mode):
+    branch, x = build(case)
+    branch.float().train(mode != "eval")
+    if mode == "frozen":
+        reparam.freeze_bn_stats(branch)
+    reparam.set_fold(branch, case[2] % 2 == 1 and "auto")
+    check_autocast(branch, x)
+
+
+@pytest.mark.parametrize("size", [4, 64])
+@pytest.mark.parametrize("kind", ["RepSRBlock", "RepVGGBlock", "ECB", "MBRConvBlock", "QARepVGGBlock"])
+def test_autocast_whatever_the_size(kind, size):
+    """Small images run the branches, large ones are folded."""
+    check_autocast(KINDS[kind](reparam.ConvSpec(4)), torch.rand(4, 4, size, size))
+
+
+@pytest.mark.parametrize("mode", ["batch", "frozen", "eval"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_empty_batch(kind, bias, mode):
+    """As of a convolution and a batch norm of torch's: empty, counted, without a trace, and with gradients of zero."""
+    spec = reparam.ConvSpec(3, bias=bias)
+    if not fits(kind, spec):
+        return
+    for fold in (False, "auto", True):
+        branch = randomise(KINDS[kind](spec), 0).train(mode != "eval")
+        if mode == "frozen":
+            reparam.freeze_bn_stats(branch)
+        reparam.set_fold(branch, fold)
+        before = {name: buffer.clone() for name, buffer in branch.named_buffers()}
+        x = torch.rand(0, 3, 6, 7, requires_grad=True)
+        y = branch(x)
+        assert y.shape == (0, 3, 6, 7)
+        y.sum().backward()
+        assert all(p.grad is None or not p.grad.any() for p in branch.parameters())
+        for name, buffer in branch.named_buffers():
+            counts = mode == "batch" and name.endswith("num_batches_tracked")
+            assert torch.equal(buffer, before[name] + counts), name
 
 
 @given(cases())

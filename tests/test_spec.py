@@ -33,7 +33,6 @@ from reparam.spec import _CONV_CLASS, PADDING_MODES, pad
         ({"in_channels": 4, "padding": "same", "stride": 2}, "padding='same' is not defined for stride"),
         ({"in_channels": 4, "kernel_size": 4, "stride": 2}, "padding=None .* is not defined for stride"),
         ({"in_channels": 4, "padding_mode": "mirror"}, "padding_mode='mirror'"),
-        ({"in_channels": 4, "bias": None}, "bias=None"),
         ({"in_channels": 4, "ndim": 4}, "ndim=4"),
     ],
 )

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import cost, kernels
+from ..autocast import as_conv_input, no_autocast
 from ..block import BranchFactory, ConvBlock
 from ..branches import Branch
-from ..branches.base import ScaleShift, normalise
+from ..branches.base import ScaleShift, normalise, run
 from ..kernels import Kernel
 from ..linear import LinearOp, fit, linear_op, then
 from ..norm import BatchNorm, NormChoice, make_norm, stored_scale_shift
@@ -81,7 +82,7 @@ class SideBySide(Branch):
             return [plain.replace(out_channels=wide, kernel_size=size).new_conv() for size in sizes]
 
         norms = [norm for _ in sizes if (norm := make_norm(bn, wide, spec.ndim)) is not None]
-        self.convs, self.norms = nn.ModuleList(convs()), nn.ModuleList(norms)
+        self.sizes, self.convs, self.norms = sizes, nn.ModuleList(convs()), nn.ModuleList(norms)
         self.norm_convs = nn.ModuleList([] if shared or not norms else convs())
         total = wide * (len(self.convs) + len(norms))
         self.out = plain.replace(in_channels=total, kernel_size=1, stride=1, dilation=1).new_conv()
@@ -90,6 +91,7 @@ class SideBySide(Branch):
 
     def kernel(self) -> Kernel:
         """The kernel of the whole; see `Branch.kernel`."""
+        self.check_read()
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
@@ -105,24 +107,27 @@ class SideBySide(Branch):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the convolutions on x (N, in_channels, *size), without the bias of the whole if the spec has none."""
+        x = as_conv_input(x)
+        if not self.spec.bias:  # which is read, to be taken off
+            self.check_read()
         used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None if self.spec.bias else {}
-        parts = [self._run(conv, x) for conv in self.convs]
-        bases = [self._run(conv, x) for conv in self.norm_convs] or parts
+        parts = [self._run(conv, size, x) for conv, size in zip(self.convs, self.sizes)]
+        bases = [self._run(conv, size, x) for conv, size in zip(self.norm_convs, self.sizes)] or parts
         parts = parts + [normalise(bn, base, used=used) for bn, base in zip(self.norms, bases)]  # type: ignore[arg-type]
         y = self.out(self._concatenated(parts, 1))
         if used is None:
             return y
-        bias = self.kernel_with(lambda bns, *_: used[bns[0]]).bias
-        return y - bias.reshape(-1, *(1,) * self.spec.ndim)
+        with no_autocast(x.device.type):
+            bias = self.kernel_with(lambda bns, *_: used[bns[0]]).bias
+        return y - bias.to(y).reshape(-1, *(1,) * self.spec.ndim)
 
     def _op(self, conv: nn.Module) -> LinearOp:
         """A convolution, written with all taps of the spec."""
         op = linear_op(conv, self.spec.in_channels, self.like)
         return op._replace(kernel=kernels.embed(op.kernel, self.spec.kernel_size))
 
-    def _run(self, conv: nn.Module, x: Tensor) -> Tensor:
-        op = linear_op(conv, self.spec.in_channels, self.like)
-        return op.apply(x, self.spec.pads_for(op.kernel.size), self.spec.padding_mode)
+    def _run(self, conv: nn.Module, size: tuple[int, ...], x: Tensor) -> Tensor:
+        return run(conv, x, self.spec.pads_for(size), self.spec.padding_mode)
 
     def _concatenated(self, tensors: tuple[Tensor, ...] | list[Tensor], dim: int) -> Tensor:
         """Side by side within every group, as the grouped 1x1 takes them."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from .. import cost, kernels
+from ..autocast import as_conv_input, no_autocast
+from ..constants import constant
 from ..errors import FuseError, NotLinearError, SpecError
+from ..guard import all_read, altered, is_read, is_stage, why_hooked, why_not_read
 from ..hooks import copy_module
 from ..kernels import Kernel
 from ..linear import LinearOp, fit, identity_op, linear_op, then
@@ -63,7 +67,7 @@ class Branch(nn.Module, ABC):
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        constant(self, "like", partial(torch.zeros, 0))
         self.cost = cost.convolution(spec.out_channels, spec.in_channels // spec.groups, prod(spec.kernel_size))
 
     @abstractmethod
@@ -80,7 +84,7 @@ class Branch(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x (N, in_channels, *size) with the kernel."""
-        return self.spec.convolve(x, *self._full(self.kernel()))
+        return self.spec.convolve(as_conv_input(x), *self._full(self.kernel()))
 
     def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
         """The one `nn.Conv` that equals this module, computed in float64 and rounded once to its dtype.
@@ -92,9 +96,7 @@ class Branch(nn.Module, ABC):
         Raises:
             FuseError: if a batch norm inside uses batch statistics, or never saw a batch, or a number is not finite.
         """
-        problems = [f"batch norm {name!r}: {why}" for name, bn in norms(self) if (why := why_not_ready(bn))]
-        problems += [f"{name!r}: {why}" for name, why in unsound_in(self).items()]
-        if problems:
+        if problems := [f"{name or 'itself'!r}: {why}" for name, why in self.problems().items()]:
             raise FuseError(f"cannot fuse {type(self).__name__}: " + "; ".join(problems))
         exact = copy_module(self)
         exact.to(device="cpu" if self.like.device.type == "mps" else None, dtype=torch.float64)  # mps has no float64
@@ -107,6 +109,21 @@ class Branch(nn.Module, ABC):
         conv = self.spec.build_conv(weight.requires_grad_(trainable), bias.requires_grad_(trainable))
         conv.fused_from = type(self).__name__  # type: ignore[assignment]
         return conv.train(self.training)
+
+    def problems(self) -> dict[str, str]:
+        """Why there is no convolution now that equals this module, by the name of what is in the way inside."""
+        not_ready = {name: why for name, bn in norms(self) if (why := why_not_ready(bn))}
+        return not_ready | unsound_in(self) | altered(self)
+
+    def check_read(self) -> None:
+        """Checks that what runs is what a kernel is read from.
+
+        Raises:
+            NotLinearError: if a layer inside was given another forward, a hook or a class of its own; it is named.
+        """
+        if not (all_read(self) and why_not_read(self) is None):
+            found = "; ".join(f"{name or 'itself'!r}: {why}" for name, why in altered(self).items())
+            raise NotLinearError(f"{type(self).__name__} has no kernel now: {found}")
 
     def fuse(self) -> nn.Module:
         """The same as `to_conv`, under the name that timm's `reparameterize_model` looks for."""
@@ -155,7 +172,9 @@ class ChainBranch(Branch):
         op = identity_op(self.spec.in_channels, self.spec.ndim, self.like.to("meta"))
         reach = []  # of each stage: taps before and after the centre tap, and stride
         self.cost = 0.0
-        for stage, step in self.steps():
+        for index, (stage, step) in enumerate(self.steps()):
+            if why := why_hooked(stage) or why_not_read(stage):
+                raise NotLinearError(f"{type(self).__name__}, stage {index}: {why}")
             size, spread = step.kernel.size, step.dilation
             channels, inputs = step.kernel.weight.shape[:2]
             is_bn = is_norm(stage)
@@ -184,6 +203,7 @@ class ChainBranch(Branch):
 
     def kernel(self) -> Kernel:
         """The composed kernel of all stages; see `Branch.kernel`."""
+        self.check_read()
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
@@ -201,12 +221,15 @@ class ChainBranch(Branch):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the stages on x (N, in_channels, *size), without their bias if the spec has none."""
+        x = as_conv_input(x)
         if self.spec.bias:
             return self._run(x, None)
+        self.check_read()  # the bias that is taken off is read
         used: dict[BatchNorm, tuple[Tensor, Tensor]] = {}
         y = self._run(x, used)
-        bias = self.kernel_with(lambda bns, *_: used[bns[0]]).bias
-        return y - bias.reshape(-1, *(1,) * self.spec.ndim)
+        with no_autocast(x.device.type):
+            bias = self.kernel_with(lambda bns, *_: used[bns[0]]).bias
+        return y - bias.to(y).reshape(-1, *(1,) * self.spec.ndim)
 
     def _run(self, x: Tensor, used: dict[BatchNorm, tuple[Tensor, Tensor]] | None) -> Tensor:
         """Runs the stages; into `used`, if given, goes what each batch norm did."""
@@ -216,7 +239,7 @@ class ChainBranch(Branch):
                 x = x if pads is None else pad(x, pads, self.spec.padding_mode)
                 x = normalise(stage, x, ring, used)
             else:
-                x = _op_of(stage, x.shape[1], x).apply(x, pads, self.spec.padding_mode)
+                x = run(stage, x, pads, self.spec.padding_mode)
             pads = None
         return x if pads is None else pad(x, pads, self.spec.padding_mode)
 
@@ -259,6 +282,13 @@ def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
     return LinearOp(kernel, spec.stride, spec.dilation, spec.groups)
 
 
+def run(stage: nn.Module, x: Tensor, pads: Pads | None, padding_mode: str) -> Tensor:
+    """A stage on x, padded before: as the convolution that is read of it, or itself where it may be something else."""
+    if is_stage(type(stage)) and is_read(stage) and all_read(stage):
+        return _op_of(stage, x.shape[1], x).apply(x, pads, padding_mode)
+    return stage(x if pads is None else pad(x, pads, padding_mode))
+
+
 def _fits(bn: BatchNorm, ndim: int) -> bool:
     """Whether a batch norm accepts inputs of this many spatial axes."""
     takes = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
@@ -269,6 +299,11 @@ def normalise(
     bn: BatchNorm, x: Tensor, ring: Pads = (), used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
     """Applies `bn` to x; batch statistics are those of x without its ring."""
+    if not is_read(bn) and uses_batch_stats(bn) and any(map(any, ring)):
+        raise NotLinearError(
+            f"{why_hooked(bn) or why_not_read(bn)}; before a k x k convolution its statistics leave out the ring of "
+            "the padding, which only this library's own batch norm does"
+        )
     if not uses_batch_stats(bn):
         if used is not None:
             used[bn] = stored_scale_shift([bn])
@@ -279,4 +314,4 @@ def normalise(
     if used is not None:
         used[bn] = (scale, shift)
     shape = (-1, *(1,) * (x.dim() - 2))
-    return x * scale.reshape(shape) + shift.reshape(shape)
+    return (x * scale.reshape(shape) + shift.reshape(shape)).to(x.dtype)  # a batch norm may be of higher precision

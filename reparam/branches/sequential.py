@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..errors import NotLinearError
 from ..spec import ConvSpec
 from .base import ChainBranch
 
@@ -33,12 +32,6 @@ class SequentialBranch(ChainBranch):
 
     def __init__(self, spec: ConvSpec, *modules: nn.Module) -> None:
         super().__init__(spec)
-        for index, module in enumerate(modules):
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise NotLinearError(
-                    f"SequentialBranch, stage {index}: {type(module).__name__} has forward hooks, which would not run; "
-                    "remove them (for a weight norm, use torch.nn.utils.parametrizations)"
-                )
         self.layers = nn.ModuleList(modules)
         self.check()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from ..constants import constant
 from ..kernels import Kernel
 from ..linear import LinearOp, linear_op
 
@@ -56,9 +59,11 @@ class IdentityPlusPoint(nn.Module):
         self, channels: int, groups: int, ndim: int, *, out_channels: int | None = None, keep: bool = False
     ) -> None:
         super().__init__()
-        out_channels, inputs = channels if out_channels is None else out_channels, channels // groups
-        unit = torch.eye(inputs).repeat(-(-out_channels // inputs), 1)[:out_channels]
-        self.register_buffer("unit", unit.reshape(out_channels, inputs, *(1,) * ndim), persistent=keep)
+        make = partial(_unit, channels if out_channels is None else out_channels, channels // groups, ndim)
+        if keep:
+            self.register_buffer("unit", make())
+        else:
+            constant(self, "unit", make)
         self.unit: Tensor
         self.weight = nn.Parameter(torch.zeros_like(self.unit))
         self.groups = groups
@@ -66,6 +71,11 @@ class IdentityPlusPoint(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps x of shape (N, C, *size)."""
         return linear_op(self, x.shape[1], x).apply(x)
+
+
+def _unit(outputs: int, inputs: int, ndim: int) -> Tensor:
+    unit = torch.eye(inputs).repeat(-(-outputs // inputs), 1)[:outputs]
+    return unit.reshape(outputs, inputs, *(1,) * ndim)
 
 
 @linear_op.register

@@ -4,7 +4,6 @@ from .blocks import ForeignBlock, find_foreign, foreign_block
 from .kernel_of import kernel_of
 from .plan import Plan, add_foreign, add_neighbours, ready
 from .survey import Survey, survey
-from .trace import fixed_hooks
 
 __all__ = [
     "ForeignBlock",
@@ -13,7 +12,6 @@ __all__ = [
     "add_foreign",
     "add_neighbours",
     "find_foreign",
-    "fixed_hooks",
     "foreign_block",
     "kernel_of",
     "ready",

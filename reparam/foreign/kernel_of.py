@@ -8,9 +8,10 @@ from functools import update_wrapper
 from torch import Tensor, nn
 
 from ..errors import NotLinearError
+from ..guard import why_replaced
 from ..kernels import Kernel
 from .affine import Affine
-from .reading import Reading, affine_of, is_registered, like_of, registered_kernel
+from .reading import Reading, affine_of, check_inside, is_registered, like_of, registered_kernel
 from .recipes import Recipe, Row, recipe_of
 
 
@@ -76,6 +77,8 @@ def linear_parts(module: nn.Module, like: Tensor) -> dict[str, Affine]:
     Raises:
         NotLinearError: if it is not linear, or not known.
     """
+    if why := why_replaced(module):
+        raise NotLinearError(why)
     recipe = None if is_registered(module) else recipe_of(module)
     if recipe is None:
         return {"": affine_of(module, like)}
@@ -86,6 +89,7 @@ def linear_parts(module: nn.Module, like: Tensor) -> dict[str, Affine]:
 
 def _before_activation(row: Row, module: nn.Module, like: Tensor) -> Affine:
     if row.equation is not None:
+        check_inside(module)
         return row.equation(module, like)
     return Reading(module, like, [row.then]).into(row.then)
 

@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 
 from ..branches import Branch
 from ..errors import NotLinearError, ReparamError, SpecError
+from ..guard import why_hooked, why_replaced
 from ..kernels import Kernel
 from ..linear import LinearOp
 from ..spec import ConvSpec
@@ -52,9 +53,12 @@ def affine_of(module: nn.Module, like: Tensor) -> Affine:
     Raises:
         NotLinearError: if it is not affine, or its forward cannot be traced.
     """
+    if why := why_replaced(module):
+        raise NotLinearError(why)
     if is_registered(module):
         return _registered(module)
     if equation := equation_of(module):
+        check_inside(module)
         return equation(module, like)
     if isinstance(module, Branch):
         return _of_spec(module.kernel(), module.spec)
@@ -63,6 +67,17 @@ def affine_of(module: nn.Module, like: Tensor) -> Affine:
     if is_torch_layer(module):
         return layer_affine(module, like)
     return Reading(module, like).output()
+
+
+def check_inside(module: nn.Module) -> None:
+    """Checks that what is in a module runs as its class says, where it is read by name.
+
+    Raises:
+        NotLinearError: if a module inside has hooks or another forward; it is named.
+    """
+    for name, inner in module.named_modules():
+        if why := (why_hooked(inner) if name else None) or why_replaced(inner):
+            raise NotLinearError(f"{name!r}: {why}")
 
 
 def _registered(module: Any) -> Affine:
@@ -171,6 +186,8 @@ class Reading:
         kwargs: Any = map_arg(node.kwargs, self._value)
         depends = any(isinstance(self._value(source), Affine) for source in node.all_input_nodes)
         layer, target = called(self.root, node), node.target
+        if depends and layer is not None and (why := why_hooked(layer)):
+            raise NotLinearError(f"{node.target!r}: {why}")
         if layer is not None:
             return after(args[0], affine_of(layer, self.like)) if depends else self._run(layer, args, kwargs)
         table: dict[Any, Any] = FUNCTIONS if node.op == "call_function" else METHODS

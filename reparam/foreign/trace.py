@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 
+from ..errors import NotLinearError
+from ..guard import why_hooked, why_replaced
 from ..norm import is_norm
 
 Leaf = Callable[[nn.Module], bool]
@@ -30,6 +32,8 @@ class _ForwardTracer(Tracer):
         return self._is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if not self._is_leaf(m) and (why := why_hooked(m)):
+            raise NotLinearError(why)
         try:  # without hooks, which are nobody's business to run now
             return super().call_module(m, m.forward, args, kwargs)
         except Exception:
@@ -47,14 +51,19 @@ def is_frozen_norm(module: nn.Module) -> bool:
 
 def is_any_norm(module: nn.Module) -> bool:
     """Whether it normalises with running statistics per channel: see `is_norm`, and `is_frozen_norm`."""
-    return is_norm(module) or is_frozen_norm(module)
+    return (is_norm(module) or is_frozen_norm(module)) and not why_replaced(module)
 
 
 def is_torch_layer(module: nn.Module) -> bool:
-    """Whether it runs a forward of torch's own, and does not merely hold other modules."""
+    """Whether it runs a forward of `torch.nn`, and does not merely hold other modules.
+
+    A layer that quantizes its weight first, of `torch.ao`, is none: its weight is not what runs.
+    """
     forward = type(module).forward
     holder = forward in (nn.Sequential.forward, nn.Module.forward)  # lists and dicts of modules have no forward
-    return not holder and getattr(forward, "__module__", "").startswith("torch.")
+    if holder or why_replaced(module):
+        return False
+    return getattr(forward, "__module__", "").startswith("torch.nn.modules.")
 
 
 def shared_eval(model: nn.Module) -> nn.Module:
@@ -68,27 +77,9 @@ def same_hooks(model: nn.Module) -> dict[int, Any]:
     return {id(table): table for table in _hook_tables(model)}
 
 
-def fixed_hooks(model: nn.Module) -> dict[int, Any]:
-    """A memo for deepcopy with which copies hold those hooks themselves that cannot be copied.
-
-    A hook may be a method of an object with a lock, an open file, a connection, ...
-    """
-    own = {id(part): part for part in chain(model.modules(), model.parameters(), model.buffers())}
-    hooks = {id(hook): hook for table in _hook_tables(model) for hook in table.values()}
-    return {key: hook for key, hook in hooks.items() if not _can_be_copied(hook, dict(own))}
-
-
 def _hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
     for module in model.modules():
         yield from (table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict))
-
-
-def _can_be_copied(hook: Any, memo: dict[int, Any]) -> bool:
-    try:
-        copy.deepcopy(hook, memo)
-    except Exception:  # a foreign object may raise anything
-        return False
-    return True
 
 
 def trace(module: nn.Module, is_leaf: Leaf) -> Graph:

@@ -162,15 +162,20 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
         wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
 
     Raises:
-        CheckpointError: for a wrapper in a safetensors file; for a bare torch file of a network that could not be told
-            from another one; or if writing fails.
+        CheckpointError: for a wrapper in a safetensors file; for an extra state that is no tensor; for a bare torch
+            file of a network that could not be told from another one; or if writing fails.
         FileNotFoundError: if there is no such directory.
     """
     model = unwrap(model)
-    note = _note(model)
+    tensors, note = model.state_dict(), _note(model)
+    if extra := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(
+            f"cannot write {os.fspath(path)}: {', '.join(extra)} of {type(model).__name__} (get_extra_state) holds a "
+            f"{type(tensors[extra[0]]).__name__}, and a file of weights holds tensors only; save it beside the weights"
+        )
     if not wrapper and not os.fspath(path).endswith(".safetensors"):
         _check_bare(model, note)
-    write_file(model.state_dict(), path, wrapper=wrapper, note=note)
+    write_file(tensors, path, wrapper=wrapper, note=note)
 
 
 def _check_bare(model: nn.Module, note: Mapping[str, Any]) -> None:

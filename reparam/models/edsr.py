@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..constants import constant
 from ..errors import SpecError
 from .net import ConvFactory, conv3x3
 from .sizes import check_sizes
@@ -80,7 +82,7 @@ class EDSR(nn.Module):
         }
         self.options |= {"res_scale": res_scale, "img_range": img_range, "mean": mean, "block": block}
         self.img_range = img_range
-        self.register_buffer("mean", _mean(mean, colors), persistent=False)
+        constant(self, "mean", partial(_mean, mean, colors))
         self.conv_first = conv3x3(colors, channels)
         self.body = nn.Sequential(*(ResidualBlock(channels, res_scale, block) for _ in range(num_blocks)))
         self.conv_after_body = conv3x3(channels, channels)

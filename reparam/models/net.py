@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..block import ConvBlock
 from ..blocks import ECB, CollapsibleLinearBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
-from ..errors import SpecError
+from ..errors import OptionError, SpecError
 from .sizes import check_sizes
 
 ConvFactory = Callable[[int, int], nn.Module]
@@ -142,10 +143,22 @@ class _BlockSR(SRNet):
         plain_ends: bool = False,
         **block_options: Any,
     ) -> None:
+        if unknown := [name for name in block_options if name not in _block_options(self.Block)]:
+            raise OptionError(
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside scale, num_blocks, "
+                f"channels, colors, act, base and plain_ends it has those of {self.Block.__name__}: "
+                + ", ".join(_block_options(self.Block))
+            )
         sizes: Any = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
         block = partial(self.Block, **block_options)
         super().__init__(**sizes, act=act, base=base, block=block, ends=conv3x3 if plain_ends else None)
         self.options = {**sizes, "act": act, "base": base, "plain_ends": plain_ends, **block_options}
+
+
+def _block_options(block: type[ConvBlock]) -> list[str]:
+    """What a block takes beside its channels."""
+    usual = [name for name in signature(ConvBlock.__init__).parameters if name not in ("self", "options")]
+    return block.option_names() + usual[2:]
 
 
 class RepSR(_BlockSR):

@@ -60,6 +60,6 @@ def load_pretrained(net: nn.Module, name: str, sizes: Mapping[str, Any]) -> None
     plain = PlainSR(**sizes)
     plain.load_state_dict(load_file(fused))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for the same branches every time
+        torch.default_generator.manual_seed(0)  # for the same branches every time; other devices' are the user's
         swap_convs(plain, type(net.body[0]))  # type: ignore[index, arg-type]  # a block, as only those are shipped
     net.load_state_dict(plain.state_dict())
