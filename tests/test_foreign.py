@@ -674,6 +674,9 @@ LEFT = {
     "before a linear layer of a grid": lambda: nn.Sequential(
         nn.ReLU(), bn(), nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(36, 54 * 6), nn.Unflatten(1, (6, 9, 6))
     ),
+    "after a linear layer of sequences": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Linear(54, 54), nn.BatchNorm1d(6), nn.Unflatten(2, (9, 6))
+    ),
     "after a linear layer of rows": lambda: nn.Sequential(nn.Linear(6, 6), bn()),
     "after a linear layer of shorter rows": lambda: nn.Sequential(nn.Linear(6, 5), bn()),
     "before a linear layer of pixels": lambda: nn.Sequential(nn.ReLU(), bn(), nn.Linear(6, 6)),

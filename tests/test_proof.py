@@ -321,10 +321,11 @@ class Alone(nn.Module):
 
 
 class Mistaken(nn.Conv2d):
-    """Registered with a kernel that lacks what its forward does."""
+    """Registered with a kernel that lacks what its forward does to images; on small ones the two are the same."""
 
     def forward(self, x):
-        return super().forward(x).relu()
+        y = super().forward(x)
+        return y.relu() if x.shape[-1] > 8 else y
 
 
 kernel_of.register(Mistaken)(lambda module: Kernel(module.weight, module.bias))
@@ -376,11 +377,8 @@ class TestProof:
 
     def test_a_layer_that_is_used_without_its_norm(self):
         model = Two()
-        try:
-            plain = fuse(model, batch_norms=True, example=photo())
-        except FuseError as error:
-            assert "part 'part' (Alone) would compute something else" in str(error)  # noqa: PT017
-        else:
+        plain = fuse(model, batch_norms=True, example=photo())
+        with torch.no_grad():
             assert_close(plain(photo()), model(photo()))
 
     def test_a_block_that_cancels_to_nothing_is_no_mistake(self):
