@@ -210,6 +210,12 @@ def test_other_peoples_networks(tmp_path):
     assert onnx.load(tmp_path / "fixed.onnx").graph.input[0].type.tensor_type.shape.dim[2].dim_value == 64
 
 
+def test_an_example_of_one_image_leaves_the_batch_free(tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()).eval()
+    assert export(net, tmp_path / "net.pt2", example=torch.rand(1, 1, 8, 9)).shapes[1] == (2, 1, 8, 9)
+    assert_equal_there(net, tmp_path / "net.pt2", (3, 1, 5, 6))
+
+
 # What goes wrong
 
 

@@ -146,6 +146,12 @@ def test_a_network_for_luma_is_calibrated_on_luma(folder):
     assert any(module.training is False for module in net.modules())
 
 
+def test_a_network_in_bfloat16(folder):
+    net = made("repsr_m1c4_x2").bfloat16()
+    one, other = (quantize(each, folder / "half.onnx", SMALL).psnr_db for each in (net, made("repsr_m1c4_x2")))
+    assert abs(one - other) < 3 and next(net.parameters()).dtype == torch.bfloat16
+
+
 class Everywhere(nn.Module):
     """Has no receptive radius."""
 

@@ -66,8 +66,9 @@ def _in_srgb(image: Image.Image, icc_profile: bytes) -> Image.Image:
         )
     except ImageCms.PyCMSError as error:
         raise SpecError(f"the image is CMYK with a profile that cannot be used ({error}); {_ADVICE}") from error
+    assert converted is not None  # which is of a conversion in place
     converted.info.pop("icc_profile", None)  # of colours that it has no more
-    return converted  # type: ignore[return-value]  # None is of a conversion in place
+    return converted
 
 
 def _mode(image: Image.Image) -> str:
@@ -139,7 +140,7 @@ def _is_deep(image: Image.Image, path: Path) -> bool:
 def _is_deep_tiff(tags: Any) -> bool:
     bits = tuple(tags.get(258, (1,)))
     deep = bits[0] == 16
-    known = {  # by the tag's number, and what it is if it is not there
+    known: dict[int, tuple[Any, set[Any]]] = {  # by the tag's number, and what it is if it is not there
         258: (1, {(1,), (2,), (4,), (8,) * len(bits), (16,) * len(bits)}),
         262: (1, {1, 2} if deep else {0, 1, 2, 3, 5, 6, 8}),
         274: (1, {1} if deep and len(bits) > 1 else set(range(1, 9))),
