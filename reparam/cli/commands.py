@@ -88,7 +88,7 @@ def demo(
 
 @app.command()
 def fuse(
-    source: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .pt or .safetensors.")],
+    source: Checkpoint,
     target: Annotated[Path, typer.Argument(help="File to write; .safetensors, or torch's format.")],
     keys: Annotated[Keys, typer.Option(help="Whose keys to write: those of the code the file is from, or ours.")] = (
         Keys.source
@@ -100,13 +100,19 @@ def fuse(
     ] = None,
     act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
     with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
-    pool: Annotated[bool, typer.Option("--pool", help="QARepVGG: the blocks have an average pool (V2).")] = False,
+    pool: Annotated[
+        bool | None, typer.Option("--pool/--no-pool", help="Whether blocks have an average pool (QARepVGG's V2).")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="Of the channels, where the keys do not tell.")] = None,
+    dilations: Annotated[list[int] | None, typer.Option(help="Of small kernels; once for each of them.")] = None,
+    img_range: Annotated[float | None, typer.Option(help="Of the images that an ECBSR was trained on: 255 or 1.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
     layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
+    layout |= {"groups": groups, "dilations": dilations or None}
     with user_errors():
-        options: dict[str, Any] = {} if act is None else {"act": act}
+        options = {key: value for key, value in (("act", act), ("img_range", img_range)) if value is not None}
         report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
@@ -209,7 +215,7 @@ def quantize(
 
 @app.command()
 def verify(
-    source: Annotated[Path, typer.Argument(help="Checkpoint with blocks: .pth, .pt or .safetensors.")],
+    source: Checkpoint,
     wrapper: Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")] = None,
     act: Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")] = None,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the image that it is tried on.")] = 64,

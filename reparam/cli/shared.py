@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ReparamError
-from ..models import list_models, pretrained_file
+from ..models import pretrained_file
 
 
 @contextmanager
@@ -28,8 +28,10 @@ def user_errors() -> Iterator[None]:
 
 def _checkpoint(name: str) -> Path:
     """The file that a user means: the one of this path, or that of a network with weights."""
-    shipped = not Path(name).exists() and name in list_models(pretrained=True)
-    return pretrained_file(name) if shipped else Path(name)
+    if Path(name).exists() or name != Path(name).stem:
+        return Path(name)
+    with user_errors():  # no file is called so: a network, which may be mistyped
+        return pretrained_file(name)
 
 
 Checkpoint = Annotated[
