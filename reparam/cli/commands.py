@@ -105,7 +105,9 @@ def fuse(
     ] = None,
     groups: Annotated[int | None, typer.Option(min=1, help="Of the channels, where the keys do not tell.")] = None,
     dilations: Annotated[list[int] | None, typer.Option(help="Of small kernels; once for each of them.")] = None,
-    img_range: Annotated[float | None, typer.Option(help="Of the images that an ECBSR was trained on: 255 or 1.")] = None,
+    img_range: Annotated[
+        float | None, typer.Option(help="Of the images that an ECBSR was trained on: 255 or 1.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
