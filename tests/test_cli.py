@@ -220,9 +220,17 @@ def test_fuse_with_a_pool(tmp_path):
     parts |= {"rbr_1x1": block.branches[1].conv, "bn": block.norm}
     sd = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
     save_file(sd, tmp_path / "in.safetensors")
-    result = run("fuse", str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), "--pool")
+    result = run(
+        "fuse",
+        str(tmp_path / "in.safetensors"),
+        str(tmp_path / "out.safetensors"),
+        "--pool",
+        "--identity",
+        "--eps",
+        "1e-5",
+    )
     assert result.exit_code == 0 and "Blocks of an unknown network" in result.output
-    assert same(load_file(tmp_path / "out.safetensors"), fuse_state_dict(sd, pool=True))
+    assert same(load_file(tmp_path / "out.safetensors"), fuse_state_dict(sd, pool=True, identity=True, eps=1e-5))
 
 
 def test_fuse_of_our_own_files(tmp_path):
