@@ -426,7 +426,7 @@ def an_inverted_residual() -> StateDict:
         (of("dbb_k3_dw_6") | {"bn.weight": torch.rand(6)}, "bn.weight"),
         (of("ecb_8to8_prelu_idt") | {"seful.weight": torch.rand(6)}, "seful.weight"),
         (of("repsr_jldy_block_4_var1") | {"branch3.0.weight": torch.rand(6)}, "branch3.0.weight"),
-        (of("span_conv3xc_6to6_g2_s2") | {"conv.3.weight": torch.rand(6)}, "conv.3.weight"),
+        (of("span_conv3xc_6to6_g2_s2") | {"sk_2.weight": torch.rand(6)}, "sk_2.weight"),
     ],
 )
 def test_strangers_in_a_block_are_named(sd, stranger, prefix):

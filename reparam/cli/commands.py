@@ -108,13 +108,21 @@ def fuse(
     ] = None,
     act: Act = None,
     with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
-    pool: Annotated[bool, typer.Option("--pool", help="QARepVGG: the blocks have an average pool (V2).")] = False,
+    pool: Annotated[
+        bool | None, typer.Option("--pool/--no-pool", help="Whether blocks have an average pool (QARepVGG's V2).")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="Of the channels, where the keys do not tell.")] = None,
+    dilations: Annotated[list[int] | None, typer.Option(help="Of small kernels; once for each of them.")] = None,
+    img_range: Annotated[
+        float | None, typer.Option(help="Of the images that an ECBSR was trained on: 255 or 1.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
     layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
-    options: dict[str, Any] = {} if act is None else {"act": act}
+    layout |= {"groups": groups, "dilations": dilations or None}
+    options = {key: value for key, value in (("act", act), ("img_range", img_range)) if value is not None}
     check_targets([target], [source], overwrite)
     report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
     if as_json:

@@ -178,7 +178,7 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
     write_file(tensors, path, wrapper=wrapper, note=note)
 
 
-def _check_bare(model: nn.Module, note: Mapping[str, Any]) -> None:
+def _check_bare(model: Any, note: Mapping[str, Any]) -> None:
     """Refuses a file without a note that `load_checkpoint` would take for another network."""
     lost = [f"eps={eps} of {name}" for name, eps in note.get("eps", {}).items()]
     known = recognise(model.state_dict()) if "model" in note else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ Names = dict[str, Any]
 """Official name to ours (a str), of modules or of single tensors; None for what the function does not depend on."""
 
 T = TypeVar("T")
-PerBlock = T | Mapping[str, T] | None
+PerBlock = Union[T, Mapping[str, T], None]  # noqa: UP007  # mypy takes no alias that begins with a TypeVar and |
 """A value for all blocks, or values by shell pattern of the block's name; None where nothing is told."""
 
 _QUESTIONS = {
