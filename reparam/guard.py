@@ -7,6 +7,7 @@ another forward, a hook or a class of their own in the way, as pruning, quantiza
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,13 +98,13 @@ def why_replaced(module: nn.Module) -> str | None:
 
 
 @cache
-def is_stage(kind: type[nn.Module]) -> bool:
+def is_stage(kind: Any) -> bool:
     """Whether modules of this class have a kernel, or are batch norms."""
     return issubclass(kind, BatchNorm) or hasattr(kind, "kernel_with") or linear_op.dispatch(kind) is not _UNREGISTERED
 
 
 @cache
-def _known(kind: type[nn.Module]) -> bool:
+def _known(kind: Any) -> bool:
     """Whether a class runs the forward that its kernel was written for; one without a kernel is never read."""
     if hasattr(kind, "kernel_with"):
         return _is_consistent(kind)
@@ -115,7 +116,7 @@ def _known(kind: type[nn.Module]) -> bool:
     return known is object or kind.forward is known.forward
 
 
-def _is_consistent(kind: type[nn.Module]) -> bool:
+def _is_consistent(kind: type) -> bool:
     """Whether a class of branches has its forward and its kernels from one class, or a kernel that its forward has too.
 
     A later forward alone, as a subclass with an activation in it has, is none that the kernel knows.
