@@ -6,6 +6,7 @@ another forward, a hook or a class of their own in the way, as pruning, quantiza
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -97,14 +98,12 @@ def why_replaced(module: nn.Module) -> str | None:
     return replaced if "forward" in vars(module) else None
 
 
-@cache
-def is_stage(kind: Any) -> bool:
+def _is_stage(kind: Any) -> bool:
     """Whether modules of this class have a kernel, or are batch norms."""
     return issubclass(kind, BatchNorm) or hasattr(kind, "kernel_with") or linear_op.dispatch(kind) is not _UNREGISTERED
 
 
-@cache
-def _known(kind: Any) -> bool:
+def _is_known(kind: Any) -> bool:
     """Whether a class runs the forward that its kernel was written for; one without a kernel is never read."""
     if hasattr(kind, "kernel_with"):
         return _is_consistent(kind)
@@ -112,7 +111,7 @@ def _known(kind: Any) -> bool:
         return runs_a_known_forward(kind)
     if issubclass(kind, _ConvNd):
         return all(getattr(kind, name).__module__ == _ConvNd.__module__ for name in ("forward", "_conv_forward"))
-    known = next((base for base in kind.__mro__ if base in linear_op.registry), object)
+    known: Any = next((base for base in kind.__mro__ if base in linear_op.registry), object)
     return known is object or kind.forward is known.forward
 
 
@@ -126,3 +125,7 @@ def _is_consistent(kind: type) -> bool:
     )
     first = [base for base in kind.__mro__ if hasattr(base, "kernel_with")][-1]
     return issubclass(kernel, forward) if kernel_with is first else forward is kernel is kernel_with
+
+
+is_stage: Callable[[Any], bool] = cache(_is_stage)
+_known: Callable[[Any], bool] = cache(_is_known)
