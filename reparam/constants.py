@@ -22,21 +22,21 @@ def constant(module: nn.Module, name: str, make: Callable[[], Tensor]) -> None:
         make: makes it, on the CPU; it is kept, and must be what pickle takes: `functools.partial` of a function.
     """
     module.register_buffer(name, make(), persistent=False)
-    if not hasattr(module, "_constants"):
-        module._constants = {}  # type: ignore[assignment]
+    constants = vars(module).setdefault("_constants", {})
+    if not constants:
         module.register_load_state_dict_post_hook(renew)
-    module._constants[name] = make  # type: ignore[operator, index]
+    constants[name] = make
 
 
 def renew(module: nn.Module, *_: Any) -> None:
     """Makes the constants of a module anew, and of what is inside of it and has no weights to go by, beside its own."""
     like = _weight(module)
     for inner in module.modules():
-        if "_constants" in vars(inner) and (inner is module or _weight(inner) is None):
-            for name, make in inner._constants.items():  # type: ignore[operator, union-attr]
-                old = getattr(inner, name)
+        if inner is module or _weight(inner) is None:
+            for name, make in vars(inner).get("_constants", {}).items():
+                old: Tensor = getattr(inner, name)
                 place = old if like is None else like
-                device = "cpu" if place.is_meta and like is None else place.device
+                device = "cpu" if like is None and old.is_meta else place.device
                 with torch.device("cpu"):
                     setattr(inner, name, make().to(device, place.dtype))
 

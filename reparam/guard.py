@@ -6,7 +6,9 @@ another forward, a hook or a class of their own in the way, as pruning, quantiza
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,14 +98,12 @@ def why_replaced(module: nn.Module) -> str | None:
     return replaced if "forward" in vars(module) else None
 
 
-@cache
-def is_stage(kind: type[nn.Module]) -> bool:
+def _is_stage(kind: Any) -> bool:
     """Whether modules of this class have a kernel, or are batch norms."""
     return issubclass(kind, BatchNorm) or hasattr(kind, "kernel_with") or linear_op.dispatch(kind) is not _UNREGISTERED
 
 
-@cache
-def _known(kind: type[nn.Module]) -> bool:
+def _is_known(kind: Any) -> bool:
     """Whether a class runs the forward that its kernel was written for; one without a kernel is never read."""
     if hasattr(kind, "kernel_with"):
         return _is_consistent(kind)
@@ -111,11 +111,11 @@ def _known(kind: type[nn.Module]) -> bool:
         return runs_a_known_forward(kind)
     if issubclass(kind, _ConvNd):
         return all(getattr(kind, name).__module__ == _ConvNd.__module__ for name in ("forward", "_conv_forward"))
-    known = next((base for base in kind.__mro__ if base in linear_op.registry), object)
+    known: Any = next((base for base in kind.__mro__ if base in linear_op.registry), object)
     return known is object or kind.forward is known.forward
 
 
-def _is_consistent(kind: type[nn.Module]) -> bool:
+def _is_consistent(kind: type) -> bool:
     """Whether a class of branches has its forward and its kernels from one class, or a kernel that its forward has too.
 
     A later forward alone, as a subclass with an activation in it has, is none that the kernel knows.
@@ -125,3 +125,7 @@ def _is_consistent(kind: type[nn.Module]) -> bool:
     )
     first = [base for base in kind.__mro__ if hasattr(base, "kernel_with")][-1]
     return issubclass(kernel, forward) if kernel_with is first else forward is kernel is kernel_with
+
+
+is_stage: Callable[[Any], bool] = cache(_is_stage)
+_known: Callable[[Any], bool] = cache(_is_known)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 
 @cache
-def runs_a_known_forward(kind: type[nn.Module]) -> bool:
+def runs_a_known_forward(kind: Any) -> bool:
     """Whether modules of a class of batch norms run torch's forward, one of ours, or timm's with an activation."""
     module = kind.forward.__module__
     return module == _NormBase.__module__ or module.startswith(f"{__package__}.") or _is_timms(kind)
 
 
-def _is_timms(kind: type[nn.Module]) -> bool:
+def _is_timms(kind: Any) -> bool:
     """Whether a class runs the forward of timm's norms with an activation: of modules in it, which run after it."""
     owner = kind.forward.__qualname__.partition(".")[0]
     return kind.forward.__module__.startswith("timm.") and owner in ("BatchNormAct2d", "SyncBatchNormAct")
@@ -23,7 +24,7 @@ def _is_timms(kind: type[nn.Module]) -> bool:
 
 def why_unknown(bn: nn.Module) -> str | None:
     """Why a batch norm may compute something else than batch norm, or None if it does not."""
-    kind: type[nn.Module] = getattr(bn, "_unfrozen_class", type(bn))  # type: ignore[assignment]
+    kind: Any = getattr(bn, "_unfrozen_class", type(bn))
     name = kind.__name__
     if "forward" in vars(bn):
         return f"the forward of this {name} was replaced on the object; `del norm.forward` gives its class's back"
