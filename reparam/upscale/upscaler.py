@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,10 +78,11 @@ class Upscaler:
     ) -> None:
         if tile < 0 or threads < 0:
             raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
+        again: Callable[[], Run] | None = None
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
             self.scale, self.colors, self.radius, self.period = _noted(Path(model), tile)
             self.engine = FILE_ENGINES[Path(model).suffix][0] if engine == "auto" else engine
-            self._name, self._rounding, again = Path(model).name, _COARSE_ROUNDING, None
+            self._name, self._rounding = Path(model).name, _COARSE_ROUNDING
             run = open_engine(Path(model), self.engine, threads)
         else:
             net = _ready(model)
@@ -91,7 +92,8 @@ class Upscaler:
             run = make_engine(net, self.engine, threads)
             dtype = next(net.parameters()).dtype
             self._name, self._rounding = type(net).__name__, _ROUNDING.get(dtype, _COARSE_ROUNDING)
-            again = partial(_make_float32, net, threads) if dtype == torch.float16 else None
+            if dtype == torch.float16:
+                again = partial(_make_float32, net, threads)
         if self.engine == "openvino-bf16":
             self._rounding = _COARSE_ROUNDING
         self._run = checked(run, self._name, self.scale, again)
