@@ -14,6 +14,13 @@ FENCES = [
 ]
 
 
+def test_every_page_is_in_the_source_distribution():
+    """Its tests could not even be collected without one."""
+    listed = re.search(r"targets\.sdist\]\ninclude = \[(.*)\]", (ROOT / "pyproject.toml").read_text())[1]
+    shipped = {*re.findall(r'"/([^"]+)"', listed), "README.md"}  # the readme of the project always is
+    assert {page.relative_to(ROOT).parts[0] for page in PAGES} <= shipped
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's use of torch
 @pytest.mark.parametrize("fence", FENCES)
 def test_fence_runs(fence, tmp_path, monkeypatch):
