@@ -676,6 +676,11 @@ def test_bad_files(nets, tmp_path):
         upscaler.file(tmp_path / "a.png", tmp_path / "no" / "x.png")
     with pytest.raises(SpecError, match=r"cannot write x.gif: the suffix must be one of .png, .jpg"):
         upscaler.file(tmp_path / "a.png", tmp_path / "x.gif")
+    before = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "same.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(SpecError, match=r"same.png: it is .*a.png, which is read for it"):
+        upscaler.file(tmp_path / "a.png", tmp_path / "same.png")
+    assert (tmp_path / "a.png").read_bytes() == before
     assert not (tmp_path / "x.png").exists()
 
 

@@ -20,6 +20,7 @@ from ..fuse import made_up_image, plain_copy
 from ..interop import load_checkpoint
 from ..models import list_models, pretrained_file
 from ..receptive import locality
+from ..writing import check_targets
 from .arrays import arrays_of, floats_of, largest_of, of_pil, whole_of
 from .color import Coloring, coloring
 from .engines import FILE_ENGINES, fastest_engine, make_engine, open_engine
@@ -153,15 +154,14 @@ class Upscaler:
 
         Raises:
             FileNotFoundError: if there is no such file, or no such directory.
-            SpecError: if the file is no image, or the target's format cannot hold it; if Pillow is not installed.
+            SpecError: if the file is no image, or is the target too; if the target's format cannot hold it; if Pillow is not installed.
         """
         try:
             from .images import read_picture, write_picture
         except ModuleNotFoundError as error:
             raise SpecError(f"image files need the package {error.name!r}: pip install 'reparam[upscale]'") from None
         source, target = Path(source), Path(target)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {target}: there is no directory {target.parent}")
+        check_targets([target], [source])
         picture = read_picture(source)
         write_picture(picture._replace(pixels=self._array(picture.pixels)), target)
 
