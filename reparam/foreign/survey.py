@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 
 from torch import nn
-from torch.fx import Graph
 
 from ..norm import is_norm, why_not_ready
 from .blocks import ForeignBlock, Refusal, search
 from .lookalikes import sums_of_layers
-from .neighbours import Neighbours, find_neighbours
+from .neighbours import Found, Neighbours, find_neighbours
 from .recipes import Recipe
-from .trace import shared_eval
+from .trace import is_any_norm, shared_eval
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,15 @@ class Survey:
     neighbours: tuple[Neighbours, ...]
     names: Mapping[int, str]
     """Dotted names by the ids of modules."""
-    left: Mapping[str, str] = field(default_factory=dict)
-    """Why a part that looks like branches or like a norm before or after a layer stays as it is, by dotted name."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Those of them that somebody asked for, as their type is registered with `kernel_of`."""
+    """Why a module stays whose type somebody registered with `kernel_of`, by dotted name."""
+    find_left: Callable[[], Mapping[str, str]] = dict
+    """Works `left` out, which may take a trace of the whole model."""
+
+    @cached_property
+    def left(self) -> Mapping[str, str]:
+        """Why a part that looks like branches or like a norm before or after a layer stays as it is, by dotted name."""
+        return self.find_left()
 
     def problems_of(self, block: ForeignBlock, conv: str) -> dict[str, str]:
         """Why a convolution of a block cannot be made now, by the dotted name of the norm."""
@@ -57,21 +62,31 @@ def survey(model: nn.Module, batch_norms: bool) -> Survey:
     refusals = {name: block for name, block in looked_at.items() if isinstance(block, Refusal)}
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     taken = {id(module) for block in blocks.values() for module in _taken(block)}
+    around = cache(partial(_around, model, taken))
+
+    def left() -> dict[str, str]:
+        found = around()
+        kept = {names[key]: why for key, why in found.left.items() if batch_norms}
+        refused = {name: refusal.why for name, refusal in refusals.items()}
+        return {**_sums_in(found, names), **refused, **kept}
+
+    outside = any(is_any_norm(module) and id(module) not in taken for module in model.modules())
+    neighbours = around().neighbours if batch_norms and outside else ()
+    asked = {name: refusal.why for name, refusal in refusals.items() if refusal.asked}
+    return Survey(blocks, neighbours, names, asked, left)
+
+
+def _around(model: nn.Module, taken: Container[int]) -> Found:
+    """What there is to know of the norms outside of blocks, looked at in a copy in eval mode."""
     shadow = shared_eval(model)
     originals = {id(twin): module for twin, module in zip(shadow.modules(), model.modules())}
     found = find_neighbours(shadow, {twin for twin, module in originals.items() if id(module) in taken})
-    left: dict[str, str] = {}
-    for root, graph in found.graphs:
-        left |= dict.fromkeys(_sums_in(root, graph, names[id(originals[id(root)])]), _A_SUM)
-    left |= {name: refusal.why for name, refusal in refusals.items()}
-    neighbours = [
+    neighbours = tuple(
         Neighbours(originals[id(one.norm)], tuple(originals[id(layer)] for layer in one.layers), one.before)
         for one in found.neighbours
-    ]
-    if batch_norms:
-        left |= {names[id(originals[twin])]: why for twin, why in found.left.items()}
-    asked = {name: refusal.why for name, refusal in refusals.items() if refusal.asked}
-    return Survey(blocks, tuple(neighbours) if batch_norms else (), names, left, asked)
+    )
+    left = {id(originals[twin]): why for twin, why in found.left.items()}
+    return Found(neighbours, left, tuple((originals[id(root)], graph) for root, graph in found.graphs))
 
 
 _A_SUM = (
@@ -80,9 +95,10 @@ _A_SUM = (
 )
 
 
-def _sums_in(root: nn.Module, graph: Graph | None, prefix: str) -> Iterator[str]:
-    for name in sums_of_layers(root, graph) if graph else ():
-        yield f"{prefix}.{name}".strip(".")
+def _sums_in(found: Found, names: Mapping[int, str]) -> dict[str, str]:
+    graphs = ((root, graph) for root, graph in found.graphs if graph is not None)
+    inner = ((names[id(root)], name) for root, graph in graphs for name in sums_of_layers(root, graph))
+    return {f"{prefix}.{name}".strip("."): _A_SUM for prefix, name in inner}
 
 
 def _taken(block: ForeignBlock) -> Iterator[nn.Module]:
