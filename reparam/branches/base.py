@@ -121,8 +121,9 @@ class Branch(nn.Module, ABC):
         Raises:
             NotLinearError: if a layer inside was given another forward, a hook or a class of its own; it is named.
         """
-        if not (all_read(self) and why_not_read(self) is None):
-            found = "; ".join(f"{name or 'itself'!r}: {why}" for name, why in altered(self).items())
+        if all_read(self) and why_not_read(self) is None:
+            return
+        if found := "; ".join(f"{name or 'itself'!r}: {why}" for name, why in altered(self).items()):
             raise NotLinearError(f"{type(self).__name__} has no kernel now: {found}")
 
     def fuse(self) -> nn.Module:
