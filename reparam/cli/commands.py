@@ -114,7 +114,9 @@ def fuse(
     layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
     layout |= {"groups": groups, "dilations": dilations or None}
     with user_errors():
-        options = {key: value for key, value in (("act", act), ("img_range", img_range)) if value is not None}
+        options: dict[str, Any] = {
+            key: value for key, value in (("act", act), ("img_range", img_range)) if value is not None
+        }
         report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
