@@ -41,13 +41,18 @@ BUILD = vars(blocks)
 # Each class with options that change its keys, and what is to be told of it.
 CASES = [
     ("ACBlock", (5, 7, (1, 3)), {}, {}),
-    ("ACBlock", (6, 6), {"groups": 3}, {}),
+    ("ACBlock", (6, 6), {"groups": 3}, {"identity": False, "groups": 3}),
     ("CollapsibleLinearBlock", (3, 8, 5), {"hidden_channels": 12}, {}),
     ("CollapsibleLinearBlock", (6,), {"hidden_channels": 12}, {"identity": True}),
     ("CollapsibleLinearBlock", (6,), {"hidden_channels": 12, "stride": 2}, {"identity": False}),
     ("Conv3XC", (6, 8), {"gain": 3}, {}),
-    ("DilatedReparamBlock", (4, 4, 7), {"groups": 4}, {"dilations": (1, 2, 3)}),
-    ("DilatedReparamBlock", (4, 4, 9), {"groups": 4, "small": ([3, 5], [4, 1])}, {"dilations": (4, 1)}),
+    ("DilatedReparamBlock", (4, 4, 7), {"groups": 4}, {"dilations": (1, 2, 3), "identity": False}),
+    (
+        "DilatedReparamBlock",
+        (4, 4, 9),
+        {"groups": 4, "small": ([3, 5], [4, 1])},
+        {"dilations": (4, 1), "identity": False},
+    ),
     ("DiverseBranchBlock", (6, 8), {}, {}),
     ("DiverseBranchBlock", (6, 8), {"hidden_channels": 9}, {}),
     ("DiverseBranchBlock", (6, 6), {"groups": 6}, {}),
@@ -81,9 +86,9 @@ CASES = [
     ("RepRFNBlock", (6,), {}, {"identity": True}),
     ("RepRFNBlock", (6,), {"identity": False, "expansion": 1}, {"identity": False}),
     ("RepSRBlock", (6,), {}, {}),
-    ("RepSRBlock", (6,), {"identity": False, "paths": 3}, {}),
+    ("RepSRBlock", (6,), {"identity": False, "paths": 3}, {"identity": False}),
     ("RepSRBlock", (3, 16), {"bias": False}, {"bias": False}),
-    ("RepSRBlock", (6,), {"groups": 2, "stride": 2}, {}),
+    ("RepSRBlock", (6,), {"groups": 2, "stride": 2}, {"identity": False}),
     ("RepVGGBlock", (6,), {}, {}),
     ("RepVGGBlock", (6,), {"dilation": 2, "groups": 6, "padding_mode": "reflect"}, {}),
     ("RepVGGBlock", (6, 9), {"ndim": 1, "groups": 3}, {}),
@@ -134,6 +139,10 @@ def test_an_unusual_eps_by_the_name_of_the_block():
 
 
 OWN_BRANCHES = {
+    "RepVGG and a clean identity": (
+        [ConvBNBranch, partial(ConvBNBranch, kernel_size=1), IdentityBranch],
+        {"identity": True},
+    ),
     "conv": ([ConvBNBranch, partial(ConvBranch, kernel_size=1)], {"identity": False, "pool": False}),
     "identity last": ([ConvBNBranch, ConvBNBranch, ConvBNBranch, IdentityBranch], {"identity": True, "pool": False}),
     "identity first": ([IdentityBranch, ConvBNBranch], {"identity": True, "pool": False}),

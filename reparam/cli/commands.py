@@ -122,7 +122,8 @@ def fuse(
     """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
     layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
     layout |= {"groups": groups, "dilations": dilations or None}
-    options = {key: value for key, value in (("act", act), ("img_range", img_range)) if value is not None}
+    told: dict[str, Any] = {"act": act, "img_range": img_range}
+    options = {key: value for key, value in told.items() if value is not None}
     check_targets([target], [source], overwrite)
     report = fuse_file(source, target, keys=keys.value, wrapper=wrapper, **layout, **options)
     if as_json:

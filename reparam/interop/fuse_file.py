@@ -113,7 +113,7 @@ def fuse_file(
     return FileReport(_network(contents), tuple(rows), numbers_of(contents.state_dict), numbers_of(fused))
 
 
-def _with_identity(identity: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _with_identity(identity: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The options of our network, in which None is an identity where the channels match."""
     return {**options, "identity": None if identity else False}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from typing import Any, TypeVar, Union
@@ -31,15 +31,15 @@ _QUESTIONS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What keys leave open; see `fuse_state_dict`."""
+    """What keys leave open, for all blocks or by pattern, as `fuse_state_dict` takes it; by `at`, of one block."""
 
-    eps: PerBlock[float] = None
-    identity: PerBlock[bool] = None
-    groups: PerBlock[int] = None
-    dilations: PerBlock[Sequence[int]] = None
-    bias: PerBlock[bool] = True
-    with_13: PerBlock[bool] = False
-    pool: PerBlock[bool] = None
+    eps: Any = None
+    identity: Any = None
+    groups: Any = None
+    dilations: Any = None
+    bias: Any = True
+    with_13: Any = False
+    pool: Any = None
 
     def at(self, name: str) -> Options:
         """What is told of the block of this name."""
@@ -137,7 +137,7 @@ def inputs_of(t: Tensors, key: str, options: Options, *, pool: bool) -> tuple[in
         dense = out_channels == per_group
         options.ask("identity", *["pool"] * pool, *["groups"] * (not dense))
     groups = options.groups or 1
-    return per_group * groups, groups  # type: ignore[operator,return-value]  # of one block, `Options.at` has chosen
+    return per_group * groups, groups
 
 
 def where_asked(options: Options, default: bool) -> bool | None:

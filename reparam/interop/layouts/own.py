@@ -98,10 +98,17 @@ def _ways(t: Tensors, parts: Mapping[int, Tensors], options: Options) -> Ways:
             heads = tuple(_head(parts.get(index, {}), size) for index in range(max(parts) + 1))
             known = _papers(*_small(spec), heads).get(_keys(t), {})
             for way in _sums(t, parts, spec, options):
-                (papers if way.kind in known else own).setdefault(way.kind, (way, known.get(way.kind, "ReparamBlock")))
+                ours = way.kind in known or _with_identity_of_ones_own(way.kind, known)
+                (papers if ours else own).setdefault(way.kind, (way, known.get(way.kind, "ReparamBlock")))
         if papers:
             return papers
     return own
+
+
+def _with_identity_of_ones_own(kind: str, known: Mapping[str, str]) -> bool:
+    """Whether it may be a paper's block of public branches, to which somebody added an identity."""
+    base = kind.removesuffix("+identity)")
+    return base != kind and "[" not in kind and "side" not in kind and f"{base})" in known
 
 
 def _keys(t: Tensors) -> frozenset[str]:
@@ -112,7 +119,7 @@ def _keys(t: Tensors) -> frozenset[str]:
 def _groups(parts: Mapping[int, Tensors], inputs: int, options: Options) -> list[list[int]]:
     """Which numbers of groups are possible: first those that a paper's block would have, then all."""
     if options.groups is not None:
-        return [[options.groups]]  # type: ignore[list-item]  # of one block, `Options.at` has chosen
+        return [[options.groups]]
     kinds = {index: HEADS[heads_of(part)] for index, part in parts.items()}
     if norms := [index for index, kind in kinds.items() if kind == "identity"]:  # it knows all channels
         return [[parts[norms[0]]["norm.running_var"].numel() // inputs]]
@@ -137,9 +144,9 @@ def _sums(t: Tensors, parts: Mapping[int, Tensors], spec: ConvSpec, options: Opt
     ):
         options.ask("dilations")
     told = options.dilations
-    if told is not None and small and len(told) != len(small):  # type: ignore[arg-type]
+    if told is not None and small and len(told) != len(small):
         raise CheckpointError(f"there are {len(small)} small kernels, but got dilations={told!r}")
-    dilations = iter(told) if told is not None and small else None  # type: ignore[arg-type]
+    dilations = iter(told) if told is not None and small else None
     each = [readings(parts.get(index, {}), spec, dilations) for index in range(max(parts) + 1)]
     identity, pool = readings({}, spec, None)
     hidden = has_identity(spec) and not any(len(ways) > 1 and ways[0].kind == "identity" for ways in each)
@@ -176,9 +183,9 @@ def _papers(
 ) -> Mapping[frozenset[str], Mapping[str, str]]:
     """The papers' blocks of a geometry whose branches begin with these: kinds and classes, by their keys."""
     found: dict[frozenset[str], dict[str, str]] = {}
-    for name, stride in product(blocks.__all__, (1, 2)):
+    for name, stride in product(reversed(blocks.__all__), (1, 2)):
         block, spec = getattr(blocks, name), ConvSpec(inside, outside, size, stride, groups=groups, ndim=len(size))
-        for options in _variants(block, inside, len(heads)):
+        for options in _variants(block, spec, len(heads)):
             if stride > 1 and "identity" in options:  # which tells as much
                 continue
             try:
@@ -224,11 +231,17 @@ def _small(spec: ConvSpec) -> tuple[int, int, tuple[int, ...], int]:
     return each[0] * groups, each[1] * groups, tuple(min(k, 5) for k in spec.kernel_size), groups
 
 
-def _variants(block: type[ConvBlock], inside: int, count: int) -> Iterator[dict[str, Any]]:
+def _variants(block: type[ConvBlock], spec: ConvSpec, count: int) -> Iterator[dict[str, Any]]:
     """The options of a block's design that decide which keys it has, each with all values that matter."""
-    counts, hidden = range(max(count - 2, 1), count + 1), (inside, 3 * inside)
-    usual = {"paths": counts, "conv_branches": counts, "hidden_channels": hidden, "identity": (False, True)}
-    usual |= {"small": [([size] * (count - 1), [1] * (count - 1)) for size in (1, 3)], "scales": (None,)}
+    counts, hidden = range(max(count - 2, 1), count + 1), (spec.in_channels, 3 * spec.in_channels)
+    sizes = (1, 3) if min(spec.kernel_size) > 3 else (1,)
+    usual: dict[str, Any] = {
+        "paths": counts,
+        "conv_branches": counts,
+        "hidden_channels": hidden,
+        "identity": (False, True),
+    }
+    usual |= {"small": [([size] * (count - 1), [1] * (count - 1)) for size in sizes], "scales": (None,)}
     choices: dict[str, Any] = {}
     for name, parameter in list(inspect.signature(block.design).parameters.items())[1:]:
         if name in usual:

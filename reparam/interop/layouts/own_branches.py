@@ -153,8 +153,8 @@ def _stages(t: Tensors, channels: int, spec: ConvSpec) -> list[tuple[str, Any]]:
     if any(key.startswith("branches.") for key in keys):
         return [(reading.kind, reading.build) for reading in nested(t, channels)]
     if "running_var" in keys:
-        norm = norm_of(t, ndim)
-        return [("norm", partial(norm, t["running_var"].numel()))]  # type: ignore[arg-type]  # a callable, as there are statistics
+        norm: Any = norm_of(t, ndim)  # a callable, as there are tensors
+        return [("norm", partial(norm, t["running_var"].numel()))]
     if keys == {"scale"}:
         return [("scale", partial(ChannelScale, channels, ndim, shared=channels > t["scale"].numel() == 1))]
     if {"scale", "mask"} <= keys:
@@ -265,7 +265,7 @@ def groups_inside(t: Tensors) -> list[int]:
     return found
 
 
-def kind_of(module: nn.Module) -> str:
+def kind_of(module: Any) -> str:
     """What a reading of its tensors calls a branch or a block."""
     if isinstance(module, ReparamBlock):
         return f"({'+'.join(map(kind_of, module.branches))})"
