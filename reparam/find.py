@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -51,18 +51,19 @@ def find_all(
     blocks = {name: block for name, block in ours.items() if not _touches(block, stays)}
     others = {name: block for name, block in found.blocks.items() if not _foreign_touches(block, stays)}
     stays = stays.union(*(map(id, block.modules()) for name, block in ours.items() if name not in blocks))
-    left = dict(found.left)
-    if batch_norms is None and ours:
-        left |= dict.fromkeys(_norms_outside(model, found), _OUTSIDE)
-    if foreign is None and any("swapped_from" in vars(block) for block in ours.values()):
-        foreign = False
-        left |= dict.fromkeys(others, _SWAPPED)
-    left, refused = (
-        {name: why for name, why in told.items() if id(model.get_submodule(name)) not in stays}
-        for told in (left, found.refused)
-    )
-    pairs, others = _untouched(found.neighbours, stays), {} if foreign is False else others
-    return blocks, replace(found, blocks=others, neighbours=pairs, left=left, refused=refused)
+    swapped = foreign is None and any("swapped_from" in vars(block) for block in ours.values())
+
+    def unasked(told: Mapping[str, str]) -> dict[str, str]:
+        return {name: why for name, why in told.items() if id(model.get_submodule(name)) not in stays}
+
+    def left() -> dict[str, str]:
+        outside = _norms_outside(model, found) if batch_norms is None and ours else ()
+        kept = others if swapped else ()
+        return unasked({**found.left, **dict.fromkeys(outside, _OUTSIDE), **dict.fromkeys(kept, _SWAPPED)})
+
+    taken = {} if swapped or foreign is False else others
+    pairs, refused = _untouched(found.neighbours, stays), unasked(found.refused)
+    return blocks, replace(found, blocks=taken, neighbours=pairs, find_left=left, refused=refused)
 
 
 def _skipped(model: nn.Module, skip: Match | None) -> set[int]:

@@ -151,6 +151,10 @@ def _spans(found: Survey) -> Spans:
     return {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
 
 
+def _stays(found: Survey) -> str:
+    return "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
+
+
 def _plan(
     model: nn.Module, *, batch_norms: bool | None, foreign: bool | None, skip: Match | None, strict: bool
 ) -> tuple[Plan, Survey]:
@@ -160,9 +164,10 @@ def _plan(
         FuseError: if nothing does, or something cannot now.
     """
     blocks, found = find_all(model, batch_norms, foreign, skip)
-    stays = "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
     nothing = not (blocks or found.blocks or found.neighbours or found.refused)
-    if nothing and not any("fused_from" in vars(module) for module in model.modules()):
+    nothing = nothing and not any("fused_from" in vars(module) for module in model.modules())
+    stays = _stays(found) if nothing or strict else ""
+    if nothing:
         raise FuseError(
             f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
             "reparam.Branch, types registered with kernel_of, and known modules of timm and others. "

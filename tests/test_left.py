@@ -40,7 +40,7 @@ def odd(monkeypatch):
     """As if the survey had left a part."""
     found = reparam.find.survey
     left = {"head.0": "it uses torch.stack, which is not known to be linear"}
-    monkeypatch.setattr(reparam.find, "survey", lambda *args: replace(found(*args), left=left))
+    monkeypatch.setattr(reparam.find, "survey", lambda *args: replace(found(*args), find_left=lambda: left))
 
 
 class TestWhatWasLeft:

@@ -154,7 +154,8 @@ class Upscaler:
 
         Raises:
             FileNotFoundError: if there is no such file, or no such directory.
-            SpecError: if the file is no image, or is the target too; if the target's format cannot hold it; if Pillow is not installed.
+            SpecError: if the file is no image, or is the target too; if the target's format cannot hold it; if Pillow
+                is not installed.
         """
         try:
             from .images import read_picture, write_picture
