@@ -19,6 +19,7 @@ from .errors import FuseError
 from .foreign import find_foreign, foreign_block
 from .fuse import unwrap
 from .inspect import find_blocks
+from .precision import float64_device, in_float64, module_in_float64
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,13 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any) -> VerifyReport:
         output = ours(*inputs)
     differences = []
     for name, block in blocks.items():
-        exact, exact_conv = copy.deepcopy(block).double(), copy.deepcopy(partners[name]).double()
-        runs = [(block(x), partners[name](x), exact(x.double()), exact_conv(x.double())) for x in seen[name]]
+        exact, exact_conv = (module_in_float64(copy.deepcopy(module)) for module in (block, partners[name]))
+        runs = [(block(x), partners[name](x), exact(in_float64(x)), exact_conv(in_float64(x))) for x in seen[name]]
         if runs:
             differences.append(_difference(name, *zip(*runs)))
     outputs = (output, plain(*inputs))
     exact_inputs = tree_map(_double, inputs)
-    total = _difference("", *outputs, ours.double()(*exact_inputs), plain.double()(*exact_inputs))
+    total = _difference("", *outputs, *(module_in_float64(m)(*exact_inputs) for m in (ours, plain)))
     return VerifyReport(tuple(differences), total, tuple(name for name in blocks if not seen[name]))
 
 
@@ -144,7 +145,9 @@ def _recorded(blocks: dict[str, Any]) -> Iterator[dict[str, list[Tensor]]]:
 
 
 def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not isinstance(value, Tensor):
+        return value
+    return in_float64(value) if value.is_floating_point() else value.to(float64_device(value.device))
 
 
 def _difference(name: str, ours: Any, plain: Any, ours_exact: Any, plain_exact: Any) -> Difference:
@@ -160,7 +163,7 @@ def _difference(name: str, ours: Any, plain: Any, ours_exact: Any, plain_exact: 
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    return _max_abs(a.double() - b.double())
+    return _max_abs(in_float64(a) - in_float64(b))
 
 
 def _max_abs(x: Tensor) -> float:

@@ -10,9 +10,12 @@ import reparam
 ROOT = Path(reparam.__file__).parent
 LAYERS = [
     "errors",
+    "precision",
     "spec",
     "kernels",
     "cost",
+    "correlation",
+    "convolution",
     "ring",
     "moments",
     "norm",

@@ -25,6 +25,7 @@ from ..norm import (
     uses_batch_stats,
     why_not_ready,
 )
+from ..precision import module_in_float64, rounded_like
 from ..spec import ConvSpec, Pads, centre, pad
 
 ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
@@ -94,11 +95,10 @@ class Branch(nn.Module, ABC):
         problems = [f"batch norm {name!r}: {why}" for name, bn in norms(self) if (why := why_not_ready(bn))]
         if problems:
             raise FuseError(f"cannot fuse {type(self).__name__}: " + "; ".join(problems))
-        exact = copy.deepcopy(self)
-        exact.to(device="cpu" if self.like.device.type == "mps" else None, dtype=torch.float64)  # mps has no float64
+        exact = module_in_float64(copy.deepcopy(self))
         with torch.no_grad():
             weight, bias = exact._full(exact.kernel())
-            weight, bias = weight.to(self.like), bias.to(self.like)
+            weight, bias = rounded_like(weight, self.like), rounded_like(bias, self.like)
             if self._channels_last():
                 weight = weight.contiguous(memory_format=torch.channels_last)
         trainable = any(parameter.requires_grad for parameter in self.parameters())

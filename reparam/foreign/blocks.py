@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..branches import Branch
 from ..errors import NotLinearError
+from ..precision import in_float64
 from ..spec import ConvSpec
 from .affine import Affine
 from .equations import is_whole_block
@@ -138,8 +139,3 @@ def exact(module: nn.Module) -> Any:
     convs = [part for part in module.modules() if isinstance(part, _ConvNd) and is_torch_layer(part)]
     raw = {id(tensor) for conv in convs if not opaque for tensor in conv._parameters.values()}
     return with_tensors(module, lambda tensor: tensor if tensor.dim() > 1 and id(tensor) in raw else in_float64(tensor))
-
-
-def in_float64(tensor: Tensor) -> Tensor:
-    """A tensor in float64, on the CPU if its device has none."""
-    return tensor.to("cpu" if tensor.device.type == "mps" else tensor.device, torch.float64)

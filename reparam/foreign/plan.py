@@ -17,8 +17,9 @@ from .. import kernels
 from ..branches import Branch
 from ..errors import FuseError, NotLinearError
 from ..kernels import Kernel
+from ..precision import in_float64
 from .affine import Affine
-from .blocks import ForeignBlock, exact, in_float64
+from .blocks import ForeignBlock, exact
 from .layers import norm_scale_shift
 from .neighbours import Neighbours
 from .recipes import Recipe, Row
