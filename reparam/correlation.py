@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .precision import has_float64, sum_in_float64
 
-_LONGEST = 4096
+_LONGEST = 1024
 """Terms of a sum in the dtype of the images, about."""
 _FEW = 4
 """Channels of which products in float64 are about as fast as in float32."""

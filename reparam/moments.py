@@ -124,7 +124,7 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
 
     # u with e: sums of x' over rectangles, the whole image shifted by two taps and cut to itself each time.
     grid = _grid_for(x, kernel_size)
-    boxes = _boxes(grid.rows @ in_float64(x.sum(0)) @ grid.columns.t(), kernel_size) / count  # (C, t, t')
+    boxes = _boxes(grid.rows @ sum_in_float64(x, 0) @ grid.columns.t(), kernel_size) / count  # (C, t, t')
     mean_u = boxes[:, :, taps // 2]  # (C, t): the tap in the middle never leaves the image
     cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
 
