@@ -15,6 +15,7 @@ from .autocast import as_conv_input, no_autocast
 from .branches import Branch
 from .branches.base import ScaleShift, normalise
 from .branches.expand_squeeze import ExpandSqueezeStack, stacked
+from .convolution import convolve
 from .errors import OptionError, SpecError
 from .guard import all_read, altered
 from .kernels import Kernel
@@ -106,10 +107,13 @@ class ReparamBlock(Branch):
         """The sum of the branches on x (N, in_channels, *size): run one by one, or folded into one convolution."""
         x, read = as_conv_input(x), self._is_read()
         if read and self._folds(x):
+            moments: list[PatchMoments] = []
             with no_autocast(x.device.type):
-                weight, bias = self.kernel_with(self._scale_shift_for(x))
+                weight, bias = self.kernel_with(self._scale_shift_for(x, moments))
                 if not self.spec.bias:  # biases of the branches have gradients then too, of zero, which DDP insists on
                     weight = weight + 0.0 * bias.sum()
+            if moments:
+                return convolve(x, weight, bias if self.spec.bias else None)
             return self.spec.convolve(x, weight, bias)
         total = self._sum(x) if read else reduce(torch.add, (branch(x) for branch in self.branches))
         return total if self.norm is None else normalise(self.norm, total)
@@ -175,9 +179,8 @@ class ReparamBlock(Branch):
     def _sum_of_kernels(self, scale_shift_of: ScaleShift) -> Kernel:
         return kernels.add(*(part.kernel_with(scale_shift_of) for part in self._parts()))
 
-    def _scale_shift_for(self, x: Tensor) -> ScaleShift:
-        """Scale and shift of each batch norm on this input; its patch moments are worked out at most once."""
-        moments: list[PatchMoments] = []
+    def _scale_shift_for(self, x: Tensor, moments: list[PatchMoments]) -> ScaleShift:
+        """Scale and shift of each batch norm on this input; its patch moments, if needed, are put into the list."""
 
         def scale_shift_of(bns: Norms, op: LinearOp, ring: Pads) -> tuple[Tensor, Tensor]:
             if not uses_batch_stats(bns[0]):

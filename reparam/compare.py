@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import FuseError
+from .precision import float64_device
 
 
 def largest(values: Iterable[float]) -> float:
@@ -44,16 +45,7 @@ def max_abs(x: Tensor) -> float:
 def exactly(x: Tensor) -> Tensor:
     """A tensor in float64, or two of them as complex numbers; on the CPU if its device has none."""
     dtype = torch.complex128 if x.is_complex() else torch.float64
-    return x.detach().to(where_float64_is(x.device), dtype)
-
-
-def where_float64_is(device: torch.device) -> torch.device:
-    """A device, or the CPU if it has no float64, as those of Apple have none."""
-    try:
-        torch.empty(0, dtype=torch.float64, device=device)
-    except Exception:  # what a device raises differs
-        return torch.device("cpu")
-    return device
+    return x.detach().to(float64_device(x.device), dtype)
 
 
 def leaves(value: Any, where: str = "", around: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:

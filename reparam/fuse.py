@@ -20,8 +20,8 @@ from .foreign import Plan, Survey, add_foreign, add_neighbours, ready
 from .hooks import copy_module, drop_shared_hooks, keep_hooks, leave_hooks_out, put_hooks_in
 from .inspect import inspect_model, problems_in
 from .match import Match
-from .precision import of_dtype
 from .prove import CannotRunError, Spans, check_rounded, prove
+from .running import of_dtype
 from .sound import unsound_in
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import StatisticsError
 from .freeze import collect_bn_stats, known_norms
+from .precision import in_float64
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
                 "channel, and it needs two or more"
             )
         mean, var = population.mean_var()
-        stored_mean, stored_var = bn.running_mean.double(), bn.running_var.double() + bn.eps  # type: ignore[union-attr]
+        stored_mean = in_float64(bn.running_mean)  # type: ignore[arg-type]  # those without were left out
+        stored_var = in_float64(bn.running_var) + bn.eps  # type: ignore[arg-type]
         shift = (mean - stored_mean).abs() / stored_var.sqrt()
         log_ratio = ((var + bn.eps) / stored_var).log()
         worst = log_ratio[log_ratio.abs().argmax()]

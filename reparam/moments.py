@@ -26,9 +26,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
+from .correlation import correlation, lay_out, products_dtype
 from .kernels import Kernel
+from .precision import float64_device, in_float64, rounded_like, sum_in_float64, with_all_digits
 from .ring import ring, unwindow
 from .spec import ConvSpec
 
@@ -66,15 +67,16 @@ class PatchMoments:
     centre: Tensor
     """c, (C,): what was subtracted from the input."""
     mean: Tensor
-    """(D,)."""
+    """(D,), float64."""
     covariance: Tensor
-    """(D, D)."""
+    """(D, D), float64: for a high-pass kernel W Cov W^T is far smaller than its terms."""
+    rounded: Tensor
+    """(D, D), the covariance in the dtype of the input: enough for the gradient of a kernel, and half to be kept."""
 
     def of(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (out,) each, of the output of a kernel (out, C, *size) with all taps."""
-        weight, bias = kernel.weight.to(self.mean), kernel.bias.to(self.mean)
-        mean, var = _OutputMoments.apply(weight, self.mean, self.covariance, self.centre)
-        return mean + bias, var
+        mean, var = _OutputMoments.apply(kernel.weight, self.mean, self.covariance, self.rounded, self.centre)
+        return rounded_like(mean, self.centre) + kernel.bias.to(self.centre), rounded_like(var, self.centre)
 
 
 def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
@@ -85,7 +87,7 @@ def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     centre = x.detach().mean((0, 2, 3))
     mean, covariance = _Moments.apply(x, centre, kernel_size)
-    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance)
+    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance, covariance.to(x.dtype))
 
 
 class _Moments(torch.autograd.Function):
@@ -96,34 +98,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        (images, channels, height, width), (high, wide) = x.shape, kernel_size
-        count, taps = images * height * width, high * wide
-        x = _centred(x, centre)
-        correlation = _correlation(x, kernel_size)
-
-        # u with e: sums of x' over rectangles, the whole image shifted by two taps and cut to itself each time.
-        grid = _grid_for(x, kernel_size)
-        summed = x.movedim(1, -1).sum(0).movedim(-1, 0).double()  # in channels last, sum(0) takes ten times as long
-        boxes = _boxes(grid.rows @ summed @ grid.columns.t(), kernel_size) / count  # (C, t, t')
-        mean_u = boxes[:, :, taps // 2]  # (C, t): the tap in the middle never leaves the image
-        cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
-
-        # What follows is large, and nothing in it cancels any more: the dtype of x will do.
-        size, mean_u = channels * taps, mean_u.flatten().to(x.dtype)
-        covariance = x.new_empty(size + taps, size + taps)
-        second = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
-        second.copy_(_pairs(correlation / count, grid.distances).permute(2, 0, 3, 1))
-        by_tap = second.unflatten(3, (high, wide)).unflatten(1, (high, wide))
-        for line in ring(x, kernel_size):
-            windows = line.windows.flatten(2, 4)  # (2, N, few taps, position)
-            grams = torch.matmul(windows, windows.transpose(2, 3)).sum(1).div_(count)
-            for place, gram in zip(line.taps(by_tap), grams):
-                place.sub_(gram.reshape(place.shape))
-        covariance[:size, :size].addr_(mean_u, mean_u, alpha=-1)
-        covariance[:size, size:] = cov_ue
-        covariance[size:, :size] = cov_ue.t()
-        covariance[size:, size:] = grid.covariance
-        return torch.cat([mean_u, grid.mean.to(x.dtype)]), covariance
+        return _moments(x, centre, kernel_size)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -133,29 +108,73 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None, None]:
         x, centre, mean = ctx.saved_tensors
-        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        x = _centred(x, centre)
-        (images, channels, height, width), (high, wide) = x.shape, ctx.kernel_size
-        count, taps = images * height * width, high * wide
-        size = channels * taps
-        both = of_covariance + of_covariance.t()
-        of_second, of_ue = both[:size, :size], both[:size, size:]
-        of_mean_u = of_mean[:size] - of_second @ mean[:size] - of_ue @ mean[size:]
+        return _gradient(x, centre, mean, of_mean, of_covariance, ctx.kernel_size), None, None
 
-        by_tap = (of_second / count).reshape(channels, high, wide, channels, high, wide)
-        grid = _grid_for(x, ctx.kernel_size)
-        pairs = _folded_pairs(by_tap, grid.distances).to(memory_format=_layout(x))
-        gradient = F.conv2d(x, pairs, padding=(high - 1, wide - 1)).contiguous(memory_format=layout)
-        for line in ring(x, ctx.kernel_size):
-            blocks = torch.stack(line.taps(by_tap)).flatten(4).flatten(1, 3)
-            of_windows = torch.matmul(blocks[:, None], line.windows.flatten(2, 4)).reshape(line.windows.shape)
-            for part, values in zip(line.parts(gradient), unwindow(line, of_windows, ctx.kernel_size)):
-                part.sub_(values)
-        of_boxes = of_ue.unflatten(0, (channels, taps)).double().clone()
-        of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
-        of_boxes = of_boxes.reshape(channels, high, wide, high, wide).transpose(2, 3).flatten(3).flatten(1, 2) / count
-        gradient += (grid.rows.t() @ of_boxes @ grid.columns).to(x.dtype)
-        return gradient, None, None
+
+@with_all_digits("(Tensor x, Tensor centre, int[] kernel_size) -> (Tensor, Tensor)")
+def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What `_Moments` computes, in float64."""
+    (images, channels, height, width), (high, wide) = x.shape, kernel_size
+    count, taps = images * height * width, high * wide
+    reach = (high - 1, wide - 1)
+    lines, x = lay_out(x, reach, products_dtype(x))
+    x.sub_(centre[:, None, None])
+    distances = [(down, right) for down in range(high) for right in range(1 - wide if down else 0, wide)]
+    of_distance = correlation(lines, lines, (height, width), reach, distances) / count
+
+    # u with e: sums of x' over rectangles, the whole image shifted by two taps and cut to itself each time.
+    grid = _grid_for(x, kernel_size)
+    boxes = _boxes(grid.rows @ sum_in_float64(x, 0) @ grid.columns.t(), kernel_size) / count  # (C, t, t')
+    mean_u = boxes[:, :, taps // 2]  # (C, t): the tap in the middle never leaves the image
+    cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
+
+    size, mean_u = channels * taps, mean_u.flatten()
+    covariance = mean_u.new_empty(size + taps, size + taps)
+    second = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
+    second.copy_(_pairs(of_distance, grid.distances).permute(2, 0, 3, 1))
+    by_tap = second.unflatten(3, (high, wide)).unflatten(1, (high, wide))
+    for outside in ring(x, kernel_size):
+        windows = outside.windows.flatten(2, 4)  # (2, N, few taps, position)
+        grams = sum_in_float64(torch.matmul(windows, windows.transpose(2, 3)), 1).div_(count)
+        for place, gram in zip(outside.taps(by_tap), grams):
+            place.sub_(gram.reshape(place.shape))
+    covariance[:size, :size].addr_(mean_u, mean_u, alpha=-1)
+    covariance[:size, size:] = cov_ue
+    covariance[size:, :size] = cov_ue.t()
+    covariance[size:, size:] = grid.covariance
+    return torch.cat([mean_u, grid.mean]), covariance
+
+
+@with_all_digits(
+    "(Tensor x, Tensor centre, Tensor mean, Tensor of_mean, Tensor of_covariance, int[] kernel_size) -> Tensor"
+)
+def _gradient(
+    x: Tensor, centre: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, kernel_size: tuple[int, int]
+) -> Tensor:
+    """The gradient to x from those to its moments; differentiable itself."""
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    x = _centred(x, centre)
+    (images, channels, height, width), (high, wide) = x.shape, kernel_size
+    count, taps = images * height * width, high * wide
+    size = channels * taps
+    both = of_covariance + of_covariance.t()
+    of_second, of_ue = both[:size, :size], both[:size, size:]
+    of_mean_u = of_mean[:size] - of_second @ mean[:size] - of_ue @ mean[size:]
+
+    by_tap = rounded_like(of_second / count, x).reshape(channels, high, wide, channels, high, wide)
+    grid = _grid_for(x, kernel_size)
+    pairs = _folded_pairs(by_tap, grid.distances.to(x.device)).to(memory_format=_layout(x))
+    gradient = F.conv2d(x, pairs, padding=(high - 1, wide - 1)).contiguous(memory_format=layout)
+    for outside in ring(x, kernel_size):
+        blocks = torch.stack(outside.taps(by_tap)).flatten(4).flatten(1, 3)
+        of_windows = torch.matmul(blocks[:, None], outside.windows.flatten(2, 4)).reshape(outside.windows.shape)
+        for part, values in zip(outside.parts(gradient), unwindow(outside, of_windows, kernel_size)):
+            part.sub_(values)
+    of_boxes = of_ue.unflatten(0, (channels, taps)).clone()
+    of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
+    of_boxes = of_boxes.reshape(channels, high, wide, high, wide).transpose(2, 3).flatten(3).flatten(1, 2) / count
+    gradient += rounded_like(grid.rows.t() @ of_boxes @ grid.columns, x)
+    return gradient
 
 
 class _Grid(NamedTuple):
@@ -176,8 +195,8 @@ class _Grid(NamedTuple):
 def _grid_for(x: Tensor, kernel_size: tuple[int, int]) -> _Grid:
     # What a compiler traces with must not be remembered: it is of no use once the compiler is done.
     tracing = torch.compiler.is_compiling() or type(x) is not Tensor
-    height, width = x.shape[2:]
-    return (_grid if tracing else _remembered_grid)(height, width, kernel_size, x.device)
+    (height, width), (high, wide) = x.shape[2:], kernel_size
+    return (_grid if tracing else _remembered_grid)(height, width, (high, wide), float64_device(x.device))
 
 
 def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
@@ -195,33 +214,40 @@ def _remembered_grid(height: int, width: int, kernel_size: tuple[int, int], devi
 
 
 class _OutputMoments(torch.autograd.Function):
-    """Mean W p and variance W Cov W^T, per row of W; only what is kept anyway is kept for the backward pass."""
+    """Mean W p and variance W Cov W^T, per row of W; only what is kept anyway is kept for the backward pass.
+
+    All of it is in float64, so that nothing is lost, on a device that would run float32 products in TF32 either.
+    """
 
     @staticmethod
-    def forward(weight: Tensor, mean: Tensor, covariance: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        weight: Tensor, mean: Tensor, covariance: Tensor, rounded: Tensor, centre: Tensor
+    ) -> tuple[Tensor, Tensor]:
         rows = _rows(weight, centre)
         var = torch.linalg.vecdot(rows @ covariance, rows)
         return rows @ mean, var.clamp_min_(0)  # rounding alone makes it negative
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
+        weight, mean, _, rounded, centre = inputs
+        ctx.save_for_backward(weight, mean, rounded, centre)
 
     @staticmethod
-    def backward(ctx, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        weight, mean, covariance, centre = ctx.saved_tensors
+    def backward(ctx, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        weight, mean, rounded, centre = ctx.saved_tensors
         rows = _rows(weight, centre)
         weighted = rows * of_var[:, None]
-        of_rows = torch.addr(2 * (weighted @ covariance), of_mean, mean)
+        of_rows = torch.addr(2 * (weighted @ in_float64(rounded)), of_mean, mean)
         size = weight[0].numel()
         of_weight = of_rows[:, :size].reshape(weight.shape[0], weight.shape[1], -1)
-        of_weight = of_weight + centre[:, None] * of_rows[:, None, size:]
-        return of_weight.reshape(weight.shape), of_mean @ rows, weighted.t() @ rows, None
+        of_weight = of_weight + in_float64(centre)[:, None] * of_rows[:, None, size:]
+        return rounded_like(of_weight.reshape(weight.shape), weight), of_mean @ rows, weighted.t() @ rows, None, None
 
 
 def _rows(weight: Tensor, centre: Tensor) -> Tensor:
-    """(W, W c): the rows that act on (u, e), (out, D)."""
-    return torch.cat([weight.flatten(1), centre @ weight.flatten(2)], dim=1)
+    """(W, W c): the rows that act on (u, e), (out, D), float64."""
+    weight = in_float64(weight)
+    return torch.cat([weight.flatten(1), in_float64(centre) @ weight.flatten(2)], dim=1)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -231,18 +257,6 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 def _centred(x: Tensor, centre: Tensor) -> Tensor:
     return x.clone(memory_format=_layout(x)).sub_(centre[:, None, None])
-
-
-def _correlation(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """R[d], (C, C) each, for one of each pair of distances (d, -d): zero first, then to the right, then below.
-
-    It is the gradient to the weight of a convolution of x that gives x.
-    """
-    high, wide = kernel_size
-    shape = (x.shape[1], x.shape[1], high, 2 * wide - 1)
-    below = F.pad(x, (0, 0, 0, high - 1))
-    both = conv2d_weight(below, shape, x, padding=(0, wide - 1))
-    return both.flatten(2).permute(2, 0, 1)[wide - 1 :]
 
 
 def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:

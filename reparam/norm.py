@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .errors import SpecError, StatisticsError
 from .known_norm import why_unknown
+from .precision import in_float64
 
 BatchNorm = _NormBase
 """What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
@@ -95,9 +96,9 @@ class Population:
         """Takes in a batch with this mean and biased variance per channel, of `count` values each."""
         if not count:
             return
-        delta = mean.double() - self.mean
+        delta = in_float64(mean) - self.mean
         total = self.count + count
-        self.sum_squares = self.sum_squares + var.double() * count + delta.square() * (self.count * count / total)
+        self.sum_squares = self.sum_squares + in_float64(var) * count + delta.square() * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
@@ -272,10 +273,10 @@ def _over_processes(
 def move_statistics(bn: BatchNorm, mean: Tensor, var: Tensor, batches: int) -> None:
     """Gives `bn` other stored statistics and an affine with which it scales and shifts as before."""
     assert bn.running_mean is not None and bn.running_var is not None and bn.weight is not None
-    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    scale = in_float64(bn.weight) / (in_float64(bn.running_var) + bn.eps).sqrt()
     bn.weight.copy_(scale * (var + bn.eps).sqrt())
     if bn.bias is not None:
-        bn.bias.copy_(bn.bias.double() + scale * (mean - bn.running_mean.double()))
+        bn.bias.copy_(in_float64(bn.bias) + scale * (mean - in_float64(bn.running_mean)))
     bn.running_mean.copy_(mean)
     bn.running_var.copy_(var)
     if bn.num_batches_tracked is not None:

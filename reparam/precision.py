@@ -1,73 +1,135 @@
-"""Models run in another precision than their own, with nothing of the user's touched."""
+"""Where float64 work happens, and float32 work of which no digit may be lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from itertools import chain
+from threading import RLock
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from .compare import where_float64_is, with_tensors
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CASTS = (Tensor.half, Tensor.bfloat16, Tensor.float, Tensor.double)
-
-
-class _OneFloat(TorchFunctionMode):
-    """While it lasts, every real dtype that a forward asks for is the same: `x.float()` would break a float64 run."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._dtype = dtype
-
-    def __enter__(self) -> Any:
-        self._before = torch.get_default_dtype()
-        torch.set_default_dtype(self._dtype)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.set_default_dtype(self._before)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _CASTS:
-            return args[0].to(self._dtype)
-        kwargs = {key: self._of(value) for key, value in (kwargs or {}).items()}
-        return func(*map(self._of, args), **kwargs)
-
-    def _of(self, value: Any) -> Any:
-        return self._dtype if isinstance(value, torch.dtype) and value in _FLOATS else value
+_WITHOUT_FLOAT64 = {"mps"}
+"""Types of devices that know no float64; their tensors go to the CPU for it."""
 
 
-@torch.no_grad()
-def run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a model returns for copies of its inputs; torch's random numbers go on as if nothing had run."""
-    args, kwargs = with_tensors((tuple(args), dict(kwargs)), lambda tensor: tensor.detach().clone())
-    with _dice_kept():
-        return model(*args, **kwargs)
+def in_float64(tensor: Tensor) -> Tensor:
+    """A tensor in float64, on the CPU if its device has none; differentiable."""
+    return tensor.to(float64_device(tensor.device)).to(torch.float64)
 
 
-def run_in(dtype: torch.dtype, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The same of a model that `of_dtype` made, for its inputs in this dtype."""
-    with _OneFloat(dtype):
-        return run(model, *with_tensors((tuple(args), dict(kwargs)), lambda tensor: _cast(tensor, dtype)))
+def rounded_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A tensor rounded to the dtype of another and taken to its device, in this order; differentiable."""
+    return tensor.to(other.dtype).to(other.device)
 
 
-def of_dtype(dtype: torch.dtype, model: nn.Module) -> nn.Module:
-    """A copy of one's own brought into a real dtype, in place; on the CPU, where its device lacks float64."""
-    return model._apply(lambda tensor: _cast(tensor, dtype))
+def module_in_float64(module: ModuleT) -> ModuleT:
+    """Turns a module into float64, on the CPU if a device of it has none; in place, as `nn.Module.to`."""
+    tensors = chain(module.parameters(), module.buffers())
+    return (module if all(has_float64(tensor.device) for tensor in tensors) else module.cpu()).double()
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.to(where_float64_is(tensor.device) if dtype == torch.float64 else tensor.device)
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def float64_device(device: torch.device) -> torch.device:
+    """Where the float64 work of tensors of a device happens: there, or on the CPU."""
+    return torch.device("cpu") if not has_float64(device) else device
+
+
+def sum_in_float64(tensor: Tensor, dim: int) -> Tensor:
+    """Sums over an axis, in float64 where the device knows it, else pairwise in its own dtype; the sum is float64."""
+    if not has_float64(tensor.device):
+        return in_float64(tensor.sum(dim))  # what is summed may be large, the sum is small to move
+    return tensor.sum(dim, dtype=torch.float64)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device knows float64."""
+    return device.type not in _WITHOUT_FLOAT64
+
+
+class _Setting(NamedTuple):
+    """A switch of torch by which float32 products lose digits."""
+
+    holder: Any
+    name: str
+    now: Any
+    """What it is set to, or what makes it follow its parent again."""
+    exact: Any
+
+
+_LOCK = RLock()  # the switches belong to the whole process, in which other devices may run a backward pass of their own
 
 
 @contextmanager
-def _dice_kept() -> Iterator[None]:
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(gpus):
-        yield
+def all_digits() -> Iterator[None]:
+    """While it lasts, float32 products keep all digits: no TF32 on a GPU, no bfloat16 on a CPU, whatever is set.
+
+    A compiler does not see it: see `with_all_digits`. Products of float64 need none of it.
+    """
+    with _LOCK:
+        legacy = _legacy()
+        settings = _settings(also_exact=legacy != "highest")  # which setting `legacy` again would change
+        try:
+            if legacy != "highest":
+                torch.set_float32_matmul_precision("highest")
+            for one in settings:
+                setattr(one.holder, one.name, one.exact)
+            yield
+        finally:
+            if legacy != "highest":
+                torch.set_float32_matmul_precision(legacy)
+            for one in settings:
+                setattr(one.holder, one.name, one.now)
+
+
+def with_all_digits(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a function run under `all_digits`, compiled too.
+
+    For that it becomes one operation to a compiler, which learns its shapes by running it on tensors without values.
+
+    Args:
+        schema: types of what it takes and returns, as torch writes them.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def exact(*args: Any) -> Any:
+            with all_digits():
+                return function(*args)
+
+        name = f"reparam::{function.__name__.strip('_')}"
+        operation = torch.library.custom_op(name, exact, mutates_args=(), schema=schema)
+        operation.register_fake(function)
+        return lambda *args: (operation if torch.compiler.is_compiling() else exact)(*args)
+
+    return decorate
+
+
+def _legacy() -> str:
+    """The precision of matrix products; torch refuses to tell where only its newer switches were set."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"
+
+
+def _settings(also_exact: bool) -> list[_Setting]:
+    """The switches that are on, or all."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    if not hasattr(cudnn, "conv"):  # before torch 2.9
+        return [_Setting(cudnn, "allow_tf32", cudnn.allow_tf32, False)]
+    parents: list[tuple[Any, list[Any]]] = [
+        (cudnn, [torch.backends.cuda.matmul, cudnn.conv]),
+        (mkldnn, [mkldnn.matmul, mkldnn.conv]),  # type: ignore[attr-defined]  # torch's own stubs lack them
+    ]
+    found = []
+    for parent, children in parents:
+        for child in children:
+            if (now := child.fp32_precision) not in ("none", "ieee") or also_exact:
+                back = "none" if now == parent.fp32_precision else now
+                found.append(_Setting(child, "fp32_precision", back, "ieee"))
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .compare import cloned, distance, exactly, max_abs, tensors_of
 from .errors import FuseError
 from .hooks import copy_module
-from .precision import of_dtype, run_in
+from .running import of_dtype, run_in
 
 _EXACT = 1e-9
 """How far two outputs in float64 may be apart, over the largest value; sums in another order differ by 1e-15 or so."""

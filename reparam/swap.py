@@ -174,10 +174,10 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
     geometry = {name: getattr(conv, name) for name in names}
     with torch.device("cpu"):
         block = make(**geometry, bias=conv.bias is not None, ndim=_PLAIN[type(conv)])
-    weight = conv.weight.detach().double().cpu()
-    bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().double().cpu()
+    weight = conv.weight.detach().cpu().double()
+    bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().cpu().double()
     absorb(block.double().eval(), Kernel(weight, bias))
-    block.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
+    block.to(dtype=conv.weight.dtype).to(device=conv.weight.device).train(conv.training)
     for parameter in block.parameters():
         parameter.requires_grad_(parameter.requires_grad and conv.weight.requires_grad)
     if conv.weight.dim() == 4 and not conv.weight.is_contiguous():

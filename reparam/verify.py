@@ -20,8 +20,8 @@ from .find import find_blocks
 from .foreign import find_foreign, foreign_block
 from .fuse import unwrap
 from .hooks import copy_module
-from .precision import of_dtype, run, run_in
 from .prove import OF_FLOAT32, Inputs
+from .running import of_dtype, run, run_in
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,11 @@ def cosines(spec: ConvSpec) -> Tensor:
     each, waves = spec.out_channels / spec.ndim, []
     for axis, taps in enumerate(spec.kernel_size):
         first, last = ceil(axis * each), ceil((axis + 1) * each)
-        frequency = torch.arange(first, last, dtype=torch.float64).unsqueeze(1) + 1 - axis * each
-        wave = (pi / taps * frequency * (torch.arange(taps, dtype=torch.float64) + 0.5)).cos()
+        frequency = torch.arange(first, last, dtype=torch.float64, device="cpu").unsqueeze(1) + 1 - axis * each
+        wave = (pi / taps * frequency * (torch.arange(taps, dtype=torch.float64, device="cpu") + 0.5)).cos()
         along = [taps if other == axis else 1 for other in range(spec.ndim)]
         waves.append(wave.reshape(-1, 1, *along).expand(-1, 1, *spec.kernel_size))
-    return torch.cat(waves).to(torch.get_default_dtype())
+    return torch.cat(waves).to(torch.get_default_dtype()).to(torch.get_default_device())
 
 
 def _scaled(terms: Sequence[Callable], scales: Sequence[float] | None, usual: tuple[float, ...]) -> list[BranchFactory]:

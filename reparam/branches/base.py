@@ -29,6 +29,7 @@ from ..norm import (
     uses_batch_stats,
     why_not_ready,
 )
+from ..precision import module_in_float64, rounded_like
 from ..sound import unsound_in
 from ..spec import ConvSpec, Pads, centre, pad
 
@@ -98,11 +99,10 @@ class Branch(nn.Module, ABC):
         """
         if problems := [f"{name or 'itself'!r}: {why}" for name, why in self.problems().items()]:
             raise FuseError(f"cannot fuse {type(self).__name__}: " + "; ".join(problems))
-        exact = copy_module(self)
-        exact.to(device="cpu" if self.like.device.type == "mps" else None, dtype=torch.float64)  # mps has no float64
+        exact = module_in_float64(copy_module(self))
         with torch.no_grad():
             weight, bias = exact._full(exact.kernel())
-            weight, bias = weight.to(self.like), bias.to(self.like)
+            weight, bias = rounded_like(weight, self.like), rounded_like(bias, self.like)
             if self._channels_last():
                 weight = weight.contiguous(memory_format=torch.channels_last)
         trainable = any(parameter.requires_grad for parameter in self.parameters())

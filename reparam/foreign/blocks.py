@@ -13,10 +13,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..branches import Branch
 from ..errors import NotLinearError, ReparamError
+from ..precision import has_float64, in_float64
 from ..spec import ConvSpec
 from .affine import Affine, inputs
 from .equations import is_whole_block
-from .exact import exact, in_float64, knows_float64, numbers, with_tensors, without_hooks
+from .exact import exact, numbers, with_tensors, without_hooks
 from .kernel_of import linear_parts
 from .lookalikes import says_it_fuses
 from .reading import affine_of, is_registered, like_of
@@ -132,7 +133,7 @@ def to_read(module: nn.Module) -> Any:
     opaque = any(is_registered(part) or isinstance(part, Branch) for part in module.modules())
     convs = [part for part in module.modules() if isinstance(part, _ConvNd) and is_torch_layer(part)]
     weights = [] if opaque else [weight for conv in convs if (weight := conv._parameters.get("weight")) is not None]
-    raw = {id(weight) for weight in weights if knows_float64(weight.device)}
+    raw = {id(weight) for weight in weights if has_float64(weight.device)}
     return with_tensors(module, lambda tensor: tensor if id(tensor) in raw else in_float64(tensor))
 
 

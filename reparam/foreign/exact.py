@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..precision import in_float64
 from .trace import same_hooks
 
 
@@ -28,16 +29,6 @@ def with_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
 def exact(module: nn.Module) -> Any:
     """A copy in float64 and eval mode, on the same device if that knows float64."""
     return with_tensors(module, in_float64)
-
-
-def in_float64(tensor: Tensor) -> Tensor:
-    """A tensor in float64, on the CPU if its device has none."""
-    return tensor.to(tensor.device if knows_float64(tensor.device) else "cpu", torch.float64)
-
-
-def knows_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64, which Apple's GPUs do not."""
-    return device.type != "mps"
 
 
 def without_hooks(module: nn.Module) -> nn.Module:

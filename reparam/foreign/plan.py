@@ -16,9 +16,10 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from .. import kernels
 from ..branches import Branch
 from ..kernels import Kernel
+from ..precision import in_float64
 from .affine import Affine
 from .blocks import ForeignBlock
-from .exact import exact, in_float64
+from .exact import exact
 from .layers import norm_scale_shift
 from .neighbours import Neighbours
 from .recipes import Recipe, Row
