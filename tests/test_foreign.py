@@ -83,6 +83,10 @@ def conv(size=3, padding=None, **options):
     return nn.Conv2d(6, 6, size, padding=size // 2 if padding is None else padding, **options)
 
 
+def bn(channels=6):
+    return nn.BatchNorm2d(channels)
+
+
 def number(*shape):
     return nn.Parameter(torch.ones(shape))
 
@@ -396,6 +400,14 @@ def test_the_keys_are_those_of_the_inference_code(name, inplace):
     assert fuse(plain).state_dict().keys() == keys  # what is fused already stays as it is
 
 
+TAKES = {
+    "conv": lambda: (conv(groups=3), bn()),
+    "linear": lambda: (nn.Linear(6, 4), nn.BatchNorm1d(4)),
+    "transposed": lambda: (nn.ConvTranspose2d(6, 4, 3, groups=2), bn(4)),
+    "block": lambda: (RepSRBlock(6), bn()),
+}
+
+
 class TestKnownBlocks:
     """What the authors' codes fail at."""
 
@@ -479,6 +491,15 @@ class TestKnownBlocks:
             (layer,) = (part for part in plain.modules() if isinstance(part, nn.Conv2d))
             assert layer.fused_from == type(model[0]).__name__ and layer.training is training
             assert [parameter.requires_grad for parameter in plain.parameters()] == [trainable] * 2
+
+    @pytest.mark.parametrize(
+        "build", [lambda: RepVGGBlock(6, 6), *(lambda one=one: nn.Sequential(*one()) for one in TAKES.values())]
+    )
+    def test_what_is_trained_in_part_stays_trainable(self, build):
+        model = ready(nn.Sequential(build())).float()
+        next(model.parameters()).requires_grad_(False)
+        plain = fuse(model, batch_norms=True)
+        assert [parameter.requires_grad for parameter in plain.parameters()] == [True] * 2
 
     def test_a_block_used_twice(self):
         block = RepVGGBlock(8, 8)
@@ -591,16 +612,6 @@ def test_a_known_block_may_be_the_root_in_place():
 # Batch norms outside of blocks.
 
 
-def bn(channels=6):
-    return nn.BatchNorm2d(channels)
-
-
-TAKES = {
-    "conv": lambda: (conv(groups=3), bn()),
-    "linear": lambda: (nn.Linear(6, 4), nn.BatchNorm1d(4)),
-    "transposed": lambda: (nn.ConvTranspose2d(6, 4, 3, groups=2), bn(4)),
-    "block": lambda: (RepSRBlock(6), bn()),
-}
 FOLDED = {
     "vectors": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6 * 9 * 8, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5)),
     "by names": lambda: Forward(lambda m, x: m.bn(m.conv(x)).relu(), bn=bn(), conv=conv()),
