@@ -701,7 +701,7 @@ REASONS = (
     "holds a os.system with",
     "says num_blocks=1000000000",
     "says device=meta",
-    "EOFError",
+    "it is empty",
 )
 
 
