@@ -715,7 +715,7 @@ REASONS = (
     "holds a os.system with",
     "says num_blocks=1000000000",
     "says device=meta",
-    "EOFError",
+    "it is empty",
 )
 
 
@@ -816,7 +816,7 @@ def test_layers_that_share_their_memory(tmp_path):
         return layers | {f"body.{2 * index + 1}.weight": weight[:, 0, 0, 0] for index in range(count - 1)}
 
     torch.save(of_one(torch.rand(4, 4, 3, 3), 5), tmp_path / "x.pth")
-    assert load_checkpoint(tmp_path / "x.pth").num_blocks == 3
+    assert load_checkpoint(tmp_path / "x.pth", colors=4).num_blocks == 3
     torch.save(of_one(torch.rand(64, 64, 3, 3), 200), tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"a file of \d{6} bytes with tensors of \d{8}, which share their memory"):
         load_checkpoint(tmp_path / "x.pth")

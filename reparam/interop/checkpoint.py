@@ -84,7 +84,7 @@ def network_of(contents: Contents, **options: Any) -> Network:
         raise CheckpointError(f"no known network; looked for {kinds}. {looked_for(tensors)}")
     name, recipe = known
     img_range = options.pop("img_range", None) if issubclass(recipe.network, SRNet) else None
-    _check_told(name, recipe, {**options, "img_range": img_range})
+    _check_told(name, recipe, options)
     recipe = recipe._replace(options={**recipe.options, **options})
     try:
         with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
@@ -97,6 +97,12 @@ def network_of(contents: Contents, **options: Any) -> Network:
         net.load_state_dict(ours if img_range is None else _of_range_one(ours, net, float(img_range)))
     except Exception as error:  # options that anyone may have written run torch into anything
         raise CheckpointError(f"looks like {name} ({_listed(recipe)}), but does not fit: {error}") from error
+    if recipe.asks_range and img_range is None:
+        raise CheckpointError(
+            f"looks like {name} ({_listed(recipe)}), but no key tells the range of its images: pass img_range=255 for "
+            "a file of the authors' code, which trains on 0 to 255, and img_range=1 for one of BasicSR (to make a file "
+            "that says it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
+        )
     return net.eval()
 
 
@@ -111,12 +117,6 @@ def _check_told(name: str, recipe: Recipe, options: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{start} there are no slopes of PReLU, so that the activation is another "
             "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
-        )
-    if recipe.asks_range and options["img_range"] is None:
-        raise CheckpointError(
-            f"{start} no key tells the range of its images: pass img_range=255 for a file of the authors' code, which "
-            "trains on 0 to 255, and img_range=1 for one of BasicSR (to make a file that says it: reparam fuse SOURCE "
-            "TARGET --keys reparam --img-range 255)"
         )
     colors = recipe.options.get("colors", 3)
     if name not in _CLASSES and colors not in (1, 3) and "colors" not in options:
