@@ -196,7 +196,9 @@ def _grid_for(x: Tensor, kernel_size: tuple[int, int]) -> _Grid:
     # What a compiler traces with must not be remembered: it is of no use once the compiler is done.
     tracing = torch.compiler.is_compiling() or type(x) is not Tensor
     height, width = x.shape[2:]
-    return (_grid if tracing else _remembered_grid)(height, width, tuple(kernel_size), float64_device(x.device))
+    return (_grid if tracing else _remembered_grid)(
+        height, width, (kernel_size[0], kernel_size[1]), float64_device(x.device)
+    )
 
 
 def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
