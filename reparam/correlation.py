@@ -43,7 +43,8 @@ def correlation(one: Tensor, other: Tensor, size: tuple[int, int], reach: Distan
     """The sums of one[u] other[u + d]^T over u, (C, C') for each d of `at`, in float64; of lines of a size."""
     (height, width), before = size, _before(size[1], reach)
     row = width + reach[1]
-    at_once, parts = -(-height // -(-height * row // _LONGEST)), []  # rows, as many in each part
+    pieces = 1 if one.dtype == torch.float64 else -(-height * row // _LONGEST)
+    at_once, parts = -(-height // pieces), []  # rows
     for top in range(0, height, at_once):
         start, length = before + top * row, min(at_once, height - top) * row
         these = one.narrow(2, start, length)
