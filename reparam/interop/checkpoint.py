@@ -187,7 +187,8 @@ def _check_bare(model: Any, note: Mapping[str, Any]) -> None:
         told = {"act": model.options["act"]} if issubclass(recipe.network, SRNet) else {}
         with torch.device("meta"):
             again = recipe._replace(options={**recipe.options, **told}).build()
-        for key, value in model.options.items():
+        matters = PlainSR().options if note["fused"] else model.options  # not what the blocks were made of
+        for key, value in ((key, value) for key, value in model.options.items() if key in matters):
             if json.dumps(again.options.get(key, value), default=str) != json.dumps(value, default=str):
                 lost.append(f"{key}={value!r}")
         if not note["fused"] and not lost and _branches(again) != _branches(model):
