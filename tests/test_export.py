@@ -357,7 +357,9 @@ def test_the_commands(net, tmp_path):
     result = command("export", tmp_path / "net.safetensors", tmp_path / "net.pt2")
     assert result.exit_code == 0 and "net.pt2: torch.export, differs by 0e+00 in torch (5 shapes)" in result.output
     assert_equal_there(net, tmp_path / "net.pt2", (1, 3, 5, 6))
-    report = json.loads(command("export", tmp_path / "net.safetensors", tmp_path / "net.pt2", "--json").output)
+    report = json.loads(
+        command("export", tmp_path / "net.safetensors", tmp_path / "net.pt2", "--json", "--overwrite").output
+    )
     assert report["error"] == 0 and report["engine"] == "torch"
     bad = command("export", tmp_path / "net.safetensors", tmp_path / "net.xyz")
     assert bad.exit_code == 1 and bad.output.startswith("error: the suffix says")
