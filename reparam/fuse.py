@@ -137,8 +137,8 @@ def _prove(model: nn.Module, plain: nn.Module, example: Any, plan_of: PlanOf) ->
     for side in (exact, fused):
         drop_shared_hooks(side, model)
     set_fold(exact, False)  # run the branches: a folded block would be compared with itself
+    check_rounded(plain, fused)  # before they run, which may change their buffers
     prove(exact, fused, example, _spans(found))
-    check_rounded(plain, fused)
 
 
 def _spans(found: Survey) -> Spans:

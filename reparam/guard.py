@@ -27,6 +27,7 @@ _REMEDIES = {  # by the module of the hook's class
 }
 
 
+@torch.compiler.assume_constant_result  # a compiler watches no hooks anyway, and classes it watches by itself
 def is_read(module: nn.Module) -> bool:
     """Whether a folded step does all that running this module would do, what is inside of it left aside."""
     state = module.__dict__
@@ -35,7 +36,7 @@ def is_read(module: nn.Module) -> bool:
     return not hooked and "forward" not in state and _known(type(module))
 
 
-@torch.compiler.assume_constant_result  # a compiler watches no hooks anyway, and classes it watches by itself
+@torch.compiler.assume_constant_result
 def all_read(module: nn.Module) -> bool:
     """Whether `is_read` holds for all that is inside, and all stages of chains have a kernel; asked in every step."""
     is_chain = hasattr(type(module), "stages")
@@ -49,6 +50,18 @@ def all_read(module: nn.Module) -> bool:
             if not all(map(is_stage, map(type, module.stages()))):  # type: ignore[operator]
                 return False
     return True
+
+
+@torch.compiler.assume_constant_result
+def is_read_stage(stage: nn.Module) -> bool:
+    """Whether a stage of a chain can run as the convolution that is read of it."""
+    return is_stage(type(stage)) and is_read(stage) and all_read(stage)
+
+
+@torch.compiler.assume_constant_result
+def is_unaltered(module: nn.Module) -> bool:
+    """Whether `altered` finds nothing, at less cost."""
+    return all_read(module) and why_not_read(module) is None
 
 
 def altered(module: nn.Module) -> dict[str, str]:
@@ -88,7 +101,11 @@ def why_not_read(module: nn.Module) -> str | None:
     if why := why_replaced(module):
         return why
     name = type(module).__name__
-    return None if _known(type(module)) else f"{name} has a forward of its own, of which no kernel knows; {_FIRST}"
+    if _known(type(module)):
+        return None
+    if hasattr(module, "kernel_with"):
+        return f"{name} has forward, kernel and kernel_with from different classes; define all three in one"
+    return f"{name} has a forward of its own, of which no kernel knows; {_FIRST}"
 
 
 def why_replaced(module: nn.Module) -> str | None:

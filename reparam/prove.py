@@ -146,6 +146,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _not_rounded(tensor: Tensor, proved: Tensor) -> str | None:
+    if tensor.is_meta:
+        return None
     if not tensor.is_floating_point():
         return None if bool((tensor.to(proved) == proved).all()) else "was changed by fusing"
     rounding = torch.finfo(tensor.dtype)

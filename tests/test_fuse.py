@@ -206,7 +206,7 @@ class TestRefusals:
             fuse(block, inplace=True)
 
     def test_to_conv_names_the_norm(self):
-        with pytest.raises(FuseError, match=r"RepSRBlock: batch norm 'branches\.1\.norm': it uses batch statistics"):
+        with pytest.raises(FuseError, match=r"RepSRBlock: 'branches\.1\.norm': it uses batch statistics"):
             RepSRBlock(4).to_conv()
 
 

@@ -67,6 +67,11 @@ class LowPrecision(ConvBNBranch):
         return Kernel(weight.float().to(weight), bias)
 
 
+for planted in (*ConvBNBranch.__subclasses__(), ZerosAroundABiased1x1):
+    for name in ("forward", "kernel", "kernel_with"):  # as if written for each other, or the guard refuses them first
+        setattr(planted, name, getattr(planted, name))
+
+
 def build(mutant: type[Branch]) -> tuple[Branch, torch.Tensor]:
     options = {"order": "1x1-kxk"} if issubclass(mutant, ExpandSqueezeBranch) else {}
     branch = randomise(mutant(SPEC, **options).double(), 3).eval()

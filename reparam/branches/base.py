@@ -14,7 +14,7 @@ from .. import cost, kernels
 from ..autocast import as_conv_input, no_autocast
 from ..constants import constant
 from ..errors import FuseError, NotLinearError, SpecError
-from ..guard import all_read, altered, is_read, is_stage, why_hooked, why_not_read
+from ..guard import altered, is_read, is_read_stage, is_unaltered, why_hooked, why_not_read
 from ..hooks import copy_module
 from ..kernels import Kernel
 from ..linear import LinearOp, fit, identity_op, linear_op, then
@@ -121,7 +121,7 @@ class Branch(nn.Module, ABC):
         Raises:
             NotLinearError: if a layer inside was given another forward, a hook or a class of its own; it is named.
         """
-        if all_read(self) and why_not_read(self) is None:
+        if is_unaltered(self):
             return
         if found := "; ".join(f"{name or 'itself'!r}: {why}" for name, why in altered(self).items()):
             raise NotLinearError(f"{type(self).__name__} has no kernel now: {found}")
@@ -285,7 +285,7 @@ def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
 
 def run(stage: nn.Module, x: Tensor, pads: Pads | None, padding_mode: str) -> Tensor:
     """A stage on x, padded before: as the convolution that is read of it, or itself where it may be something else."""
-    if is_stage(type(stage)) and is_read(stage) and all_read(stage):
+    if is_read_stage(stage):
         return _op_of(stage, x.shape[1], x).apply(x, pads, padding_mode)
     return stage(x if pads is None else pad(x, pads, padding_mode))
 
@@ -300,7 +300,7 @@ def normalise(
     bn: BatchNorm, x: Tensor, ring: Pads = (), used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
     """Applies `bn` to x; batch statistics are those of x without its ring."""
-    if not is_read(bn) and uses_batch_stats(bn) and any(map(any, ring)):
+    if any(map(any, ring)) and uses_batch_stats(bn) and not is_read(bn):
         raise NotLinearError(
             f"{why_hooked(bn) or why_not_read(bn)}; before a k x k convolution its statistics leave out the ring of "
             "the padding, which only this library's own batch norm does"
