@@ -57,6 +57,15 @@ def test_what_it_costs(written):
     assert sorted(path.name for path in file.parent.iterdir() if path.name.startswith(".")) == []
 
 
+def test_the_better_number_of_bits_is_taken(written, folder):
+    file, report = written
+    each = {bits: quantize(NAME, folder / f"{bits}{file.suffix}", SMALL, weight_bits=bits) for bits in (7, 8)}
+    assert report.psnr_db == max(one.psnr_db for one in each.values()) == each[report.weight_bits].psnr_db
+    assert [one.weight_bits for one in each.values()] == [7, 8]
+    x = np.float32(SMALL[0] / 255)
+    assert np.array_equal(Upscaler(file)(x), Upscaler(folder / f"{report.weight_bits}{file.suffix}")(x))
+
+
 def test_the_figures_are_means_over_the_images(written):
     file, report = written
     pairs = [[Upscaler(one)(np.float32(x / 255)).clip(0, 1) for one in (NAME, file)] for x in SMALL]
@@ -81,10 +90,11 @@ def test_onnx_runtime_and_openvino_run_the_same_file(folder):
     assert np.array_equal(tiled, Upscaler(file, tile=0)(SMALL[0]))
 
 
+@pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_the_weights_in_the_file(per_channel, folder):
-    file = folder / f"weights{per_channel}.onnx"
-    quantize(NAME, file, SMALL, per_channel=per_channel)
+def test_the_weights_in_the_file(per_channel, bits, folder):
+    file = folder / f"weights{per_channel}{bits}.onnx"
+    quantize(NAME, file, SMALL, per_channel=per_channel, weight_bits=bits)
     plain = fuse(create_model(NAME, pretrained=True))
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(file).graph.initializer}
     weights = [name for name, values in held.items() if name.endswith(".weight_quantized")]
@@ -94,7 +104,7 @@ def test_the_weights_in_the_file(per_channel, folder):
         assert scale.size == (layer.out_channels if per_channel else 1)
         scale = scale.reshape(-1, 1, 1, 1)
         assert np.abs(held[name] * scale - layer.weight.detach().numpy()).max() <= 0.51 * scale.max()
-        assert np.abs(held[name]).max() == 127
+        assert np.abs(held[name]).max() == {7: 64, 8: 127}[bits]
 
 
 def test_what_is_quantized(written):
@@ -220,7 +230,8 @@ def test_ranges_of_a_block_are_those_of_its_worst_layer():
         ("net.onnx", ["a", 3], {}, SpecError, "a numpy array or a tensor, but got int"),
         ("net.onnx", "nowhere", {}, FileNotFoundError, "there is no folder nowhere"),
         ("net.onnx", ".", {}, FileNotFoundError, r"no image in \. \(looked for .png"),
-        ("no/net.onnx", SMALL, {}, FileNotFoundError, "there is no directory no"),
+        ("no/net.onnx", SMALL, {}, FileNotFoundError, "there is no directory .*no$"),
+        ("net.onnx", SMALL, {"weight_bits": 4}, SpecError, "must be 7, 8 or None, but got 4"),
     ],
 )
 def test_what_cannot_be_quantized(path, images, options, error, match, tmp_path, monkeypatch):
@@ -262,12 +273,14 @@ def test_the_command(tmp_path):
     table = CliRunner().invoke(app, command)
     assert table.exit_code == 0, table.output
     assert "a scale for each channel, 2 images" in table.output and "lost" not in table.output
-    result = CliRunner().invoke(app, [*command, "--targets", str(tmp_path / "large"), "--per-tensor", "--json"])
+    result = CliRunner().invoke(
+        app, [*command, "--targets", str(tmp_path / "large"), "--per-tensor", "--json", "--overwrite"]
+    )
     found = json.loads(result.stdout)
     assert found["per_channel"] is False and found["files"] == [str(tmp_path / "net.onnx")]
     assert found["layers"][2]["name"] == "body.4" and found["layers"][2]["spread_before"] > 1
     report = quantize(NAME, tmp_path / "net.onnx", SMALL, targets=LARGE, per_channel=False)
     assert found["int8_db"] == pytest.approx(report.int8_db)
     assert f"{report.float_db:.3f} dB in float32, {report.int8_db:.3f} dB in INT8" in str(report)
-    wrong = CliRunner().invoke(app, [*command[:-1], str(tmp_path)])
+    wrong = CliRunner().invoke(app, [*command[:-1], str(tmp_path), "--overwrite"])
     assert wrong.exit_code == 1 and "error: no image in" in wrong.output

@@ -215,13 +215,19 @@ def quantize(
     images: Annotated[Path, typer.Option(help="Folder of images such as the network is to enlarge, to calibrate on.")],
     targets: Annotated[Path | None, typer.Option(help="Folder of the same images, large, in the same order.")] = None,
     per_tensor: Annotated[bool, typer.Option("--per-tensor", help="One scale for all channels of a weight.")] = False,
+    weight_bits: Annotated[
+        int | None, typer.Option(min=7, max=8, help="7 is right on every processor; else the better one here is taken.")
+    ] = None,
     tile: Tile = 256,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fuse a network and write it in 8 bits, calibrated on images; say what that costs."""
     targets_of(target, [Path(source)], overwrite)
-    report = quantize_network(source, target, images, targets=targets, per_channel=not per_tensor, tile=tile)
+    bits: Any = weight_bits
+    report = quantize_network(
+        source, target, images, targets=targets, per_channel=not per_tensor, weight_bits=bits, tile=tile
+    )
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
 
 

@@ -19,7 +19,9 @@ from ..export.formats import FORMATS, convert_to_openvino, write_for_openvino
 _ONNX = FORMATS[0]
 
 
-def write_int8(net: nn.Module, file: Path, samples: Iterator[np.ndarray], per_channel: bool) -> None:
+def write_int8(
+    net: nn.Module, file: Path, samples: Iterator[np.ndarray], per_channel: bool, weight_bits: int = 8
+) -> None:
     """Writes a fused network in 8 bits, as .onnx or .xml.
 
     Args:
@@ -27,13 +29,14 @@ def write_int8(net: nn.Module, file: Path, samples: Iterator[np.ndarray], per_ch
         file: where to.
         samples: inputs of the network, to measure activations on.
         per_channel: whether each output channel of a weight has its own scale.
+        weight_bits: 8, or 7: half of the range, with which sums of two products of 8 bits fit into 16.
     """
     colors: Any = net.colors
     example, for_openvino = torch.rand(2, colors, 8, 9), file.suffix == ".xml"
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         exact, rounded = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         write_as(_ONNX._replace(write=write_for_openvino) if for_openvino else _ONNX, net, example, True, exact)
-        _quantize(exact, rounded, samples, per_channel, quantize_outputs=not for_openvino)
+        _quantize(exact, rounded, samples, per_channel, weight_bits, quantize_outputs=not for_openvino)
         if for_openvino:
             convert_to_openvino(rounded, file, metadata_of(net))
         else:
@@ -41,7 +44,7 @@ def write_int8(net: nn.Module, file: Path, samples: Iterator[np.ndarray], per_ch
 
 
 def _quantize(
-    source: Path, target: Path, samples: Iterator[np.ndarray], per_channel: bool, quantize_outputs: bool
+    source: Path, target: Path, samples: Iterator[np.ndarray], per_channel: bool, bits: int, quantize_outputs: bool
 ) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
@@ -65,6 +68,7 @@ def _quantize(
             per_channel=per_channel,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=bits == 7,
             extra_options=options,
         )
 
