@@ -109,6 +109,13 @@ def test_statistics_freeze_on_time_and_after_a_resume(at: float):
     assert all(isinstance(bn, FrozenStatsBN) for _, bn in norms(resumed.net_g))
 
 
+@pytest.mark.parametrize("at", [1, 1.0])
+def test_one_is_all_of_the_training_and_not_its_first_step(at: float):
+    model = train(reparam_model(SRModel)({"train": {"total_iter": 3, "freeze_bn_at": at}}), 1, 2)
+    assert not any(isinstance(bn, FrozenStatsBN) for _, bn in norms(model.net_g))
+    assert all(isinstance(bn, FrozenStatsBN) for _, bn in norms(train(model, 3, 3).net_g))
+
+
 @pytest.mark.parametrize("at", [0, -1, "0.9", True])
 def test_a_wrong_schedule_is_refused(at):
     model = reparam_model(SRModel)({"train": {"total_iter": 10, "freeze_bn_at": at}})
