@@ -227,7 +227,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("size", [(2, 4000), (4000, 2)])
     def test_a_large_kernel_on_a_narrow_image(self, size):
-        block, x = randomise(RepSRBlock(2, kernel_size=7).double(), 0), torch.rand(2, 2, *size).double()
+        block, x = randomise(RepSRBlock(8, kernel_size=7).double(), 0), torch.rand(2, 8, *size).double()
         twin = copy.deepcopy(block)
         twin.fold = False
         assert_close(block(x), twin(x), 1e-11)
