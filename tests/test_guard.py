@@ -297,7 +297,7 @@ class TestBranchesOfOnesOwn:
             FuseError, match="'itself': Active has forward, kernel and kernel_with from different classes"
         ):
             block.to_conv()
-        with pytest.raises(FuseError, match="Active has a forward of its own"):
+        with pytest.raises(FuseError, match="Active has forward, kernel and kernel_with from different classes"):
             fuse(nn.Sequential(block))
         outer = ReparamBlock(SPEC, [lambda spec: block, ConvBranch]).double()
         assert_close(outer(x), block(x) + outer.branches[1](x))
