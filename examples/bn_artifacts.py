@@ -34,8 +34,8 @@ from examples.train_sr.__main__ import user_errors
 from examples.train_sr.data import Batches, image_files, read_pair, read_patches_of
 from examples.train_sr.quality import bicubic, luma
 from reparam import SpecError, bn_gap, create_model, freeze_bn_stats, load_checkpoint, recalibrate_bn_stats
-from reparam.models.net import SRNet
-from reparam.norm import norms
+from reparam.bn._norm import norms
+from reparam.models._net import SRNet
 
 WAYS = ("stored", "recalibrated", "own", "frozen")
 """Never frozen, with the statistics that the training stored, those of 100 batches at its end, and the image's own; and

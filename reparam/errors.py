@@ -1,5 +1,16 @@
 """The errors of this library: all are `ReparamError`, and each is also the builtin kind a caller would expect."""
 
+__all__ = [
+    "CheckpointError",
+    "ExportError",
+    "FuseError",
+    "NotLinearError",
+    "OptionError",
+    "ReparamError",
+    "SpecError",
+    "StatisticsError",
+]
+
 
 class ReparamError(Exception):
     """Base of every error raised on purpose by this library."""

@@ -10,8 +10,8 @@ from golden_nets import IN_RRRB, Config, Kind, Rules
 from torch import Tensor, nn
 
 from reparam import RRRB, Conv3XC, ConvSpec, Kernel, RepMBConvBlock, SequentialBranch
-from reparam.kernels import identity
-from reparam.linear import LinearOp, linear_op
+from reparam.algebra._kernels import identity
+from reparam.algebra._linear import LinearOp, linear_op
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam import ConvSpec, create_model
-from reparam.norm import norms
+from reparam.bn._norm import norms
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 _NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}

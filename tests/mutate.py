@@ -1,6 +1,6 @@
 """Changes one thing of the package at a time and lists the changes that no test notices.
 
-    python tests/mutate.py --only reparam/spec.py --only reparam/kernels.py
+    python tests/mutate.py --only reparam/algebra/_spec.py --only reparam/bn
     python tests/mutate.py --sample 60 --seed 0          # of the core; a change is drawn by its line, not by its number
 
 Every mutant lives in a copy of the repository. It runs the tests of its file, up to the first that fails; what passes
@@ -168,7 +168,8 @@ def drawn(mutants: Sequence[Mutant], count: int | None, seed: int) -> list[Mutan
 def tests_of(file: str) -> list[str]:
     """The test files of a file of the package; outside of the core, the one of its name."""
     parts = Path(file).with_suffix("").parts[1:]
-    names = TESTS.get(parts[0], parts[-1]).split()
+    name = parts[-1].lstrip("_")
+    names = TESTS.get(name, TESTS.get(parts[0], name)).split()
     return [
         *(f"tests/test_{name}.py" for name in names),
         file,

@@ -36,10 +36,10 @@ from reparam import (
     SequentialBranch,
     SobelBranch,
 )
-from reparam.block import ConvBlock
-from reparam.branches.identity import has_identity
-from reparam.norm import _CLASS
-from reparam.spec import _CONV_CLASS, PADDING_MODES, centre
+from reparam.algebra._spec import _CONV_CLASS, PADDING_MODES, centre
+from reparam.blocks._block import ConvBlock
+from reparam.bn._norm import _CLASS
+from reparam.branches._identity import has_identity
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -30,7 +30,7 @@ from examples.bn_artifacts import (
 )
 from examples.train_sr.data import Batches, read_patches_of
 from reparam import create_model, freeze_bn_stats, fuse, load_checkpoint, save_checkpoint
-from reparam.norm import norms
+from reparam.bn._norm import norms
 
 MODEL = "repvggsr_m1c4_x2"
 app = typer.Typer()

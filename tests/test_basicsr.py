@@ -10,8 +10,8 @@ from helpers import assert_close
 from torch import nn
 
 from reparam import FrozenStatsBN, SpecError, create_model, fuse
+from reparam.bn._norm import norms
 from reparam.interop.basicsr import register_archs, reparam_model
-from reparam.norm import norms
 
 
 class Registry:

@@ -9,7 +9,7 @@ from helpers import assert_close, image, randomise
 from torch import nn
 
 from reparam import ConvBNBranch, ConvSpec, ExpandSqueezeBranch, RepSRBlock, SequentialBranch, StatisticsError
-from reparam.norm import batch_moments, norms, update_running_stats
+from reparam.bn._norm import batch_moments, norms, update_running_stats
 
 SPEC = ConvSpec(4, 6, 3)
 

@@ -7,7 +7,7 @@ from helpers import made
 from torch import nn
 from typer.testing import CliRunner
 
-import reparam.bench.inference as inference
+import reparam.bench._inference as inference
 from reparam import ExportError, SpecError, quantize
 from reparam.bench import bench_inference
 from reparam.cli import app

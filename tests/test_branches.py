@@ -24,7 +24,7 @@ from reparam import (
     SpecError,
     StatisticsError,
 )
-from reparam.linear import linear_op
+from reparam.algebra._linear import linear_op
 
 SPEC = ConvSpec(4, 6, 3)
 SOBEL_X = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).double()

@@ -41,7 +41,7 @@ from reparam import (
     load_checkpoint,
     save_checkpoint,
 )
-from reparam.interop.files import read_file
+from reparam.files._tensor_files import read_file
 
 StateDict = dict[str, Tensor]
 
@@ -423,8 +423,8 @@ def test_a_write_that_fails_leaves_the_old_file(file, error, tmp_path, monkeypat
         Path(path).write_text("half of it")
         raise error
 
-    monkeypatch.setattr("reparam.interop.files.save_file", fail)
-    monkeypatch.setattr("reparam.interop.files.torch.save", fail)
+    monkeypatch.setattr("reparam.files._tensor_files.save_file", fail)
+    monkeypatch.setattr("reparam.files._tensor_files.torch.save", fail)
     expected = CheckpointError if isinstance(error, RuntimeError) else type(error)
     with pytest.raises(expected, match="cannot write .*full" if expected is CheckpointError else "full"):
         save_checkpoint(net, tmp_path / file)

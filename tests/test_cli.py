@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import reparam
 from reparam import RepSRBlock, create_model, fuse, fuse_state_dict, load_checkpoint, save_checkpoint
 from reparam.cli import app
-from reparam.upscale.engines import installed_engines
+from reparam.deploy._engines import installed_engines
 
 
 def run(*arguments: str):
@@ -138,7 +138,7 @@ def test_the_demo_without_its_packages(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "skimage", None)
-    monkeypatch.delitem(sys.modules, "reparam.demo", raising=False)
+    monkeypatch.delitem(sys.modules, "reparam.sr._demo", raising=False)
     result = run("demo")
     assert result.exit_code == 1
     assert "pip install 'reparam[demo]'" in result.output

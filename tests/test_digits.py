@@ -10,16 +10,9 @@ from skimage import data
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam import (
-    ACBlock,
-    DiverseBranchBlock,
-    OREPARepVGGBlock,
-    RepSRBlock,
-    RepVGGBlock,
-    set_fold,
-)
-from reparam.kernels import Kernel
-from reparam.moments import patch_moments
+from reparam import ACBlock, DiverseBranchBlock, OREPARepVGGBlock, RepSRBlock, RepVGGBlock, set_fold
+from reparam.algebra._kernels import Kernel
+from reparam.folding.moments import patch_moments
 
 HIGH_PASS = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]) / 4
 BLOCKS = {

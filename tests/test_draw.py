@@ -30,7 +30,7 @@ from reparam import (
     draw,
     freeze_bn_stats,
 )
-from reparam.shapes import LETTER, Box, Fork, Line, as_svg
+from reparam.drawing._shapes import LETTER, Box, Fork, Line, as_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAPERS = [name for name in blocks.__all__ if name != "DilatedReparamBlock"]

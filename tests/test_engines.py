@@ -13,13 +13,13 @@ import torch
 from helpers import made
 from typer.testing import CliRunner
 
-import reparam.upscale.engines as engines
+import reparam.deploy._engines as engines
 from reparam import SpecError, Upscaler
 from reparam.bench import bench_inference
 from reparam.cli import app
-from reparam.memory import ran_out
-from reparam.upscale.cache import cache_folder, cached, keep
-from reparam.upscale.threads import torch_threads
+from reparam.deploy._cache import cache_folder, cached, keep
+from reparam.deploy._threads import torch_threads
+from reparam.sr._upscale.memory import ran_out
 
 NET = made("repsr_m1c4_x2")
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
@@ -38,7 +38,7 @@ def test_nothing_needs_a_cache(place, tmp_path, monkeypatch):
 
 
 def test_a_user_without_a_home(tmp_path):
-    code = "from reparam.upscale.cache import *; print(cache_folder()); keep('a', lambda file: file.touch())"
+    code = "from reparam.deploy._cache import *; print(cache_folder()); keep('a', lambda file: file.touch())"
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "TORCH_HOME")}
     user = "import os, pwd; pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError()); "
     done = subprocess.run(
@@ -222,13 +222,13 @@ def test_memory_that_runs_out_is_a_line(command, place, error, monkeypatch):
 
 
 def test_a_mistake_in_here_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("reparam.cli.commands.inspect_file", lambda *_, **__: [][0])
+    monkeypatch.setattr("reparam.cli._commands.inspect_file", lambda *_, **__: [][0])
     assert isinstance(CliRunner().invoke(app, ["inspect", "repsr_m4c16_x2"]).exception, IndexError)
 
     def fail(*_, **__):
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr("reparam.cli.commands.inspect_file", fail)
+    monkeypatch.setattr("reparam.cli._commands.inspect_file", fail)
     assert isinstance(CliRunner().invoke(app, ["inspect", "repsr_m4c16_x2"]).exception, RuntimeError)
 
 
@@ -289,8 +289,8 @@ def test_options_reach_the_library(command, tmp_path, monkeypatch):
 
 def test_bench_runs_on_the_threads_that_were_asked_for(monkeypatch):
     before, seen = counts(), []
-    monkeypatch.setattr("reparam.cli.bench.bench_blocks", lambda *_: seen.append(torch.get_num_threads()) or [])
-    monkeypatch.setattr("reparam.cli.bench.bench_training", lambda **_: [])
+    monkeypatch.setattr("reparam.cli._bench.bench_blocks", lambda *_: seen.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr("reparam.cli._bench.bench_training", lambda **_: [])
     result = CliRunner().invoke(app, ["bench", "--threads", "3"], env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "3 threads" in " ".join(result.output.split())
     assert set(seen) == {3} and counts() == before

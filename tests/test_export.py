@@ -29,8 +29,9 @@ from reparam import (
     swap_convs,
 )
 from reparam.cli import app
-from reparam.export import exporter, formats
-from reparam.export.lean import Gather, lean, one_by_one
+from reparam.deploy import _exporter as exporter
+from reparam.deploy import _formats as formats
+from reparam.deploy._lean import Gather, lean, one_by_one
 from reparam.models import PlainSR
 
 SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param")
@@ -374,7 +375,7 @@ def test_the_commands(net, tmp_path):
 
 
 def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
-    import reparam.cli.commands
+    import reparam.cli._commands
 
     def wrong(model):
         plain = reparam.fuse(model)
@@ -382,7 +383,7 @@ def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
         return plain
 
     save_checkpoint(net, tmp_path / "net.safetensors")
-    monkeypatch.setattr(reparam.cli.commands, "fuse_network", wrong)
+    monkeypatch.setattr(reparam.cli._commands, "fuse_network", wrong)
     result = command("verify", tmp_path / "net.safetensors")
     assert result.exit_code == 1 and "LARGER THAN ROUNDING" in result.output
     result = command("verify", tmp_path / "net.safetensors", "--json")

@@ -37,8 +37,8 @@ from reparam import (
     recalibrate_bn_stats,
     set_fold,
 )
-from reparam.moments import patch_moments
-from reparam.norm import norms
+from reparam.bn._norm import norms
+from reparam.folding.moments import patch_moments
 
 
 def nested_norms(spec: ConvSpec) -> Branch:

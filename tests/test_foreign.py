@@ -27,10 +27,10 @@ from reparam import (
     set_fold,
     verify,
 )
-from reparam.foreign import survey
-from reparam.foreign.blocks import to_read
-from reparam.foreign.reading import affine_of, like_of, registered_kernel
-from reparam.foreign.trace import is_any_norm
+from reparam.fusing._foreign import survey
+from reparam.fusing._foreign.blocks import to_read
+from reparam.fusing._foreign.reading import affine_of, like_of, registered_kernel
+from reparam.fusing._foreign.trace import is_any_norm
 
 
 def ready(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -197,7 +197,7 @@ def test_a_few_rows_at_a_time_make_the_same_kernel(name, monkeypatch):
     value = affine_of(module, like_of(module))
     whole = value.rounded(torch.float64)
     assert torch.equal(whole, value.settled().op.kernel.weight)
-    monkeypatch.setattr("reparam.foreign.affine._FEW", 1)
+    monkeypatch.setattr("reparam.fusing._foreign.affine._FEW", 1)
     assert torch.equal(value.rounded(torch.float64), whole)
 
 

@@ -12,8 +12,8 @@ from test_foreign import Forward, bn, conv, image, norms_in, ready
 from torch import nn
 
 from reparam import FuseError, Kernel, fuse, fused, inspect_model, kernel_of
-from reparam.foreign import survey
-from reparam.foreign.reading import registered_kernel
+from reparam.fusing._foreign import survey
+from reparam.fusing._foreign.reading import registered_kernel
 
 
 class Branches(nn.Module):

@@ -19,7 +19,7 @@ from reparam import (
     recalibrate_bn_stats,
     unfreeze_bn_stats,
 )
-from reparam.norm import norms
+from reparam.bn._norm import norms
 
 
 def trained(seed: int = 0) -> nn.Module:

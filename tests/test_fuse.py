@@ -9,17 +9,7 @@ from helpers import assert_close, randomise
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from reparam import (
-    ECB,
-    FuseError,
-    RepSRBlock,
-    RepVGGBlock,
-    freeze_bn_stats,
-    fuse,
-    fused,
-    inspect_model,
-    verify,
-)
+from reparam import ECB, FuseError, RepSRBlock, RepVGGBlock, freeze_bn_stats, fuse, fused, inspect_model, verify
 from reparam.branches import Branch
 
 

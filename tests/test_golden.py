@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reparam import IdentityBranch, OREPABlock, PlainSR, fuse, set_fold
+from reparam.bn._norm import norms
 from reparam.models import SRNet
-from reparam.norm import norms
 
 KINDS = BLOCKS | SUPER_RESOLUTION | VISION
 HERE = Path(__file__).parent / "golden"

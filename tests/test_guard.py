@@ -33,9 +33,9 @@ from reparam import (
     inspect_model,
     kernel_of,
 )
-from reparam.branches.edge import FixedFilter
-from reparam.branches.stages import ChannelScale
-from reparam.norm import is_norm
+from reparam.bn._norm import is_norm
+from reparam.branches._edge import FixedFilter
+from reparam.branches._stages import ChannelScale
 
 SPEC = ConvSpec(3, 3, 3)
 

@@ -11,8 +11,8 @@ import tifffile
 from PIL import Image, ImageCms
 
 from reparam import SpecError
-from reparam.upscale.color import coloring
-from reparam.upscale.images import Picture, read_picture, write_picture
+from reparam.sr._upscale.color import coloring
+from reparam.sr._upscale.images import Picture, read_picture, write_picture
 
 KINDS = [
     ("minisblack", 1, None),
@@ -175,7 +175,7 @@ def test_the_luma_of_grey_is_that_of_three_equal_colours():
 
 
 def test_a_batch_takes_every_file_once_and_in_order(tmp_path, monkeypatch):
-    from reparam.upscale import batch
+    from reparam.sr._upscale import batch
 
     for name in ("b.JPG", "a.png", "c.TIFF", "notes.txt"):
         (tmp_path / name).touch()
@@ -188,7 +188,7 @@ def test_a_batch_takes_every_file_once_and_in_order(tmp_path, monkeypatch):
 
 
 def test_pairs_of_images_are_sorted(tmp_path, monkeypatch):
-    from reparam.quantize.pictures import listed
+    from reparam.sr._quantize.pictures import listed
 
     for name in ("b.JPG", "a.png"):
         (tmp_path / name).touch()
@@ -200,7 +200,7 @@ def test_pairs_of_images_are_sorted(tmp_path, monkeypatch):
 
 
 def test_a_file_that_fails_does_not_end_the_batch():
-    from reparam.upscale.batch import upscale_files
+    from reparam.sr._upscale.batch import upscale_files
 
     problems = {
         "a": OSError("disk full"),

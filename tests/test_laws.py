@@ -29,8 +29,8 @@ from reparam import (
     swap_convs,
     unfreeze_bn_stats,
 )
-from reparam.moments import _grid_for, _remembered_grid
-from reparam.norm import norms
+from reparam.bn._norm import norms
+from reparam.folding.moments import _grid_for, _remembered_grid
 
 NETWORKS = [
     "plain_m1c4_x2",

@@ -1,109 +1,105 @@
-"""A file imports only from the layers above it."""
+"""A room imports only from the rooms above it, and no file imports itself through others."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import reparam
 
 ROOT = Path(reparam.__file__).parent
-LAYERS = [
+ROOMS = [
     "errors",
-    "hooks",
-    "match",
-    "sound",
-    "precision",
-    "compare",
-    "running",
-    "writing",
-    "memory",
-    "autocast",
-    "constants",
-    "spec",
-    "kernels",
-    "cost",
-    "correlation",
-    "convolution",
-    "ring",
-    "moments",
-    "known_norm",
-    "norm",
-    "freeze",
-    "schedule",
-    "gap",
-    "linear",
-    "guard",
+    "numerics",
+    "algebra",
+    "folding",
+    "bn",
+    "modules",
     "branches",
-    "block",
     "blocks",
-    "foreign",
-    "find",
-    "inspect",
-    "shapes",
-    "draw",
-    "receptive",
-    "prove",
-    "fuse",
-    "verify",
-    "absorb",
-    "swap",
+    "fusing",
     "models",
+    "files",
+    "drawing",
+    "deploy",
+    "sr",
     "interop",
-    "export",
-    "receptive",
-    "upscale",
-    "quantize",
     "bench",
-    "demo",
     "cli",
 ]
 
 
-def imports_of(path: Path) -> set[str]:
-    """Layers of this package that a file imports; `.` inside of a package means the package itself."""
+def imports_of(path: Path) -> Iterator[tuple[str, ...]]:
+    """Places inside of the package that a file imports from; the last part may be a name that a module defines."""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("reparam.")}
+            names = [alias.name.split(".") for alias in node.names]
+            yield from (tuple(name[1:]) for name in names if name[0] == "reparam")
         if isinstance(node, ast.ImportFrom):
-            if node.level == 0:
-                base = (node.module or "").split(".")
-                if base[0] != "reparam":
-                    continue
-                base = base[1:]
-            else:
-                base = [*parts[: len(parts) - node.level], *((node.module or "").split(".") if node.module else [])]
-            found |= {base[0]} if base else {alias.name for alias in node.names}
-    return found
+            base = [*parts[: len(parts) - node.level]] if node.level else ["reparam"]
+            module = (node.module or "").split(".") if node.module else []
+            if node.level or module[0] == "reparam":
+                base = base + module if node.level else module[1:]
+                yield from ((*base, alias.name) for alias in node.names)
 
 
-def test_every_file_imports_only_from_above():
+def files() -> dict[tuple[str, ...], Path]:
+    """By the parts of their dotted names; the package itself, which hands on names of all rooms, is left out."""
+    found = {path.relative_to(ROOT).with_suffix("").parts: path for path in ROOT.rglob("*.py")}
+    return {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in found.items() if len(parts) > 1}
+
+
+def test_every_room_imports_only_from_those_above():
+    assert len(set(ROOMS)) == len(ROOMS)
+    rooms = {parts[0] for parts in files()} | {"errors"}
+    assert rooms == set(ROOMS), "a room has no place in the order, or a place has no room"
     wrong = []
-    for path in ROOT.rglob("*.py"):
-        layer = path.relative_to(ROOT).with_suffix("").parts[0]
-        if layer == "__init__":
-            continue
-        assert layer in LAYERS, f"{path.name} has no place in the order of the layers"
-        allowed = {*LAYERS[: LAYERS.index(layer) + 1], "__version__"}
-        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in imports_of(path) - allowed]
+    for parts, path in files().items():
+        above = {*ROOMS[: ROOMS.index(parts[0]) + 1], "__version__"}
+        wrong += [
+            f"{path.relative_to(ROOT)} imports {'.'.join(name)}" for name in imports_of(path) if name[0] not in above
+        ]
     assert not wrong
 
 
-def test_the_check_sees_every_form_of_import(tmp_path, monkeypatch):
+def test_no_file_imports_itself_through_others():
+    known = files()
+    faces = {parts for parts, path in known.items() if path.name == "__init__.py"}
+    graph = TopologicalSorter()
+    for parts, path in known.items():
+        for name in imports_of(path):
+            place = name if name in known else name[:-1]
+            if place in known and not (
+                place in faces and place == parts[: len(place)]
+            ):  # its own face is asked by no file
+                graph.add(parts, place)
+    graph.prepare()  # raises for a circle
+
+
+def test_the_checks_see_every_form_of_import(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     (tmp_path / "branches").mkdir()
-    file = tmp_path / "branches" / "new.py"
+    file = tmp_path / "branches" / "_new.py"
     file.write_text(
-        "from .. import cli\nfrom ..fuse import fuse\nfrom .base import x\n"
-        "import reparam.demo\nfrom reparam.spec import y\n"
+        "from .. import cli\nfrom ..fusing._fuse import fuse\nfrom ._base import x\n"
+        "import reparam.sr._demo\nfrom reparam.algebra._spec import y\nimport torch\nfrom torch import nn\n"
     )
-    assert imports_of(file) == {"cli", "fuse", "branches", "demo", "spec"}
+    found = {("cli",), ("fusing", "_fuse", "fuse"), ("branches", "_base", "x"), ("sr", "_demo")}
+    assert set(imports_of(file)) == {*found, ("algebra", "_spec", "y")}
 
 
 def test_the_library_does_not_import_the_packages_of_its_extras():
     extras = ("skimage", "timm", "spandrel", "PIL", "lightning", "lightning_fabric", "pytorch_lightning")
-    code = f"import sys, reparam, reparam.cli; print([m for m in {extras} if m in sys.modules])"
+    rooms = ", ".join(f"reparam.{room}" for room in ROOMS)
+    code = f"import sys, {rooms}; print([m for m in {extras} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_torch_is_imported_with_the_first_name_that_needs_it():
+    code = "import sys, reparam; print('torch' in sys.modules); reparam.fuse; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

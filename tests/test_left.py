@@ -11,7 +11,7 @@ from test_timm import statistics
 from timm.models import byobnet
 from torch import nn
 
-import reparam.find
+import reparam.fusing._find
 from reparam import ECB, FuseError, RepSRBlock, RepVGGBlock, fuse, fused, inspect_model, swap_convs, verify
 
 X = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0)).double()
@@ -38,9 +38,9 @@ def timm_net() -> nn.Module:
 @pytest.fixture
 def odd(monkeypatch):
     """As if the survey had left a part."""
-    found = reparam.find.survey
+    found = reparam.fusing._find.survey
     left = {"head.0": "it uses torch.stack, which is not known to be linear"}
-    monkeypatch.setattr(reparam.find, "survey", lambda *args: replace(found(*args), find_left=lambda: left))
+    monkeypatch.setattr(reparam.fusing._find, "survey", lambda *args: replace(found(*args), find_left=lambda: left))
 
 
 class TestWhatWasLeft:

@@ -7,7 +7,7 @@ from contract import check_dtype, check_equals_its_convolution, check_gradients,
 from helpers import assert_close, assert_close_everywhere, image, randomise
 
 from reparam import Branch, ConvBNBranch, ConvSpec, ExpandSqueezeBranch, Kernel
-from reparam.norm import scale_shift
+from reparam.bn._norm import scale_shift
 
 SPEC = ConvSpec(4, 6, 3, groups=2)
 

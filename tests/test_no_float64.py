@@ -18,13 +18,13 @@ from reparam import (
     bn_gap,
     freeze_bn_stats,
     fuse,
-    precision,
     recalibrate_bn_stats,
     swap_convs,
     verify,
 )
-from reparam.block import ConvBlock
-from reparam.precision import float64_device, in_float64
+from reparam.blocks._block import ConvBlock
+from reparam.numerics import _precision as precision
+from reparam.numerics._precision import float64_device, in_float64
 
 BLOCKS = [
     kind

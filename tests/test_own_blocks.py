@@ -31,9 +31,9 @@ from reparam import (
     fuse_state_dict,
     inspect_file,
 )
-from reparam.block import ConvBlock
-from reparam.interop.layouts import Options
-from reparam.interop.state_dict import find_blocks_in
+from reparam.blocks._block import ConvBlock
+from reparam.files._layouts import Options
+from reparam.files._state_dict import find_blocks_in
 
 StateDict = dict[str, Tensor]
 BUILD = vars(blocks)

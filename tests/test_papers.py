@@ -22,7 +22,7 @@ from reparam import (
     freeze_bn_stats,
     set_fold,
 )
-from reparam.blocks.orepa import cosines
+from reparam.blocks._orepa import cosines
 
 
 def ready(block):

@@ -12,8 +12,8 @@ from spandrel import ModelLoader
 
 import reparam
 from reparam import SpecError, create_model, fuse, list_models, load_checkpoint, pretrained_file
-from reparam.block import ConvBlock
-from reparam.models.pretrained import FOLDER
+from reparam.blocks._block import ConvBlock
+from reparam.models._pretrained import FOLDER
 
 NAMES = list_models(pretrained=True)
 PHOTO = torch.from_numpy(data.coffee()[150:190, 200:250] / np.float32(255)).permute(2, 0, 1)[None]

@@ -29,11 +29,11 @@ from reparam import (
     save_checkpoint,
     verify,
 )
-from reparam.compare import distance, largest, leaves, max_abs, tensors_of
-from reparam.fuse import plain_copy
-from reparam.kernels import Kernel
-from reparam.prove import check_rounded
-from reparam.verify import Difference
+from reparam.algebra._kernels import Kernel
+from reparam.fusing._fuse import plain_copy
+from reparam.fusing._prove import check_rounded
+from reparam.fusing._verify import Difference
+from reparam.numerics._compare import distance, largest, leaves, max_abs, tensors_of
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 NAN, INF = float("nan"), float("inf")

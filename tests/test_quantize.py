@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from reparam import ECB, ExportError, SpecError, Upscaler, create_model, fuse, quantize
 from reparam.cli import app
-from reparam.export.formats import read_note
-from reparam.quantize import quantizer
-from reparam.quantize.integers import write_int8
-from reparam.quantize.ranges import layer_ranges
+from reparam.deploy._formats import read_note
+from reparam.sr._quantize import quantizer
+from reparam.sr._quantize.integers import write_int8
+from reparam.sr._quantize.ranges import layer_ranges
 
 NAME = "repsr_m4c16_x2"
 LARGE = [np.ascontiguousarray(photo[100:180, 60:180]) for photo in (data.astronaut(), data.coffee())]
@@ -255,8 +255,8 @@ def test_missing_packages(tmp_path, monkeypatch):
     monkeypatch.undo()
     Image.fromarray(SMALL[0]).save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    monkeypatch.delitem(sys.modules, "reparam.upscale.images", raising=False)
-    monkeypatch.delattr("reparam.upscale.images", raising=False)
+    monkeypatch.delitem(sys.modules, "reparam.sr._upscale.images", raising=False)
+    monkeypatch.delattr("reparam.sr._upscale.images", raising=False)
     with pytest.raises(SpecError, match=r"image files need the package 'PIL': pip install 'reparam\[upscale\]'"):
         quantize(NAME, tmp_path / "net.onnx", tmp_path)
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from reparam import BNFreezeSchedule, FrozenStatsBN, RepSRBlock, SpecError, StatisticsError
+from reparam.bn._norm import norms
 from reparam.interop.lightning import BNFreezeCallback
-from reparam.norm import norms
 
 
 def is_frozen(model: nn.Module) -> bool:

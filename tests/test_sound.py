@@ -22,7 +22,7 @@ from reparam import (
     load_checkpoint,
     save_checkpoint,
 )
-from reparam.sound import unsound
+from reparam.modules._sound import unsound
 
 NAN, INF = float("nan"), float("inf")
 MODELS = {
@@ -138,7 +138,7 @@ class TestFiles:
 
     def test_many_are_counted(self):
         sd = {f"rbr_dense.conv.{i}": torch.tensor([NAN]) for i in range(5)}
-        from reparam.interop.state_dict import refuse_unsound
+        from reparam.files._state_dict import refuse_unsound
 
         with pytest.raises(CheckpointError, match=r"'rbr_dense.conv.0': .*, and 2 more such tensors"):
             refuse_unsound(sd)

@@ -12,7 +12,7 @@ from strategies import seeds, specs
 from torch import nn
 
 from reparam import ConvSpec, RepSRBlock, SpecError
-from reparam.spec import _CONV_CLASS, PADDING_MODES, pad
+from reparam.algebra._spec import _CONV_CLASS, PADDING_MODES, pad
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,17 @@ from reparam import (
     recalibrate_bn_stats,
     swap_convs,
 )
-from reparam.absorb import absorb
-from reparam.block import ConvBlock
-from reparam.kernels import Kernel
-from reparam.norm import norms
+from reparam.algebra._kernels import Kernel
+from reparam.blocks._block import ConvBlock
+from reparam.bn._norm import norms
+from reparam.fusing._absorb import absorb
 
 BLOCKS = {
     name: getattr(reparam, name)
     for name in reparam.__all__
-    if isinstance(getattr(reparam, name), type) and issubclass(getattr(reparam, name), ConvBlock)
+    if isinstance(getattr(reparam, name), type)
+    and issubclass(getattr(reparam, name), ConvBlock)
+    and name != "ConvBlock"
 }
 GEOMETRIES = {
     "usual": {"in_channels": 6},

@@ -22,7 +22,7 @@ from reparam import (
     unfreeze_bn_stats,
     verify,
 )
-from reparam.norm import norms
+from reparam.bn._norm import norms
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 

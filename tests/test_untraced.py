@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from reparam import fuse
-from reparam.foreign import survey
+from reparam.fusing._foreign import survey
 
 
 class Untraced(nn.Module):

@@ -17,18 +17,18 @@ from skimage import color, data
 from torch import nn
 from typer.testing import CliRunner
 
-import reparam.upscale.engines as engines
-import reparam.upscale.upscaler
+import reparam.deploy._engines as engines
+import reparam.sr._upscale.upscaler
 from examples.train_sr import quality
 from reparam import SpecError, Upscaler, create_model, export, list_models, save_checkpoint
 from reparam.cli import app
-from reparam.export import runners
-from reparam.export.prelu import without_prelu
-from reparam.export.runners import run_onnxruntime
-from reparam.receptive import Locality, locality
-from reparam.upscale.cache import cache_folder
-from reparam.upscale.color import bicubic, coloring
-from reparam.upscale.tiles import spans
+from reparam.deploy import _runners as runners
+from reparam.deploy._cache import cache_folder
+from reparam.deploy._prelu import without_prelu
+from reparam.deploy._receptive import Locality, locality
+from reparam.deploy._runners import run_onnxruntime
+from reparam.sr._upscale.color import bicubic, coloring
+from reparam.sr._upscale.tiles import spans
 
 PHOTO = data.coffee()[150:203, 200:267]
 EXACT = ("onnxruntime", "openvino")
@@ -322,7 +322,7 @@ def test_tiles_of_periodic_networks_equal_the_whole(kind):
     [("windows of 8", Locality(7, 7)), ("windows of 8", Locality(7, 1)), ("unshuffle 4", Locality(2, 4))],
 )
 def test_a_tile_that_differs_is_refused_before_the_first_result(kind, measured, monkeypatch):
-    monkeypatch.setattr(reparam.upscale.upscaler, "locality", lambda net, colors: measured)
+    monkeypatch.setattr(reparam.sr._upscale.upscaler, "locality", lambda net, colors: measured)
     upscaler = Upscaler(PERIODIC[kind][0](), engine="torch", tile=16)
     with pytest.raises(SpecError, match=r"Sr in tiles, .* differs from itself .* by [0-9.e-]+ of the .*tile=0"):
         upscaler(np.zeros((96, 96, 3), np.float32))

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from reparam import ConvSpec, SpecError, draw, export, fuse_file, quantize, save_checkpoint
 from reparam.branches import IdentityBranch
 from reparam.cli import app
-from reparam.export import exporter
-from reparam.interop.files import write_file
-from reparam.upscale.cache import keep
-from reparam.upscale.images import Picture, write_picture
-from reparam.writing import check_targets, written
+from reparam.deploy import _exporter as exporter
+from reparam.deploy._cache import keep
+from reparam.files._tensor_files import write_file
+from reparam.files._writing import check_targets, written
+from reparam.sr._upscale.images import Picture, write_picture
 
 ELSEWHERE = Path("/dev/shm")
 NET = made("repsr_m1c4_x2")
@@ -40,7 +40,7 @@ def fused_from(path: Path) -> None:
 
 
 def written_by_the_demo(path: Path) -> None:
-    from reparam import demo
+    from reparam.sr import _demo as demo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "train", lambda net, *_: net(torch.rand(2, 3, 8, 8)))
@@ -292,7 +292,9 @@ def test_the_command_leaves_signals_as_they_were():
     before = signal.getsignal(signal.SIGTERM)
     during = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reparam.cli.commands.list_models", lambda *_, **__: during.append(signal.getsignal(15)) or ["a"])
+        patch.setattr(
+            "reparam.cli._commands.list_models", lambda *_, **__: during.append(signal.getsignal(15)) or ["a"]
+        )
         assert CliRunner().invoke(app, ["models"]).exit_code == 0
         thread = threading.Thread(target=lambda: during.append(CliRunner().invoke(app, ["models"]).exit_code))
         thread.start()

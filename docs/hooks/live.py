@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.export.formats import read_note
-from reparam.upscale import color
+from reparam.deploy._formats import read_note
+from reparam.sr._upscale import color
 
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import reparam
-from reparam import cost
-from reparam.block import ReparamBlock
-from reparam.norm import norms
-from reparam.shapes import DETAIL, TITLE, document, text
+from reparam.blocks._block import ReparamBlock
+from reparam.bn._norm import norms
+from reparam.drawing._shapes import DETAIL, TITLE, document, text
+from reparam.folding import cost
 
 PIXELS = 16 * 64 * 64
 """Of the batch whose training step is estimated."""
@@ -49,10 +49,18 @@ def add_fence(config: Any, name: str, make: Callable[[str, Any], str]) -> None:
     fences.append({"name": name, "class": name, "format": formatted})
 
 
+class _Public(dict):
+    def __missing__(self, name: str) -> Any:
+        try:
+            return getattr(reparam, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+
 def evaluate(expression: str) -> ReparamBlock:
     """The block that a line of a fence says, the same in every build."""
     torch.manual_seed(0)
-    return eval(expression, dict(vars(reparam)))
+    return eval(expression, {}, _Public())
 
 
 def drawing(source: str) -> str:

@@ -1,4 +1,4 @@
-// An image through bicubic interpolation and a network, in tiles (see reparam/upscale/tiles.py), and the two compared.
+// An image through bicubic interpolation and a network, in tiles (see reparam/sr/_upscale/tiles.py), and the two compared.
 import * as ort from "./ort.wasm.min.mjs";
 
 const TILE = 128;

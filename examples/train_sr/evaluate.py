@@ -9,9 +9,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from reparam import load_checkpoint
-from reparam.export.formats import read_note
-from reparam.models.registry import Network
-from reparam.upscale.engines import FILE_ENGINES, open_engine
+from reparam.deploy._engines import FILE_ENGINES, open_engine
+from reparam.deploy._formats import read_note
+from reparam.models._registry import Network
 
 from .data import image_files, read_pair
 from .quality import Quality, bicubic, enlarge, luma, mean_quality, quality

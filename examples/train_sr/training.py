@@ -31,8 +31,8 @@ from reparam import (
     save_checkpoint,
     swap_convs,
 )
-from reparam.block import ConvBlock
-from reparam.models.registry import Network
+from reparam.blocks._block import ConvBlock
+from reparam.models._registry import Network
 
 from .data import Batches, image_files, read_pair, read_patches_of
 from .quality import Pair, validate

@@ -1,7 +1,7 @@
 """What training and inference cost on this machine, as ratios measured in one run."""
 
-from .inference import InferenceCost, InferenceReport, bench_inference
-from .training import BlockCost, TrainingCost, bench_blocks, bench_training
+from ._inference import InferenceCost, InferenceReport, bench_inference
+from ._training import BlockCost, TrainingCost, bench_blocks, bench_training
 
 __all__ = [
     "BlockCost",

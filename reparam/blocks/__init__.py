@@ -1,21 +1,22 @@
 """The blocks of the papers, one paper per file."""
 
-from .acnet import ACBlock
-from .dbb import DiverseBranchBlock
-from .ecb import ECB
-from .efdn import EDBB
-from .fmen import RRRB
-from .mobileie import MBRConvBlock
-from .mobileone import MobileOneBlock
-from .orepa import OREPABlock, OREPARepVGGBlock
-from .plainusr import RepMBConvBlock
-from .qarepvgg import QARepVGGBlock
-from .reprfn import RepRFNBlock
-from .repsr import RepSRBlock
-from .repvgg import RepVGGBlock
-from .sesr import CollapsibleLinearBlock
-from .span import Conv3XC
-from .unireplknet import DilatedReparamBlock
+from ._acnet import ACBlock
+from ._block import ConvBlock, ReparamBlock, set_fold
+from ._dbb import DiverseBranchBlock
+from ._ecb import ECB
+from ._efdn import EDBB
+from ._fmen import RRRB
+from ._mobileie import MBRConvBlock
+from ._mobileone import MobileOneBlock
+from ._orepa import OREPABlock, OREPARepVGGBlock
+from ._plainusr import RepMBConvBlock
+from ._qarepvgg import QARepVGGBlock
+from ._reprfn import RepRFNBlock
+from ._repsr import RepSRBlock
+from ._repvgg import RepVGGBlock
+from ._sesr import CollapsibleLinearBlock
+from ._span import Conv3XC
+from ._unireplknet import DilatedReparamBlock
 
 __all__ = [
     "ECB",
@@ -24,6 +25,7 @@ __all__ = [
     "ACBlock",
     "CollapsibleLinearBlock",
     "Conv3XC",
+    "ConvBlock",
     "DilatedReparamBlock",
     "DiverseBranchBlock",
     "MBRConvBlock",
@@ -35,4 +37,6 @@ __all__ = [
     "RepRFNBlock",
     "RepSRBlock",
     "RepVGGBlock",
+    "ReparamBlock",
+    "set_fold",
 ]

@@ -1,17 +1,19 @@
 """The kinds of branch a block can be made of."""
 
-from .base import Branch, ChainBranch
-from .conv import ConvBNBranch, ConvBranch
-from .edge import LaplacianBranch, SobelBranch
-from .expand_squeeze import ExpandSqueezeBranch
-from .identity import IdentityBranch
-from .pool import AvgPoolBranch
-from .sequential import SequentialBranch
+from ._base import Branch, ChainBranch
+from ._conv import ConvBNBranch, ConvBranch
+from ._edge import LaplacianBranch, SobelBranch
+from ._expand_squeeze import ExpandSqueezeBranch
+from ._identity import IdentityBranch
+from ._pool import AvgPoolBranch
+from ._sequential import SequentialBranch
+from ._stages import ChannelScale
 
 __all__ = [
     "AvgPoolBranch",
     "Branch",
     "ChainBranch",
+    "ChannelScale",
     "ConvBNBranch",
     "ConvBranch",
     "ExpandSqueezeBranch",

@@ -1,5 +1,5 @@
 """The `reparam` command."""
 
-from .commands import app
+from ._commands import app
 
 __all__ = ["app"]

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from ..bn._freeze import freeze_bn_stats
 from ..errors import SpecError
-from ..freeze import freeze_bn_stats
-from ..fuse import unwrap
+from ..fusing._fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, create_model
 
 

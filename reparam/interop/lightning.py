@@ -9,8 +9,8 @@ try:
 except ModuleNotFoundError:
     from pytorch_lightning import Callback, LightningModule, Trainer  # type: ignore[assignment]  # its other package
 
+from ..bn._schedule import BNFreezeSchedule
 from ..errors import SpecError
-from ..schedule import BNFreezeSchedule
 
 
 class BNFreezeCallback(Callback):

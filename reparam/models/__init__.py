@@ -1,10 +1,10 @@
 """Super-resolution networks made of the blocks."""
 
-from .edsr import EDSR
-from .net import ECBSR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, SRNet
-from .pretrained import pretrained_file
-from .registry import create_model, list_models
-from .sesr import SESR
+from ._edsr import EDSR
+from ._net import ECBSR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, SRNet
+from ._pretrained import pretrained_file
+from ._registry import create_model, list_models
+from ._sesr import SESR
 
 __all__ = [
     "ECBSR",

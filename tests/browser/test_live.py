@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from skimage import data
 
 import reparam
-from reparam.upscale.color import bicubic
+from reparam.sr._upscale.color import bicubic
 
 NETWORKS = [name for name in reparam.list_models(pretrained=True) if not name.endswith("_y")]
 PHOTO = data.coffee()[80:230, 150:450]  # more than one tile in both directions

@@ -1,0 +1,21 @@
+"""A linear map of patches, and what can be done to it."""
+
+from ._kernels import Kernel, add, affine, affine_before, compose, dilate, embed, identity, regroup, spread
+from ._linear import LinearOp, linear_op
+from ._spec import ConvSpec
+
+__all__ = [
+    "ConvSpec",
+    "Kernel",
+    "LinearOp",
+    "add",
+    "affine",
+    "affine_before",
+    "compose",
+    "dilate",
+    "embed",
+    "identity",
+    "linear_op",
+    "regroup",
+    "spread",
+]

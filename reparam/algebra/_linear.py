@@ -1,0 +1,170 @@
+"""Linear torch modules as affine convolutions, and chains of them as one."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from math import gcd
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ..errors import NotLinearError, SpecError
+from . import _kernels as kernels
+from ._kernels import Kernel
+from ._spec import ConvSpec, Pads, convolve
+
+
+class LinearOp(NamedTuple):
+    """A valid (unpadded) convolution: its kernel, and the geometry that the kernel alone does not tell."""
+
+    kernel: Kernel
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def apply(self, x: Tensor, pads: Pads | None = None, padding_mode: str = "zeros") -> Tensor:
+        """The convolution of x (N, C, *size), padded before if `pads` are given."""
+        weight, bias = self.kernel
+        return convolve(
+            x,
+            weight,
+            bias,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            pads=pads,
+            padding_mode=padding_mode,
+        )
+
+
+def identity_op(channels: int, ndim: int, like: Tensor) -> LinearOp:
+    """The operation that does nothing, one group per channel."""
+    ones = (1,) * ndim
+    return LinearOp(kernels.identity(channels, channels, ndim, like), ones, ones, channels)
+
+
+@singledispatch
+def linear_op(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
+    """The operation of a linear torch module on an input of `channels` channels.
+
+    Further types are made known with `@linear_op.register`.
+
+    Args:
+        module: a convolution without padding, a pooling, a batch norm in eval mode, ...
+        channels: of its input; a pooling does not know them.
+        like: gives dtype and device to kernels that have no parameters.
+
+    Raises:
+        NotLinearError: if the module is not linear, or pads on its own.
+    """
+    raise NotLinearError(
+        f"{type(module).__name__} is not a linear module with a kernel; a branch may hold convolutions, batch norms, "
+        "average pools and identities, and an activation belongs outside of the block"
+    )
+
+
+@linear_op.register
+def _(module: _ConvNd, channels: int, like: Tensor) -> LinearOp:
+    if isinstance(module, _ConvTransposeNd):
+        raise NotLinearError(f"{type(module).__name__} is not supported: it is equal to no plain convolution")
+    if module.padding == "same" or (module.padding != "valid" and any(module.padding)):
+        raise NotLinearError(
+            f"{type(module).__name__} has padding={module.padding!r}, but inside a branch only the input is padded, by "
+            "the padding of the ConvSpec; build the convolution with padding=0"
+        )
+    bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias
+    return LinearOp(Kernel(module.weight, bias), module.stride, module.dilation, module.groups)
+
+
+@linear_op.register(nn.AvgPool1d)
+@linear_op.register(nn.AvgPool2d)
+@linear_op.register(nn.AvgPool3d)
+def _(module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, channels: int, like: Tensor) -> LinearOp:
+    ndim = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
+    size, stride, padding = (
+        (v,) * ndim if isinstance(v, int) else tuple(v) for v in (module.kernel_size, module.stride, module.padding)
+    )
+    if any(padding) or module.ceil_mode:
+        raise NotLinearError(
+            f"{type(module).__name__} has padding={module.padding}, ceil_mode={module.ceil_mode}, but inside a branch "
+            "only the input is padded, by the padding of the ConvSpec; build the pool without them"
+        )
+    weight = torch.ones(channels, 1, *size, dtype=like.dtype, device=like.device)
+    weight = weight / (getattr(module, "divisor_override", None) or weight[0].numel())
+    return LinearOp(Kernel(weight, weight.new_zeros(channels)), stride, (1,) * ndim, channels)
+
+
+@linear_op.register
+def _(module: nn.Identity, channels: int, like: Tensor) -> LinearOp:
+    raise NotLinearError("Identity has nothing to do inside a branch; leave it out")
+
+
+def then(first: LinearOp, second: LinearOp) -> LinearOp:
+    """The operation `second(first(x))`."""
+    channels = first.kernel.weight.shape[0]
+    if second.groups == second.kernel.weight.shape[0] == channels:  # as a product, not a sum of almost only zeros
+        stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
+        if all(k == 1 for k in second.kernel.size):
+            return LinearOp(kernels.spread(first.kernel, second.kernel), stride, first.dilation, first.groups)
+        if all(k == 1 for k in first.kernel.size):
+            dilation = tuple(d * s for d, s in zip(second.dilation, first.stride))
+            return LinearOp(kernels.spread(first.kernel, second.kernel), stride, dilation, first.groups)
+    groups = gcd(first.groups, second.groups)
+    # Where taps lie, in pixels of the input; a kernel of one tap fits every grid, which gcd's neutral 0 says.
+    coarse = [d * s for d, s in zip(second.dilation, first.stride)]
+    grid = tuple(
+        gcd(d1 if k1 > 1 else 0, d2 if k2 > 1 else 0) or 1
+        for d1, k1, d2, k2 in zip(first.dilation, first.kernel.size, coarse, second.kernel.size)
+    )
+    ratio1 = tuple(d // g if k > 1 else 1 for d, g, k in zip(first.dilation, grid, first.kernel.size))
+    ratio2 = tuple(d // g if k > 1 else 1 for d, g, k in zip(coarse, grid, second.kernel.size))
+    kernel = kernels.compose(
+        kernels.dilate(kernels.regroup(first.kernel, first.groups, groups), ratio1),
+        kernels.regroup(second.kernel, second.groups, groups),
+        groups,
+        ratio2,
+    )
+    stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
+    return LinearOp(kernel, stride, grid, groups)
+
+
+def place(op: LinearOp, ring: Pads, spec: ConvSpec) -> Kernel:
+    """The kernel of the first part of a chain, with all taps of `spec`, from the patch of an output position.
+
+    Args:
+        op: what has run so far, of stride 1.
+        ring: what the rest of the chain crops of its output, as negative pads.
+        spec: of the whole chain, dense and without dilation.
+    """
+    kernel = kernels.regroup(op.kernel, op.groups, spec.groups)
+    around = [-pixels for pair in reversed(ring) for pixels in pair]
+    if any(around):
+        kernel = Kernel(F.pad(kernel.weight, around), kernel.bias)
+    return kernels.embed(kernel, spec.kernel_size)
+
+
+def fit(op: LinearOp, spec: ConvSpec, embedded: bool = True) -> Kernel:
+    """The kernel of `op` written in the geometry of `spec`; with its own number of taps if not `embedded`.
+
+    Raises:
+        SpecError: if they differ in channels, stride, or have taps or groups that the spec has not.
+    """
+    weight, size = op.kernel.weight, op.kernel.size
+    came = (weight.shape[1] * op.groups, weight.shape[0], op.stride)
+    wanted = (spec.in_channels, spec.out_channels, spec.stride)
+    for name, have, want in zip(("in_channels", "out_channels", "stride"), came, wanted):
+        if have != want:
+            raise SpecError(f"the branch has {name}={have}, but its spec asks for {name}={want}")
+    if op.groups % spec.groups:
+        raise SpecError(
+            f"the branch has groups={op.groups}, which mixes channels that the spec with groups={spec.groups} "
+            "keeps apart"
+        )
+    if any(k > 1 and d % want for k, d, want in zip(size, op.dilation, spec.dilation)):
+        raise SpecError(f"the branch has dilation={op.dilation}, but its spec has taps at dilation={spec.dilation}")
+    ratio = tuple(d // want if k > 1 else 1 for k, d, want in zip(size, op.dilation, spec.dilation))
+    kernel = kernels.dilate(kernels.regroup(op.kernel, op.groups, spec.groups), ratio)
+    return kernels.embed(kernel, spec.kernel_size) if embedded else kernel

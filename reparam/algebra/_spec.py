@@ -1,0 +1,265 @@
+"""The geometry of a convolution: the one place that knows how padding, stride and dilation work."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import SpecError
+
+Pads = tuple[tuple[int, int], ...]
+"""Pixels added before and after, per spatial axis; a negative number crops."""
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_CLASS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def centre(size: int) -> int:
+    """Index of the tap that an identity uses in a kernel of this size: the middle, or the one before it."""
+    return (size - 1) // 2
+
+
+def pad(x: Tensor, pads: Pads, padding_mode: str = "zeros") -> Tensor:
+    """Pads or crops the spatial axes of `x` (N, C, *size); cropping comes after padding, so every mode may crop."""
+    grow = [max(p, 0) for pair in reversed(pads) for p in pair]
+    if any(grow):
+        x = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
+    for axis, (low, high) in enumerate(pads, start=x.dim() - len(pads)):
+        if low < 0 or high < 0:
+            start = max(-low, 0)
+            x = x.narrow(axis, start, x.shape[axis] - start - max(-high, 0))
+    return x
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    pads: Pads | None = None,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Convolves `x` after padding it by `pads`; without `pads`, a valid convolution."""
+    padding: tuple[int, ...] = (0,) * (weight.dim() - 2)
+    if pads is not None:
+        if padding_mode == "zeros" and all(low == high >= 0 for low, high in pads):
+            padding = tuple(low for low, _ in pads)
+        else:
+            x = pad(x, pads, padding_mode)
+    function = _CONVOLVE[weight.dim() - 2]
+    return function(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def _integer(value: Any) -> int | None:
+    """An integer of any kind (numpy's too) as one of Python's; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _count(name: str, value: Any) -> int:
+    count = _integer(value)
+    if count is None or count < 1:
+        raise SpecError(f"{name} must be a positive integer, but got {name}={value!r}")
+    return count
+
+
+def _tuple(name: str, value: int | Sequence[int], ndim: int, least: int) -> tuple[int, ...]:
+    one = _integer(value)
+    values = (one,) * ndim if one is not None else tuple(map(_integer, value)) if isinstance(value, Iterable) else ()
+    if len(values) != ndim or not all(v is not None and v >= least for v in values):
+        raise SpecError(f"{name} must be one integer >= {least}, or {ndim} of them, but got {name}={value!r}")
+    return values  # type: ignore[return-value]  # none is None
+
+
+def _padding(padding: int | Sequence[int] | str | None, total: tuple[int, ...], stride: tuple[int, ...]):
+    """The padding as torch takes it, from what the user gave and `total`, the pixels that keep the size at stride 1."""
+    if padding == "valid":
+        return (0,) * len(total)
+    if padding is None or padding == "same":
+        if all(t % 2 == 0 for t in total) and (padding is None or all(s == 1 for s in stride)):
+            return tuple(t // 2 for t in total)
+        if all(s == 1 for s in stride):
+            return "same"
+        asked = "padding=None (the size is kept at stride 1)" if padding is None else "padding='same'"
+        raise SpecError(
+            f"{asked} is not defined for stride={stride} with {total} pixels to share between two sides; "
+            "give padding as an integer"
+        )
+    if isinstance(padding, str):
+        raise SpecError(f"padding must be an integer, a tuple, 'same', 'valid' or None, but got padding={padding!r}")
+    return _tuple("padding", padding, len(total), 0)
+
+
+@dataclass(frozen=True, init=False)
+class ConvSpec:
+    r"""The geometry of the one convolution that a branch or a block is equal to.
+
+    For every output channel o of group g and position q
+
+    $$y[o, q] = b[o] + \sum_{i, t} W[o, i, t] \; \tilde x[gI + i,\; q s + t d]$$
+
+    with $\tilde x$ the padded input, I = in_channels / groups, t a tap, s the stride and d the dilation.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; None means `in_channels`.
+        kernel_size: taps per axis.
+        stride: step of the output grid, in pixels of the input.
+        padding: pixels added on both sides, "same", "valid", or None for "the same size at stride 1".
+        dilation: distance of two taps, in pixels.
+        groups: number of independent channel groups.
+        bias: whether the convolution has a bias, as anything that is true or false. Without one, a block takes the
+            biases of its branches off.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        ndim: number of spatial axes, 1, 2 or 3.
+
+    Raises:
+        SpecError: if an argument is out of range, or `groups` does not divide both channel counts.
+
+    Example:
+        >>> spec = ConvSpec(16, 32, 3, stride=2)
+        >>> spec.padding == (1, 1)
+        True
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    bias: bool
+    padding_mode: str
+    ndim: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str | None = None,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        ndim: int = 2,
+    ) -> None:
+        if ndim not in _CONV_CLASS:
+            raise SpecError(f"ndim must be 1, 2 or 3, but got ndim={ndim!r}")
+        out_channels = in_channels if out_channels is None else out_channels
+        groups, in_channels, out_channels = (
+            _count(name, value)
+            for name, value in (("groups", groups), ("in_channels", in_channels), ("out_channels", out_channels))
+        )
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if count % groups:
+                raise SpecError(f"{name}={count} must be divisible by groups={groups}")
+        if padding_mode not in PADDING_MODES:
+            raise SpecError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={padding_mode!r}")
+        size = _tuple("kernel_size", kernel_size, ndim, 1)
+        step = _tuple("stride", stride, ndim, 1)
+        spread = _tuple("dilation", dilation, ndim, 1)
+        total = tuple(d * (k - 1) for d, k in zip(spread, size))
+        values = (in_channels, out_channels, size, step, _padding(padding, total, step), spread, groups, bool(bias))
+        for name, value in zip(self.__dataclass_fields__, (*values, padding_mode, ndim)):
+            object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
+
+    def replace(self, **changes) -> ConvSpec:
+        """A copy with some fields changed."""
+        return dataclass_replace(self, **changes)
+
+    @property
+    def pads(self) -> Pads:
+        """Pixels added before and after, per axis."""
+        if isinstance(self.padding, tuple):
+            return tuple((p, p) for p in self.padding)
+        totals = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
+        return tuple((total // 2, total - total // 2) for total in totals)  # torch's "same" puts the odd pixel last
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the output has the spatial size of the input."""
+        totals = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
+        return all(s == 1 for s in self.stride) and tuple(map(sum, self.pads)) == totals
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the convolution, weight and bias."""
+        return self.out_channels * (self.in_channels // self.groups * prod(self.kernel_size) + self.bias)
+
+    def pads_for(self, kernel_size: tuple[int, ...]) -> Pads:
+        """Pads of a smaller kernel whose centre tap lies on this one's; negative where the input must be cropped."""
+        pads = []
+        for (low, high), big, small, d in zip(self.pads, self.kernel_size, kernel_size, self.dilation):
+            before = centre(big) - centre(small)
+            pads.append((low - before * d, high - (big - small - before) * d))
+        return tuple(pads)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of this geometry with the kernel (`weight`, `bias`); `bias` is left out if `bias=False`."""
+        return convolve(
+            x,
+            weight,
+            bias if self.bias else None,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            pads=self.pads,
+            padding_mode=self.padding_mode,
+        )
+
+    def build_conv(self, weight: Tensor, bias: Tensor) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """The `nn.Conv` of this geometry that holds these very tensors; `bias` is left out if `bias=False`."""
+        conv = _CONV_CLASS[self.ndim](
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # type: ignore[arg-type]  # a tuple of ndim integers, which mypy cannot know
+            stride=self.stride,  # type: ignore[arg-type]
+            padding=self.padding,  # type: ignore[arg-type]
+            dilation=self.dilation,  # type: ignore[arg-type]
+            groups=self.groups,
+            bias=self.bias,
+            padding_mode=self.padding_mode,  # type: ignore[arg-type]
+            device="meta",  # no time for an initialisation that is overwritten at once
+        )
+        conv.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
+        if self.bias:
+            conv.bias = nn.Parameter(bias, requires_grad=bias.requires_grad)
+        return conv
+
+    def new_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """A fresh `nn.Conv` of this geometry with torch's initialisation."""
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        conv = self.build_conv(torch.empty(shape, requires_grad=True), torch.empty(shape[0], requires_grad=True))
+        conv.reset_parameters()
+        return conv
+
+    def __str__(self) -> str:
+        text = f"{self.in_channels} -> {self.out_channels}, {'x'.join(map(str, self.kernel_size))}"
+        for name, value, usual in (
+            ("stride", self.stride, (1,) * self.ndim),
+            ("dilation", self.dilation, (1,) * self.ndim),
+            ("groups", self.groups, 1),
+            ("bias", self.bias, True),
+            ("padding_mode", self.padding_mode, "zeros"),
+        ):
+            if value != usual:
+                text += f", {name}={value}"
+        return text if self.keeps_size else f"{text}, padding={self.padding}"

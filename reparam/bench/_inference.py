@@ -1,0 +1,222 @@
+"""A fused network on every engine of this machine, beside its own train graph and the limit of the processor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..blocks._block import set_fold
+from ..deploy._engines import FILE_ENGINES, installed_engines, make_engine, open_engine
+from ..deploy._threads import torch_threads
+from ..errors import ExportError, SpecError
+from ..fusing._fuse import plain_copy
+from ..fusing._inspect import inspect_model
+from ._race import race, ratio
+
+Way = tuple[str, str]
+"""Graph and engine."""
+Run = Callable[[], np.ndarray]
+
+EAGER = "torch-eager"
+_LIMIT, _LIMIT_BF16, _LIMIT_FILE = 1e-4, 5e-2, 0.5
+"""How far outputs may be apart, over the largest value."""
+_GRAPHS = ("branches", "folded", "fused")
+_GEMM = 1536
+"""Height and width of the matrices whose product measures the limit of the processor: far beyond its caches' lines,
+and a fraction of a second."""
+
+
+@dataclass(frozen=True)
+class InferenceCost:
+    """One way to run a network."""
+
+    graph: str
+    """"branches" (the train graph, one by one), "folded" (the train graph, one convolution a block), "fused", or a
+    file's name."""
+    engine: str
+    """"torch-eager" (the module, called as it is), or one of the engines of `Upscaler`."""
+    latency_ms: float
+    """Median time of one image, milliseconds."""
+    megapixels_per_s: float
+    """Pixels of the output, in millions a second."""
+    speed: float
+    """How many times as fast as the fused network in "torch-eager": the median of the ratios of all rounds."""
+    gflops: float
+    """10^9 operations a second, those of the fused network counted: two for a multiply-add of its convolutions."""
+    share: float
+    """`gflops` over the measured limit of the processor."""
+    error: float
+    """Largest difference from the fused network in "torch-eager", over its largest output."""
+
+
+@dataclass(frozen=True)
+class InferenceReport:
+    """All ways, and what they are measured against."""
+
+    rows: tuple[InferenceCost, ...]
+    failed: dict[str, str]
+    """Engines that were asked for and could not run the network, and why."""
+    operations: float
+    """Of the fused network for one image."""
+    limit_gflops: float
+    """The best rate of a product of two float32 matrices in torch, in the same run."""
+    shape: tuple[int, ...]
+    """Of the image, (1, C, H, W)."""
+    threads: int
+    """Of torch; the engines have their own count where it was left to them."""
+
+
+def bench_inference(
+    net: nn.Module,
+    height: int = 540,
+    width: int = 960,
+    *,
+    engines: Sequence[str] | None = None,
+    files: Sequence[Path] = (),
+    rounds: int = 5,
+    threads: int = 0,
+    progress: Callable[[], object] = lambda: None,
+) -> InferenceReport:
+    """Measures a network on all engines, which take turns in each round; one more way is a product of matrices.
+
+    Before anything is timed, every way must give the output of the fused network in torch: to 1e-4 of its largest
+    value, in bfloat16 to 5e-2, a file to a half, as 8 bits meet noise.
+
+    Args:
+        net: a network with `colors`, in eval mode or with frozen batch norms; if it has blocks, its train graph is
+            measured as well, branch by branch and folded.
+        height: of the image, in pixels.
+        width: likewise.
+        engines: of `Upscaler`; None takes all that are installed.
+        files: of the same network, in ONNX or OpenVINO, such as `quantize` writes; on the engines that run them.
+        rounds: how often every way runs.
+        threads: of every engine; 0 leaves that to them.
+        progress: called after each round; there are `rounds` + 2.
+
+    Raises:
+        SpecError: for an engine that is unknown or not installed, a file of another kind, or a network without
+            `colors`.
+        ExportError: if an engine gives another output.
+        FuseError: if the network cannot be fused as it is.
+
+    Example:
+        >>> from reparam import create_model
+        >>> net = create_model("repsr_m4c16_x2", pretrained=True)
+        >>> report = bench_inference(net, 24, 32, engines=["torch"], rounds=1)
+        >>> [row.graph for row in report.rows]
+        ['branches', 'folded', 'fused', 'fused']
+    """
+    colors: Any = getattr(net, "colors", None)
+    if not isinstance(colors, int):
+        raise SpecError(f"{type(net).__name__} does not say its input: give it the attribute colors, 1 or 3")
+    x = torch.rand(1, colors, height, width, generator=torch.Generator().manual_seed(0))
+    plain = plain_copy(net)
+    with torch_threads(threads), torch.inference_mode():
+        ways = _graphs(net, plain, x)
+        names = installed_engines() if engines is None else engines
+        on_engines, failed = _engines(plain, x, names, threads)
+        ways |= on_engines | _files(files, x, names, threads)
+        errors = _errors(ways)
+        matrix = torch.rand(_GEMM, _GEMM)
+        runs: dict[Hashable, Callable[[], object]] = {"limit": partial(torch.mm, matrix, matrix)}
+        times = race(runs | ways, rounds, progress)
+        operations = _operations(plain, x)
+        _, _, *size = ways["fused", EAGER]().shape
+        used = torch.get_num_threads()
+    limit = 2 * _GEMM**3 / min(times["limit"]) / 1e9
+    rows = []
+    for way in ways:
+        seconds, speed = median(times[way]), 1 / ratio(times, way, ("fused", EAGER))
+        rate, megapixels = operations / seconds / 1e9, prod(size) / seconds / 1e6
+        rows.append(InferenceCost(*way, 1000 * seconds, megapixels, speed, rate, rate / limit, errors[way]))
+    return InferenceReport(tuple(rows), failed, operations, limit, tuple(x.shape), used)
+
+
+def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Run]:
+    """The train graph, if there is one, branch by branch and folded, and the fused network."""
+    ways: dict[Way, Run] = {}
+    if inspect_model(net).blocks:
+        for graph, fold in (("branches", False), ("folded", True)):
+            graph_net = copy.deepcopy(net).eval()
+            set_fold(graph_net, fold)
+            ways[graph, EAGER] = partial(_eager, graph_net, x)
+    ways["fused", EAGER] = partial(_eager, plain, x)
+    return ways
+
+
+def _engines(
+    plain: nn.Module, x: torch.Tensor, names: Sequence[str], threads: int
+) -> tuple[dict[Way, Run], dict[str, str]]:
+    """The fused network on each engine, and why those fail that do."""
+    ways: dict[Way, Run] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            run = partial(make_engine(plain, name, threads), x.numpy())
+            run()
+        except SpecError:
+            raise
+        except Exception as problem:  # engines raise whatever they met, such as a compiler that is missing
+            failed[name] = str(problem).strip().partition("\n")[0] or type(problem).__name__
+        else:
+            ways["fused", name] = run
+    return ways, failed
+
+
+def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads: int) -> dict[Way, Run]:
+    """Each file on each engine that runs it."""
+    if wrong := [file for file in files if file.suffix not in FILE_ENGINES]:
+        raise SpecError(f"files of {' and '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
+    return {
+        (file.name, name): partial(open_engine(file, name, threads), x.numpy())
+        for file in files
+        for name in FILE_ENGINES[file.suffix]
+        if name in names
+    }
+
+
+def _errors(ways: dict[Way, Run]) -> dict[Way, float]:
+    """How far each output is from that of the fused network in torch."""
+    wanted = ways["fused", EAGER]()
+    errors = {}
+    for way, run in ways.items():
+        limit = _LIMIT_FILE if way[0] not in _GRAPHS else _LIMIT_BF16 if way[1].endswith("bf16") else _LIMIT
+        got = run()
+        if got.shape != wanted.shape:
+            raise ExportError(f"{way[1]} ({way[0]}) gives {got.shape}, where torch gives {wanted.shape}")
+        errors[way] = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+        if not errors[way] <= limit:
+            raise ExportError(
+                f"{way[1]} ({way[0]}) differs by {errors[way]:.1e} of the largest value, where rounding does at most "
+                f"{limit:.0e}; nothing was timed. Leave it out, or choose another engine"
+            )
+    return errors
+
+
+def _eager(net: nn.Module, x: torch.Tensor) -> np.ndarray:
+    return net(x).numpy()
+
+
+def _operations(net: nn.Module, x: torch.Tensor) -> float:
+    """Two for each multiply-add of the convolutions."""
+    total = 0
+
+    def count(layer: nn.Conv2d, _: object, y: torch.Tensor) -> None:
+        nonlocal total
+        total += 2 * y[0, 0].numel() * layer.weight.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    net(x)
+    for hook in hooks:
+        hook.remove()
+    return float(total)

@@ -1,0 +1,47 @@
+"""ACNet: a square kernel and one line of taps along each axis."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..algebra._spec import ConvSpec
+from ..bn._norm import NormChoice
+from ..branches import ConvBNBranch
+from ._block import BranchFactory, ConvBlock
+
+
+class ACBlock(ConvBlock):
+    r"""The asymmetric convolution block of ACNet, equal to one k x k convolution.
+
+    $$y = \mathrm{BN}_s(W_{k\times k} * x) + \mathrm{BN}_v(W_{k\times1} * x) + \mathrm{BN}_h(W_{1\times k} * x)$$
+
+    In one dimension both terms are k taps, in three there are three lines.
+
+    Source: X. Ding, Y. Guo, G. Ding, J. Han, "ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric
+    Convolution Blocks", ICCV 2019, arXiv 1908.03930, section 3.2. Their class fails with a dilation; this one has it.
+
+    Args:
+        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        bn: True, or a callable that makes a batch norm from the channel count.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has.
+
+    Example:
+        >>> import torch
+        >>> block = ACBlock(4, 6)
+        >>> block.branches[1].conv.kernel_size == (3, 1) and block.branches[2].conv.kernel_size == (1, 3)
+        True
+    """
+
+    @staticmethod
+    def design(spec: ConvSpec, *, bn: NormChoice = True) -> list[BranchFactory]:
+        """The square and the lines."""
+        lines = [
+            tuple(k if axis == along else 1 for axis, k in enumerate(spec.kernel_size)) for along in range(spec.ndim)
+        ]
+        square = partial(ConvBNBranch, bn=bn)
+        return [square, *(partial(ConvBNBranch, kernel_size=line, bn=bn) for line in lines)]

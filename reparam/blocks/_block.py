@@ -1,0 +1,308 @@
+"""A block: the sum of branches of one spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from inspect import signature
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import _kernels as kernels
+from ..algebra._kernels import Kernel
+from ..algebra._linear import LinearOp, place
+from ..algebra._spec import ConvSpec, Pads
+from ..bn._norm import NormChoice, Norms, batch_scale_shift, is_norm, make_norm, stored_scale_shift, uses_batch_stats
+from ..branches import Branch
+from ..branches._base import ScaleShift, normalise
+from ..branches._expand_squeeze import ExpandSqueezeStack, stacked
+from ..errors import OptionError, SpecError
+from ..folding import cost
+from ..folding._convolution import convolve
+from ..folding.moments import PatchMoments, patch_moments, reaches_across, why_no_moments
+from ..modules._guard import all_read, altered
+from ..numerics._autocast import as_conv_input, no_autocast
+
+BranchFactory = Callable[[ConvSpec], Branch]
+Fold = Literal["auto", True, False]
+
+
+class ReparamBlock(Branch):
+    r"""The sum of several branches of one spec, and a batch norm after it if asked for: equal to one convolution.
+
+    $$y = N\Big(\sum_j B_j(x)\Big) = \mathrm{conv}(x, W, b)$$
+
+    A block is linear; the activation stays outside. It is a branch itself, so blocks may be nested.
+
+    Args:
+        spec: the geometry of every branch and of the whole.
+        branches: callables that take the spec and return a branch: the classes themselves, or `functools.partial` of
+            them.
+        bn: whether a batch norm follows the sum, or a callable that makes one from the channel count.
+        fold: whether training runs one convolution, with the kernel computed in the graph, in place of the branches:
+            the same function and gradients. On batch statistics it takes the patch moments of the input. "auto" folds
+            where the estimate of `reparam.folding.cost` says so, and always without batch statistics.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: without any branch, for a branch of another spec, for `bn` where the spec has no bias, or for
+            `fold=True` where the geometry has no patch moments.
+
+    Example:
+        >>> from functools import partial
+        >>> from reparam import ConvBNBranch, IdentityBranch
+        >>> block = ReparamBlock(ConvSpec(8), [ConvBNBranch, partial(ConvBNBranch, kernel_size=1), IdentityBranch])
+        >>> x = torch.rand(2, 8, 9, 7)
+        >>> _ = block(x)  # the batch norms see a batch
+        >>> block = block.eval()
+        >>> torch.allclose(block.to_conv()(x), block(x), atol=1e-6)
+        True
+    """
+
+    def __init__(
+        self, spec: ConvSpec, branches: Iterable[BranchFactory], *, bn: NormChoice = False, fold: Fold = "auto"
+    ) -> None:
+        super().__init__(spec)
+        self.branches = nn.ModuleList(factory(spec) for factory in branches)
+        if not self.branches:
+            raise SpecError("a block needs at least one branch, but got branches=[]")
+        for index, branch in enumerate(self.branches):
+            if not isinstance(branch, Branch) or branch.spec != spec:
+                came = branch.spec if isinstance(branch, Branch) else type(branch).__name__
+                raise SpecError(f"branch {index} must be a Branch of the block's spec ({spec}), but got {came}")
+        if bn and not spec.bias:
+            raise SpecError("a batch norm after the sum shifts it, so that bn needs a spec with bias=True")
+        self.norm = make_norm(bn, spec.out_channels, spec.ndim)
+        parts: list[float] = [branch.cost for branch in self.branches]  # type: ignore[misc]  # all are branches
+        self.cost = sum(parts) + cost.ADDITION * spec.out_channels * (len(parts) - 1)
+        self.cost += cost.BATCH_NORM * spec.out_channels * (self.norm is not None)
+        self._no_moments = why_no_moments(spec) or self._closed_branch()
+        self.fold = fold
+
+    def kernel(self) -> Kernel:
+        """The kernel of the whole block; see `Branch.kernel`."""
+        self.check_read()
+        return self.kernel_with(stored_scale_shift)
+
+    def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
+        """The kernel of the whole block, for batch norms that scale and shift as told."""
+        total = self._sum_of_kernels(scale_shift_of)
+        if self.norm is None:
+            return total
+        whole = LinearOp(total, self.spec.stride, self.spec.dilation, self.spec.groups)
+        return kernels.affine(total, *scale_shift_of([self.norm], whole, ((0, 0),) * self.spec.ndim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of the branches on x (N, in_channels, *size): run one by one, or folded into one convolution."""
+        x, read = as_conv_input(x), self._is_read()
+        if read and self._folds(x):
+            moments: list[PatchMoments] = []
+            with no_autocast(x.device.type):
+                weight, bias = self.kernel_with(self._scale_shift_for(x, moments))
+                if not self.spec.bias:  # biases of the branches have gradients then too, of zero, which DDP insists on
+                    weight = weight + 0.0 * bias.sum()
+            if moments:
+                return convolve(x, weight, bias if self.spec.bias else None)
+            return self.spec.convolve(x, weight, bias)
+        total = self._sum(x) if read else reduce(torch.add, (branch(x) for branch in self.branches))
+        return total if self.norm is None else normalise(self.norm, total)
+
+    @property
+    def fold(self) -> Fold:
+        """Whether the block runs as one convolution: always (True), never (False), or where it pays ("auto")."""
+        return self._fold
+
+    @fold.setter
+    def fold(self, fold: Fold) -> None:
+        if why := self.why_not_fold(fold):
+            raise SpecError(why)
+        self._fold = fold
+
+    def why_not_fold(self, fold: Fold) -> str | None:
+        """Why this block cannot take this value of `fold`, or None if it can."""
+        if fold not in ("auto", True, False):
+            return f"fold must be 'auto', True or False, but got fold={fold!r}"
+        if fold is True and self._no_moments and any(is_norm(module) for module in self.branches.modules()):
+            return (
+                f"fold=True is not possible on batch statistics for {self._no_moments}; with fold='auto' the branches "
+                "run until their batch norms are frozen or in eval mode, and one convolution runs from then on"
+            )
+        return None
+
+    def _is_read(self) -> bool:
+        """Whether what the branches run is what their kernels are read from; else they must be run themselves."""
+        read = all_read(self)
+        if not read and self.fold is True:
+            name, why = next(iter(altered(self).items()), ("a backward hook", "it would not run"))
+            raise SpecError(f"fold=True is not possible for {name!r}: {why}; with fold='auto' the branches run")
+        return read
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether this forward runs one convolution."""
+        if self.fold is False or not _on_batch_stats(self):
+            return self.fold is not False
+        if not _on_batch_stats(self.branches):  # the norm after the sum alone takes its own from the sum
+            return False
+        if not x.shape[0]:  # an empty batch has no moments
+            return False
+        across = self._no_moments is None and reaches_across(self.spec, tuple(x.shape[2:]))
+        if self.fold is True:
+            if across:
+                raise SpecError(
+                    f"fold=True needs images of at least half the kernel, but got {tuple(x.shape[2:])} with "
+                    f"kernel_size={self.spec.kernel_size}; use fold='auto'"
+                )
+            return True
+        if self._no_moments or across:
+            return False
+        return cost.folded(self.spec, x.numel() // x.shape[1]) < self.cost
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """The sum of the branches on x: one by one, or as one convolution if none of them is on batch statistics."""
+        if self.fold is False or _on_batch_stats(self.branches):
+            return reduce(torch.add, (part(x) for part in self._parts()))
+        with no_autocast(x.device.type):
+            kernel = self._sum_of_kernels(stored_scale_shift)
+        return self.spec.convolve(x, *kernel)
+
+    def _sum_of_kernels(self, scale_shift_of: ScaleShift) -> Kernel:
+        return kernels.add(*(part.kernel_with(scale_shift_of) for part in self._parts()))
+
+    def _scale_shift_for(self, x: Tensor, moments: list[PatchMoments]) -> ScaleShift:
+        """Scale and shift of each batch norm on this input; its patch moments, if needed, are put into the list."""
+
+        def scale_shift_of(bns: Norms, op: LinearOp, ring: Pads) -> tuple[Tensor, Tensor]:
+            if not uses_batch_stats(bns[0]):
+                return stored_scale_shift(bns)
+            if not moments:
+                moments.append(patch_moments(x, self.spec.kernel_size))  # type: ignore[arg-type]  # two axes, as `_folds` made sure
+            mean, var = moments[0].of(place(op, ring, self.spec))
+            return batch_scale_shift(bns, mean, var, moments[0].count)
+
+        return scale_shift_of
+
+    def _closed_branch(self) -> str | None:
+        """Names a branch whose batch norms only it knows of, so that they cannot be told their scale and shift."""
+        for index, branch in enumerate(self.branches):
+            opaque = isinstance(branch, Branch) and type(branch).kernel_with is Branch.kernel_with
+            if opaque and any(is_norm(module) for module in branch.modules()):
+                return f"branch {index}, a {type(branch).__name__} with batch norms and no kernel_with"
+        return None
+
+    def _parts(self) -> list[Branch | ExpandSqueezeStack]:
+        return stacked(self.branches)  # type: ignore[arg-type]  # a ModuleList of branches only
+
+
+def _on_batch_stats(module: nn.Module) -> bool:
+    """Whether a batch norm inside uses the statistics of the batch."""
+    for inner in module._modules.values():  # modules() takes three times as long, and this is asked in every step
+        if inner is not None and (_uses_batch_stats(inner) or (inner._modules and _on_batch_stats(inner))):
+            return True
+    return False
+
+
+def _uses_batch_stats(module: nn.Module) -> bool:
+    return is_norm(module) and uses_batch_stats(module)
+
+
+class ConvBlock(ReparamBlock):
+    """The base of the papers' blocks: takes what `nn.Conv2d` takes, and builds its branches by `design`.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; None means `in_channels`.
+        kernel_size: taps per axis.
+        stride: step of the output grid, in pixels of the input.
+        padding: pixels on both sides, "same", "valid", or None for "the same size at stride 1".
+        dilation: distance of two taps, in pixels.
+        groups: number of independent channel groups.
+        bias: without one, the biases of the branches are taken off the sum.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        device: of the parameters.
+        dtype: of the parameters.
+        ndim: number of spatial axes, 1, 2 or 3.
+        fold: as in `ReparamBlock`.
+        sum_bn: whether a batch norm follows the sum, or a callable that makes one; None means what the paper has.
+        **options: those of the block's `design`.
+
+    Raises:
+        SpecError: for a geometry that no convolution has.
+        OptionError: for an option that the block does not have.
+    """
+
+    sum_bn: ClassVar[bool] = False
+    """Whether the paper has a batch norm after the sum of the branches."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str | None = None,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        ndim: int = 2,
+        fold: Fold = "auto",
+        sum_bn: NormChoice | None = None,
+        **options: Any,
+    ) -> None:
+        if unknown := [name for name in options if name not in self.option_names()]:
+            names = ", ".join(self.option_names()) or "none"
+            raise OptionError(
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside what nn.Conv2d takes, "
+                f"ndim, fold and sum_bn, its options are: {names}"
+            )
+        spec = ConvSpec(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
+        )
+        with torch.device(device if device is not None else torch.get_default_device()):
+            bn = self.sum_bn if sum_bn is None else sum_bn
+            super().__init__(spec, self.design(spec, **options), bn=bn, fold=fold)
+        self.to(dtype=dtype)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The options of the block's `design`."""
+        return list(signature(cls.design).parameters)[1:]
+
+    @staticmethod
+    def design(spec: ConvSpec) -> list[BranchFactory]:
+        """The branches that the paper gives a block of this spec; its keyword arguments are the block's options."""
+        raise NotImplementedError
+
+
+def set_fold(model: nn.Module, fold: Fold) -> list[str]:
+    """Sets `fold` of every block of a model; see `ReparamBlock`.
+
+    Args:
+        model: any module.
+        fold: "auto", True or False.
+
+    Returns:
+        The dotted names of the blocks.
+
+    Raises:
+        SpecError: if a block cannot take the value; it is named, and nothing is changed.
+
+    Example:
+        >>> from reparam import RepSRBlock
+        >>> set_fold(nn.Sequential(RepSRBlock(8)), False)
+        ['0']
+    """
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ReparamBlock)}
+    for name, block in blocks.items():
+        if why := block.why_not_fold(fold):
+            raise SpecError(f"block {name!r}: {why}")
+    for block in blocks.values():
+        block.fold = fold
+    return list(blocks)

@@ -1,0 +1,55 @@
+"""FMEN: a residual in a residual around a k x k convolution of a wider middle."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..algebra._spec import ConvSpec
+from ..branches import Branch, ConvBranch, IdentityBranch, SequentialBranch
+from ..branches._identity import has_identity
+from ._block import BranchFactory, ConvBlock, ReparamBlock
+
+
+class RRRB(ConvBlock):
+    r"""The re-parameterizable residual-in-residual block of FMEN, equal to one k x k convolution.
+
+    $$y = x + W_3\,(W_2 * e + b_2 + e) + b_3,\qquad e = W_1 x + b_1$$
+
+    $W_1$ is (2C, C, 1, 1), $W_2$ (2C, 2C, k, k), $W_3$ (C, 2C, 1, 1). The residuals are there where the geometry has an
+    identity, the outer one only where the channels match.
+
+    Source: Z. Du, D. Liu, J. Liu, J. Tang, G. Wu, L. Fu, "Fast and Memory-Efficient Network Towards Efficient Image
+    Super-Resolution", CVPRW 2022. They fill the ring around e with its bias; padding x first is the same.
+
+    Args:
+        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        expansion: channels of the middle per input channel.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has.
+
+    Example:
+        >>> import torch
+        >>> block = RRRB(4)
+        >>> x = torch.rand(1, 4, 7, 7)
+        >>> torch.allclose(block.to_conv()(x), block(x), atol=1e-5)
+        True
+    """
+
+    @staticmethod
+    def design(spec: ConvSpec, *, expansion: int = 2) -> list[BranchFactory]:
+        """The outer residual and the chain."""
+        return [partial(_chain, expansion=expansion), *[IdentityBranch] * has_identity(spec)]
+
+
+def _chain(spec: ConvSpec, expansion: int) -> Branch:
+    wide = expansion * spec.in_channels
+    plain = spec.replace(padding=0, padding_mode="zeros", bias=True)
+    point = plain.replace(kernel_size=1, stride=1, dilation=1)
+    middle = plain.replace(in_channels=wide, out_channels=wide)
+    inner = ReparamBlock(middle, [ConvBranch, *[IdentityBranch] * has_identity(middle)])
+    expand, reduce = point.replace(out_channels=wide), point.replace(in_channels=wide)
+    return SequentialBranch(spec, expand.new_conv(), inner, reduce.new_conv())

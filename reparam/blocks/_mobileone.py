@@ -1,0 +1,51 @@
+"""MobileOne: several k x k convolutions, 1x1 and identity, each with a batch norm."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..algebra._spec import ConvSpec
+from ..bn._norm import NormChoice
+from ..branches import ConvBNBranch, IdentityBranch
+from ..branches._identity import has_identity
+from ._block import BranchFactory, ConvBlock
+
+
+class MobileOneBlock(ConvBlock):
+    r"""The block of MobileOne, equal to one k x k convolution.
+
+    $$y = \sum_{j=1}^{n} \mathrm{BN}_j(W^{(j)}_{k\times k} * x) + \mathrm{BN}_s(W_{1\times1} * x) + \mathrm{BN}_0(x)$$
+
+    The 1x1 term is there where k > 1, the last one where the channels match and the stride is 1. MobileOne uses it
+    depthwise (groups = channels) and pointwise (k = 1) in turn.
+
+    Source: P. K. A. Vasu, J. Gabriel, J. Zhu, O. Tuzel, A. Ranjan, "MobileOne: An Improved One millisecond Mobile
+    Backbone", CVPR 2023, arXiv 2206.04040, section 3.2. Squeeze-and-excite and ReLU, which their class holds, stay
+    outside here; theirs drops the dilation in training, and this one honours it.
+
+    Args:
+        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        conv_branches: n, number of k x k terms (1, and 4 in the smallest network).
+        identity: whether there is an identity branch; None means where the geometry has one.
+        bn: True, or a callable that makes a batch norm from the channel count.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+
+    Example:
+        >>> len(MobileOneBlock(8, groups=8, conv_branches=4).branches)
+        6
+    """
+
+    @staticmethod
+    def design(
+        spec: ConvSpec, *, conv_branches: int = 1, identity: bool | None = None, bn: NormChoice = True
+    ) -> list[BranchFactory]:
+        """The k x k convolutions, the 1x1 convolution, the identity."""
+        identity = has_identity(spec) if identity is None else identity
+        square, point = partial(ConvBNBranch, bn=bn), partial(ConvBNBranch, kernel_size=1, bn=bn)
+        points = [point] * any(k > 1 for k in spec.kernel_size)
+        return [*[square] * conv_branches, *points, *[partial(IdentityBranch, bn=bn)] * identity]

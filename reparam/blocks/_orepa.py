@@ -1,0 +1,225 @@
+"""OREPA: terms that are added as kernels, each with a learned scale per channel, and one batch norm after the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil, pi
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..algebra import _kernels as kernels
+from ..algebra._spec import ConvSpec
+from ..bn._norm import NormChoice, make_norm
+from ..branches import Branch, ConvBNBranch, IdentityBranch, SequentialBranch
+from ..branches._edge import FixedFilter
+from ..branches._identity import has_identity
+from ..branches._stages import ChannelScale, IdentityPlusPoint
+from ..errors import SpecError
+from ._block import BranchFactory, ConvBlock, ReparamBlock
+
+
+class OREPABlock(ConvBlock):
+    r"""The block of OREPA, equal to one k x k convolution.
+
+    $$y = \mathrm{BN}\Big(\big(s_0 W_0 + s_1 (A \odot W_1) + s_2 (F \odot W_2) + s_3\, W_3' (I + W_3) + s_4 W_4
+      + s_5\, W_5' D\big) * x\Big)$$
+
+    $W_0$ and $W_3'$ have k x k taps, $W_1$ to $W_4$ and $W_5'$ have one, D is depthwise to `expansion` times the
+    channels; A is the mean over the window, F a fixed cosine per output channel, $s_j$ are (out,). No convolution has a
+    bias. With one tap per axis the sum is $s_0 W_0 + s_1 W_1' W_1$, where the square one of $W_1, W_1'$ starts as the
+    identity. As no term has a batch norm of its own, training runs one convolution and then the batch norm.
+
+    Source: M. Hu, J. Feng, J. Hua, B. Lai, J. Huang, X. Gong, X. Hua, "Online Convolutional Re-parameterization", CVPR
+    2022, arXiv 2204.00826; scales, starts and the order of the terms are those of classes OREPA and OREPA_1x1 of the
+    authors' code. Theirs fills F for three taps only (the rest of a larger one is memory that nobody wrote) and has
+    groups only where k > 1; here the cosine spans any number of taps, and axes.
+
+    Args:
+        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`; the batch norm needs `bias=True`.
+        hidden_channels: rows of $W_3$; None means in_channels, and twice that with more than 4 groups. With one tap,
+            rows of $W_1$; None means the smaller of in_channels and out_channels.
+        expansion: channels of D per input channel.
+        scales: what $s_0$ to $s_5$ start from; None means (0.25, 0.25, 0, 0.5, 1, 0.5), and (1, 0.5) with one tap.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has, `bias=False`, or a wrong number of scales.
+
+    Example:
+        >>> block = OREPABlock(4, 6)
+        >>> x = torch.rand(2, 4, 9, 9)
+        >>> _ = block(x)
+        >>> torch.allclose(block.eval().to_conv()(x), block(x), atol=1e-5)
+        True
+    """
+
+    sum_bn = True
+
+    @staticmethod
+    def design(
+        spec: ConvSpec,
+        *,
+        hidden_channels: int | None = None,
+        expansion: int = 8,
+        scales: Sequence[float] | None = None,
+    ) -> list[BranchFactory]:
+        """The six terms, or the two of a 1x1."""
+        if all(k == 1 for k in spec.kernel_size):
+            hidden = min(spec.in_channels, spec.out_channels) if hidden_channels is None else hidden_channels
+            return _scaled([partial(_dense, slope=1.0), partial(_two_points, hidden=hidden)], scales, (1.0, 0.5))
+        usual = spec.in_channels * (1 if spec.groups <= 4 else 2)
+        hidden = usual if hidden_channels is None else hidden_channels
+        terms: list[Callable] = [_dense, _mean, _cosine, partial(_point_then_dense, hidden=hidden), _point]
+        return _scaled([*terms, partial(_separable, expansion=expansion)], scales, (0.25, 0.25, 0.0, 0.5, 1.0, 0.5))
+
+
+class OREPARepVGGBlock(ConvBlock):
+    r"""RepVGG's block with OREPA's terms in place of its k x k convolution.
+
+    $$y = \mathrm{BN}_3(W_{\mathrm{OREPA}} * x) + \mathrm{BN}_1(W_{1\times1} * x) + \mathrm{BN}_0(x)$$
+
+    $W_{\mathrm{OREPA}}$ is the sum in `OREPABlock` without its 1x1 term $s_4 W_4$; the last term is there where the
+    geometry has an identity.
+
+    Source: as `OREPABlock`, class RepVGGBlock_OREPA of the authors' code, which fails with groups.
+
+    Args:
+        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`.
+        hidden_channels: rows of $W_3$; None means in_channels, and twice that if depthwise. Only with in_channels is
+            the identity added to $W_3$.
+        expansion: channels of the depthwise convolution per input channel.
+        scales: what $s_0, s_1, s_2, s_3, s_5$ start from; None means (0.25, 0.25, 0, 0.5, 0.5).
+        identity: whether there is an identity branch; None means where the geometry has one.
+        bn: True, or a callable that makes a batch norm from the channel count.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has, a wrong number of scales, or `identity=True` where there is
+            none.
+
+    Example:
+        >>> block = OREPARepVGGBlock(4, 6, stride=2)
+        >>> x = torch.rand(2, 4, 9, 9)
+        >>> _ = block(x)
+        >>> torch.allclose(block.eval().to_conv()(x), block(x), atol=1e-5)
+        True
+    """
+
+    @staticmethod
+    def design(
+        spec: ConvSpec,
+        *,
+        hidden_channels: int | None = None,
+        expansion: int = 8,
+        scales: Sequence[float] | None = None,
+        identity: bool | None = None,
+        bn: NormChoice = True,
+    ) -> list[BranchFactory]:
+        """The sum of terms, the 1x1 convolution, and the identity, if any."""
+        identity = has_identity(spec) if identity is None else identity
+        usual = spec.in_channels * (1 if spec.groups < spec.out_channels else 2)
+        hidden = usual if hidden_channels is None else hidden_channels
+        inner = partial(_point_then_dense, hidden=hidden, unit=hidden == spec.in_channels)
+        kinds: list[Callable] = [_dense, _mean, _cosine, inner, partial(_separable, expansion=expansion)]
+        terms = _scaled([partial(kind, slope=1.0) for kind in kinds], scales, (0.25, 0.25, 0.0, 0.5, 0.5))
+        sum_of_terms = partial(_normed_sum, terms=terms, bn=bn)
+        return [sum_of_terms, partial(ConvBNBranch, kernel_size=1, bn=bn), *[partial(IdentityBranch, bn=bn)] * identity]
+
+
+def cosines(spec: ConvSpec) -> Tensor:
+    r"""The fixed cosines F, (out, 1, *size): cos(pi (t + 1/2) f / k) along one axis, constant along the others.
+
+    The channels are shared out among the axes in turn, and along each of them f = 1, 2, ...
+    """
+    each, waves = spec.out_channels / spec.ndim, []
+    for axis, taps in enumerate(spec.kernel_size):
+        first, last = ceil(axis * each), ceil((axis + 1) * each)
+        frequency = torch.arange(first, last, dtype=torch.float64, device="cpu").unsqueeze(1) + 1 - axis * each
+        wave = (pi / taps * frequency * (torch.arange(taps, dtype=torch.float64, device="cpu") + 0.5)).cos()
+        along = [taps if other == axis else 1 for other in range(spec.ndim)]
+        waves.append(wave.reshape(-1, 1, *along).expand(-1, 1, *spec.kernel_size))
+    return torch.cat(waves).to(torch.get_default_dtype()).to(torch.get_default_device())
+
+
+def _scaled(terms: Sequence[Callable], scales: Sequence[float] | None, usual: tuple[float, ...]) -> list[BranchFactory]:
+    scales = usual if scales is None else scales
+    if len(scales) != len(usual):
+        raise SpecError(f"scales must hold {len(usual)} numbers, one per term, but got scales={scales!r}")
+    return [partial(term, scale=float(scale)) for term, scale in zip(terms, scales)]
+
+
+def _plain(spec: ConvSpec, **changes) -> ConvSpec:
+    return spec.replace(padding=0, padding_mode="zeros", bias=False, **changes)
+
+
+def _pointwise(spec: ConvSpec, **changes) -> ConvSpec:
+    return _plain(spec, kernel_size=1, stride=1, dilation=1, **changes)
+
+
+def _conv(spec: ConvSpec, slope: float) -> _ConvNd:
+    conv = spec.new_conv()
+    nn.init.kaiming_uniform_(conv.weight, a=slope)
+    return conv
+
+
+def _chain(spec: ConvSpec, scale: float, *stages: nn.Module) -> Branch:
+    return SequentialBranch(spec, *stages, ChannelScale(spec.out_channels, spec.ndim, start=scale))
+
+
+def _dense(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
+    return _chain(spec, scale, _conv(_plain(spec), slope))
+
+
+def _point(spec: ConvSpec, scale: float) -> Branch:
+    return _chain(spec, scale, _conv(_plain(spec, kernel_size=1), 0.0))
+
+
+def _filtered(spec: ConvSpec, mask: Tensor, scale: float, slope: float, drawn_as: str) -> Branch:
+    channels, stride, dilation = spec.out_channels, spec.stride, spec.dilation
+    fixed = FixedFilter(mask, channels, stride, dilation, scale=scale, bias=False, drawn_as=drawn_as)
+    return SequentialBranch(spec, _conv(_pointwise(spec), slope), fixed)
+
+
+def _mean(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
+    ones = torch.ones(spec.kernel_size)
+    return _filtered(spec, ones / ones.numel(), scale, slope, "mean")
+
+
+def _cosine(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
+    return _filtered(spec, cosines(spec), scale, slope, "cosine")
+
+
+def _point_then_dense(spec: ConvSpec, hidden: int, scale: float, slope: float = 0.0, unit: bool = True) -> Branch:
+    if unit:
+        point: nn.Module = IdentityPlusPoint(spec.in_channels, spec.groups, spec.ndim, out_channels=hidden, keep=True)
+    else:
+        point = _conv(_pointwise(spec, out_channels=hidden), slope)
+    return _chain(spec, scale, point, _conv(_plain(spec, in_channels=hidden), slope))
+
+
+def _separable(spec: ConvSpec, expansion: int, scale: float, slope: float = 0.0) -> Branch:
+    wide = expansion * spec.in_channels
+    depthwise = _plain(spec, out_channels=wide, groups=spec.in_channels)
+    return _chain(spec, scale, _conv(depthwise, slope), _conv(_pointwise(spec, in_channels=wide), slope))
+
+
+def _two_points(spec: ConvSpec, hidden: int, scale: float) -> Branch:
+    first = _conv(_plain(spec, out_channels=hidden), 1.0)
+    second = _conv(_pointwise(spec, in_channels=hidden), 1.0)
+    square = first if spec.in_channels < spec.out_channels else second
+    if square.weight.shape[0] == square.weight.shape[1] * spec.groups:
+        with torch.no_grad():
+            square.weight.copy_(kernels.identity(hidden, spec.groups, spec.ndim, square.weight).weight)
+    return _chain(spec, scale, first, second)
+
+
+def _normed_sum(spec: ConvSpec, terms: Sequence[BranchFactory], bn: NormChoice) -> Branch:
+    norm = make_norm(bn, spec.out_channels, spec.ndim)
+    return SequentialBranch(spec, ReparamBlock(_plain(spec), terms), *([] if norm is None else [norm]))

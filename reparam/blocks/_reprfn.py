@@ -1,0 +1,57 @@
+"""RepRFN: convolutions of every shape, the expand-squeeze path and ECBSR's edge filters."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..algebra._spec import ConvSpec
+from ..branches import ConvBranch, ExpandSqueezeBranch, IdentityBranch, LaplacianBranch, SobelBranch
+from ..branches._identity import has_identity
+from ._block import BranchFactory, ConvBlock
+
+
+class RepRFNBlock(ConvBlock):
+    r"""The reparameterized block of RepRFN, equal to one k x k convolution.
+
+    $$y = \sum_{s \in \{k\times k,\, k\times1,\, 1\times k,\, 1\times1\}} (W_s * x + b_s) + W_b * (W_a x)
+      + \sum_{D \in \{D_x, D_y, L\}} s_D\,(D * (W_D x + b_D)) + c_D \;[+\; x]$$
+
+    $W_a$ is (2 in, in / groups, 1, 1) and $W_b$ (out, 2 in / groups, k, k), both without bias. In one dimension there
+    is one line of k taps, in three there are three. x is added where the geometry has an identity.
+
+    Source: W. Deng et al., "Reparameterized Residual Feature Network For Lightweight Image
+    Super-Resolution", CVPRW 2023; class RepBlock of the authors' code, which has 3x3 kernels only, adds x whatever the
+    channels are, and holds the activation, which stays outside here.
+
+    Args:
+        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`.
+        expansion: rows of $W_a$ per input channel.
+        identity: whether x is added; None means where the geometry has an identity.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has, fewer than 3 taps, or `identity=True` where there is none.
+
+    Example:
+        >>> import torch
+        >>> block = RepRFNBlock(4)
+        >>> x = torch.rand(1, 4, 7, 7)
+        >>> torch.allclose(block.to_conv()(x), block(x), atol=1e-5)
+        True
+    """
+
+    @staticmethod
+    def design(spec: ConvSpec, *, expansion: int = 2, identity: bool | None = None) -> list[BranchFactory]:
+        """The square, one line per axis, the 1x1, the expand-squeeze path, the edge filters, the identity."""
+        identity = has_identity(spec) if identity is None else identity
+        lines = [
+            tuple(k if axis == along else 1 for axis, k in enumerate(spec.kernel_size)) for along in range(spec.ndim)
+        ]
+        factories: list[BranchFactory] = [ConvBranch, *(partial(ConvBranch, kernel_size=line) for line in lines)]
+        factories += [partial(ConvBranch, kernel_size=1)]
+        hidden = expansion * spec.in_channels
+        factories += [partial(ExpandSqueezeBranch, hidden_channels=hidden, order="1x1-kxk", bias=False)]
+        factories += [partial(SobelBranch, axis=-1 - axis) for axis in range(spec.ndim)]
+        return [*factories, LaplacianBranch, *[IdentityBranch] * identity]

@@ -1,0 +1,50 @@
+"""RepVGG: k x k, 1x1 and identity, each with a batch norm."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..algebra._spec import ConvSpec
+from ..bn._norm import NormChoice
+from ..branches import ConvBNBranch, IdentityBranch
+from ..branches._identity import has_identity
+from ._block import BranchFactory, ConvBlock
+
+
+class RepVGGBlock(ConvBlock):
+    r"""The block of RepVGG, equal to one k x k convolution.
+
+    $$y = \mathrm{BN}_3(W_{k\times k} * x) + \mathrm{BN}_1(W_{1\times1} * x) + \mathrm{BN}_0(x)$$
+
+    The convolutions have no bias. The last term is there where the channels match and the stride is 1.
+
+    Source: X. Ding, X. Zhang, N. Ma, J. Han, G. Ding, J. Sun, "RepVGG: Making VGG-style ConvNets Great Again", CVPR
+    2021, arXiv 2101.03697, section 3.3. Their class holds the ReLU, which stays outside here; it takes 3x3 kernels only
+    and drops `dilation` and `padding_mode` in training, and this one honours them.
+
+    Args:
+        in_channels, ..., dtype, ndim: as in `ConvBlock`.
+        identity: whether there is an identity branch; None means where the geometry has one.
+        bn: True, or a callable that makes a batch norm from the channel count.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+
+    Example:
+        >>> import torch
+        >>> block = RepVGGBlock(8, 16, stride=2)
+        >>> x = torch.rand(2, 8, 9, 9)
+        >>> _ = block(x)
+        >>> torch.allclose(block.eval().to_conv()(x), block(x), atol=1e-5)
+        True
+    """
+
+    @staticmethod
+    def design(spec: ConvSpec, *, identity: bool | None = None, bn: NormChoice = True) -> list[BranchFactory]:
+        """The k x k convolution, the 1x1 convolution, and the identity, if any."""
+        identity = has_identity(spec) if identity is None else identity
+        convs = [partial(ConvBNBranch, bn=bn), partial(ConvBNBranch, kernel_size=1, bn=bn)]
+        return [*convs, *[partial(IdentityBranch, bn=bn)] * identity]

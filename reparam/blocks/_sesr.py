@@ -1,0 +1,48 @@
+"""SESR: one k x k convolution to many channels, one 1x1 back, and a short residual."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..algebra._spec import ConvSpec
+from ..branches import ExpandSqueezeBranch, IdentityBranch
+from ..branches._identity import has_identity
+from ._block import BranchFactory, ConvBlock
+
+
+class CollapsibleLinearBlock(ConvBlock):
+    r"""The collapsible linear block of SESR, equal to one k x k convolution.
+
+    $$y = W_{1\times1}\,(W_{k\times k} * x + c) + d \;[+\; x]$$
+
+    $W_{k\times k}$ is (p, C, k, k), $W_{1\times1}$ is (C, p, 1, 1). The residual is there where the geometry has an
+    identity.
+
+    Source: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022, arXiv
+    2103.09404. The authors' collapsed training lets the biases of both convolutions leak into every tap of the kernel,
+    so that it equals the expanded block only without biases; here they are biases of the output, and folding is exact.
+
+    Args:
+        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        hidden_channels: p (256; 64 for the network of 11 blocks and the largest).
+        identity: whether x is added; None means where the geometry has an identity.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+
+    Example:
+        >>> import torch
+        >>> block = CollapsibleLinearBlock(4)
+        >>> x = torch.rand(1, 4, 7, 7)
+        >>> torch.allclose(block.to_conv()(x), block(x), atol=1e-5)
+        True
+    """
+
+    @staticmethod
+    def design(spec: ConvSpec, *, hidden_channels: int = 256, identity: bool | None = None) -> list[BranchFactory]:
+        """The expand-squeeze path and the residual."""
+        identity = has_identity(spec) if identity is None else identity
+        return [partial(ExpandSqueezeBranch, hidden_channels=hidden_channels), *[IdentityBranch] * identity]

@@ -1,0 +1,304 @@
+r"""Batch norm as this library sees it: a per-channel scale and shift that follow from a mean and a variance.
+
+$$\mathrm{BN}(z) = \gamma \frac{z - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta = s z + t,\qquad
+  s = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}},\quad t = \beta - s \mu$$
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeGuard
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from ..errors import SpecError, StatisticsError
+from ..numerics._precision import in_float64
+from ._known_norm import why_unknown
+
+BatchNorm = _NormBase
+"""What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
+
+TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CLASS: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+Norms = Sequence[BatchNorm]
+"""Batch norms of one kind and one eps, whose channels lie side by side."""
+
+NormChoice = bool | Callable[[int], nn.Module]
+"""False: none. True: torch's BatchNorm. A callable: takes the channel count and returns a BatchNorm."""
+
+
+class FrozenStatsBN(_NormBase):
+    r"""Batch norm that normalises with its stored statistics in training too, while its affine goes on learning.
+
+    $$y = \gamma \frac{x - \mu_{stored}}{\sqrt{\sigma^2_{stored} + \epsilon}} + \beta$$
+
+    $\gamma$ and $\beta$ are Parameters; the statistics never change. The state-dict keys are BatchNorm's. Modules that
+    a norm with an activation carries (timm's BatchNormAct2d: `drop`, `act`) run after it, as they did before.
+
+    Source: X. Wang, C. Dong, Y. Shan, "RepSR: Training Efficient VGG-style Super-Resolution Networks with Structural
+    Re-Parameterization and Batch Normalization", ACM MM 2022, arXiv 2205.05671: statistics of mini-batches first,
+    population statistics in the later part of training. torchvision's, detectron2's and timm's frozen layers differ:
+    they freeze the affine as well.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+        momentum: kept for the day the statistics are unfrozen; unused here.
+        affine: whether there are $\gamma$ and $\beta$.
+
+    Shape:
+        (N, C, *) to the same shape.
+
+    Example:
+        >>> bn = FrozenStatsBN(4).train()
+        >>> x = torch.randn(2, 4, 5, 5)
+        >>> torch.allclose(bn(x), x / (1 + bn.eps) ** 0.5)
+        True
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x of shape (N, C, *) with the stored statistics, whatever the mode."""
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        for following in self.children():
+            x = following(x)
+        return x
+
+
+class Population:
+    """Mean and variance of all that was seen, pooled exactly (Chan, Golub, LeVeque, 1979) in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.sum_squares: Tensor | float = 0.0  # of the deviations from the mean
+
+    def add(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Takes in a batch with this mean and biased variance per channel, of `count` values each."""
+        if not count:
+            return
+        delta = in_float64(mean) - self.mean
+        total = self.count + count
+        self.sum_squares = self.sum_squares + in_float64(var) * count + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def mean_var(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance per channel, float64; of two values or more."""
+        return torch.as_tensor(self.mean), torch.as_tensor(self.sum_squares) / (self.count - 1)
+
+
+class PopulationBN(_NormBase):
+    """What every batch norm becomes while it is recalibrated: it uses batch statistics and collects them."""
+
+    population: Population
+    passive: bool
+    """Whether it normalises with its stored statistics all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x of shape (N, C, *) with its own statistics, unless it is passive."""
+        self.population.add(*batch_moments(x))
+        mean, var = (self.running_mean, self.running_var) if self.passive else (None, None)
+        x = F.batch_norm(x, mean, var, self.weight, self.bias, not self.passive, 0.0, self.eps)
+        for following in self.children():
+            x = following(x)
+        return x
+
+
+def make_norm(choice: NormChoice, channels: int, ndim: int) -> BatchNorm | None:
+    """The norm that an argument `bn` asks for, or None."""
+    if choice is False:
+        return None
+    norm = _CLASS[ndim](channels) if choice is True else choice(channels)
+    if not is_norm(norm):
+        raise SpecError(f"bn must make a batch norm, but {choice!r} made a {type(norm).__name__}")
+    if why := why_unknown(norm):
+        raise SpecError(f"bn must make a batch norm that is known, but {choice!r} made one of which {why}")
+    return norm
+
+
+def is_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
+    """Whether `module` is a batch norm, frozen or not."""
+    return isinstance(module, (_BatchNorm, FrozenStatsBN, PopulationBN))
+
+
+def norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
+    """The batch norms of a model with their dotted names, each once."""
+    for name, module in model.named_modules():
+        if is_norm(module):
+            yield name, module
+
+
+def uses_batch_stats(bn: BatchNorm) -> bool:
+    """Whether the next forward normalises with the statistics of its own batch."""
+    if isinstance(bn, (FrozenStatsBN, PopulationBN)):
+        return isinstance(bn, PopulationBN)
+    return bn.training or bn.running_mean is None
+
+
+def why_not_ready(bn: BatchNorm) -> str | None:
+    """Why the stored statistics of `bn` do not yet define a function that could be fused, or None if they do."""
+    if bn.running_mean is None:
+        return "it keeps no running statistics (track_running_stats=False), so it has no kernel"
+    if isinstance(bn, FrozenStatsBN):
+        return None
+    if bn.training:
+        return "it uses batch statistics (train mode): call model.eval() or freeze_bn_stats(model) first"
+    return why_unseen(bn)
+
+
+def why_unseen(bn: BatchNorm) -> str | None:
+    """Why the stored statistics of `bn` are still those it was built with, or None if they are others."""
+    seen = bn.num_batches_tracked
+    if seen is None or seen.is_meta or int(seen) > 0:
+        return None
+    mean, var = bn.running_mean, bn.running_var
+    if mean is not None and var is not None and bool(mean.any() | (var != 1).any()):
+        return None  # from a file that does not count batches, as weights that were converted from other frameworks
+    return (
+        "it never saw a batch (num_batches_tracked=0): train it, call recalibrate_bn_stats(model, batches), or, if "
+        "this is an EMA copy, copy the buffers as well as the parameters"
+    )
+
+
+def scale_shift(bns: Norms, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale s and shift t, both (C,), of batch norms side by side with these statistics."""
+    scale = torch.rsqrt(var + bns[0].eps)
+    if bns[0].weight is not None:
+        scale = scale * side_by_side([bn.weight for bn in bns])
+    shift = -mean * scale
+    return scale, shift if bns[0].bias is None else shift + side_by_side([bn.bias for bn in bns])
+
+
+def side_by_side(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The tensors one after the other; one alone is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def stored_scale_shift(bns: Norms, *_: object) -> tuple[Tensor, Tensor]:
+    """Scale and shift of batch norms side by side with their stored statistics.
+
+    Raises:
+        StatisticsError: if one uses batch statistics, so that it is no fixed scale and shift.
+    """
+    if any(map(uses_batch_stats, bns)):
+        raise StatisticsError(
+            "asked for the kernel of a batch norm that uses batch statistics; it is a fixed scale and shift only in "
+            "eval mode or with frozen statistics: call .eval() or freeze_bn_stats(model)"
+        )
+    mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
+    return scale_shift(bns, mean, var)
+
+
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance per channel of x (N, C, *), and the number of values they come from."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    if not x.shape[0]:  # nothing has no mean; 0 and 1, with a gradient of zero, do no harm
+        nothing = x.sum(axes)
+        return nothing, nothing + 1, 0
+    var, mean = torch.var_mean(x, dim=axes, correction=0)
+    return mean, var, x.numel() // x.shape[1]
+
+
+def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift of batch norms side by side on a batch with this mean and biased variance.
+
+    The running statistics follow.
+    """
+    if isinstance(bns[0], nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+        mean, var, count = _over_processes(mean, var, count, bns[0].process_group)
+    if len(bns) == 1:
+        update_running_stats(bns[0], mean, var, count)
+    else:
+        widths = [bn.num_features for bn in bns]
+        for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
+            update_running_stats(bn, its_mean, its_var, count)
+    if isinstance(bns[0], PopulationBN) and bns[0].passive:
+        mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
+    return scale_shift(bns, mean, var)
+
+
+def fused_batch_norm(bns: Norms, x: Tensor) -> Tensor:
+    """Batch norms side by side on their batch, in torch's one pass over x (N, C, *)."""
+    own = next((tensor for tensor in (bns[0].running_mean, bns[0].weight) if tensor is not None), x)
+    mean, var = own.new_zeros(x.shape[1]), own.new_ones(x.shape[1])  # float32 under autocast, as its weight
+    weight, bias = (
+        None if getattr(bns[0], name) is None else side_by_side([getattr(bn, name) for bn in bns])
+        for name in ("weight", "bias")
+    )
+    y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, bns[0].eps)  # leaves this batch's statistics in mean, var
+    count = x.numel() // x.shape[1]
+    widths = [bn.num_features for bn in bns]
+    for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
+        update_running_stats(bn, its_mean, its_var * ((count - 1) / max(count, 1)), count)
+    return y
+
+
+def _over_processes(
+    mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, int]:
+    """Mean and variance over the batches of all processes, differentiable; two sums, so that nothing cancels."""
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+    total = torch.tensor(count, device=mean.device)
+    dist.all_reduce(total, group=group)
+    count_of_all = int(total)
+    share = count / max(count_of_all, 1)
+    group = dist.group.WORLD if group is None else group
+    mean_of_all = all_reduce(mean * share, group=group)
+    var_of_all = all_reduce((var + (mean - mean_of_all).square()) * share, group=group)
+    return mean_of_all, var_of_all, count_of_all
+
+
+@torch.no_grad()
+def move_statistics(bn: BatchNorm, mean: Tensor, var: Tensor, batches: int) -> None:
+    """Gives `bn` other stored statistics and an affine with which it scales and shifts as before."""
+    assert bn.running_mean is not None and bn.running_var is not None and bn.weight is not None
+    scale = in_float64(bn.weight) / (in_float64(bn.running_var) + bn.eps).sqrt()
+    bn.weight.copy_(scale * (var + bn.eps).sqrt())
+    if bn.bias is not None:
+        bn.bias.copy_(in_float64(bn.bias) + scale * (mean - in_float64(bn.running_mean)))
+    bn.running_mean.copy_(mean)
+    bn.running_var.copy_(var)
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(batches)
+
+
+@torch.no_grad()
+def update_running_stats(bn: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """Moves the running statistics as torch's BatchNorm does, given the batch's mean and biased variance."""
+    if isinstance(bn, PopulationBN):
+        bn.population.add(mean, var, count)
+        return
+    if not (bn.training and bn.track_running_stats) or bn.running_mean is None or bn.running_var is None:
+        return
+    if count == 1:
+        raise StatisticsError("batch statistics need more than one value per channel in training, but got 1")
+    weight: float | Tensor = 0.0 if bn.momentum is None else bn.momentum
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:  # a cumulative average
+            weight = 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
+    if not count:  # an empty batch counts as a batch, and moves nothing
+        return
+    for buffer, value in ((bn.running_mean, mean), (bn.running_var, var * (count / (count - 1)))):
+        buffer.mul_(1 - weight).add_(value.to(buffer.dtype) * weight)

@@ -1,0 +1,102 @@
+"""The branches of one convolution, with and without a batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..algebra._spec import ConvSpec
+from ..bn._norm import NormChoice, make_norm
+from ._base import ChainBranch
+
+
+def _own_conv(
+    spec: ConvSpec, kernel_size: int | Sequence[int] | None, dilation: int | Sequence[int] | None, bias: bool
+) -> nn.Module:
+    """An unpadded convolution of the spec, perhaps with fewer taps, or with taps that lie farther apart."""
+    size = spec.kernel_size if kernel_size is None else kernel_size
+    spread = spec.dilation if dilation is None else dilation
+    plain = {"padding": 0, "padding_mode": "zeros", "bias": bias}
+    return spec.replace(kernel_size=size, dilation=spread, **plain).new_conv()
+
+
+class ConvBranch(ChainBranch):
+    r"""y = W * x + b, with as many taps as the spec or fewer.
+
+    Args:
+        spec: the geometry; a smaller kernel lies with its centre tap on the spec's.
+        kernel_size: taps of this branch; None means the spec's.
+        dilation: distance of its taps, in pixels; None means the spec's, of which it must be a multiple.
+        bias: whether the convolution has a bias of its own.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: if the taps reach farther than the spec's, or lie where it has none.
+
+    Example:
+        >>> branch = ConvBranch(ConvSpec(4, 6, 3), kernel_size=1)
+        >>> branch.kernel().weight.shape == (6, 4, 3, 3)
+        True
+    """
+
+    def __init__(
+        self,
+        spec: ConvSpec,
+        *,
+        kernel_size: int | Sequence[int] | None = None,
+        dilation: int | Sequence[int] | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(spec)
+        self.conv = _own_conv(spec, kernel_size, dilation, bias)
+        self.check()
+
+    def stages(self) -> list[nn.Module]:
+        return [self.conv]
+
+
+class ConvBNBranch(ChainBranch):
+    r"""y = BN(W * x), the branch of RepVGG, ACNet, DBB and MobileOne.
+
+    $$y = \gamma \frac{W * x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta$$
+
+    Source: X. Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, arXiv 2101.03697, eq. 2 and 3.
+
+    Args:
+        spec: the geometry; a smaller kernel lies with its centre tap on the spec's.
+        kernel_size: taps of this branch; None means the spec's.
+        dilation: distance of its taps, in pixels; None means the spec's, of which it must be a multiple.
+        bias: whether the convolution has a bias, which the batch norm takes off again in training.
+        bn: True, or a callable that makes the batch norm from the channel count.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: if the taps reach farther than the spec's, or lie where it has none.
+
+    Example:
+        >>> branch = ConvBNBranch(ConvSpec(4)).eval()
+        >>> bool(branch.norm.weight.eq(1).all())
+        True
+    """
+
+    def __init__(
+        self,
+        spec: ConvSpec,
+        *,
+        kernel_size: int | Sequence[int] | None = None,
+        dilation: int | Sequence[int] | None = None,
+        bias: bool = False,
+        bn: NormChoice = True,
+    ) -> None:
+        super().__init__(spec)
+        self.conv = _own_conv(spec, kernel_size, dilation, bias)
+        self.norm = make_norm(bn, spec.out_channels, spec.ndim)
+        self.check()
+
+    def stages(self) -> list[nn.Module]:
+        return [self.conv] if self.norm is None else [self.conv, self.norm]

@@ -1,0 +1,174 @@
+"""Two convolutions, one of them 1x1, through a wider or narrower middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import _kernels as kernels
+from ..algebra._kernels import Kernel
+from ..algebra._linear import LinearOp, fit, linear_op, then
+from ..algebra._spec import ConvSpec, pad
+from ..bn._norm import (
+    TORCH_NORMS,
+    NormChoice,
+    batch_moments,
+    batch_scale_shift,
+    fused_batch_norm,
+    make_norm,
+    side_by_side,
+    stored_scale_shift,
+    uses_batch_stats,
+)
+from ..errors import SpecError
+from ._base import Branch, ChainBranch, ScaleShift
+
+
+class ExpandSqueezeBranch(ChainBranch):
+    r"""y = W_2 * N(W_1 * x + b_1) + b_2: a k x k and a 1x1 convolution in either order, N a batch norm or nothing.
+
+    With order "kxk-1x1" (RepSR, SESR) W_1 has the taps of the spec and W_2 has one; with "1x1-kxk" (ECBSR, DBB) it is
+    the other way round. The middle has `expansion * out_channels` channels.
+
+    Source: kxk-1x1: Wang, Dong, Shan, "RepSR", ACM MM 2022, arXiv 2205.05671 (with BN), and K. Bhardwaj et al.,
+    "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022, arXiv 2103.09404 (without).
+    1x1-kxk: X. Zhang, H. Zeng, L. Zhang, "Edge-oriented Convolution Block for Real-time Super Resolution on Mobile
+    Devices", ACM MM 2021. They fill the ring around the 1x1's output with its bias; padding the input first, as here,
+    is the same function.
+
+    Args:
+        spec: the geometry; with groups, both convolutions are grouped.
+        expansion: channels of the middle per output channel, a positive number.
+        hidden_channels: channels of the middle, in place of `expansion`.
+        order: "kxk-1x1" or "1x1-kxk".
+        bn: whether a batch norm lies between, or a callable that makes one from the channel count.
+        bias: whether the two convolutions have biases.
+        gain: factor on the initial weights of the second convolution. Below 1 the branch starts small, so that a block
+            with an identity starts near the identity.
+        bn_weight: initial weight of the batch norm, which does the same.
+
+    Shape:
+        (N, in_channels, *size) to (N, out_channels, *size').
+
+    Raises:
+        SpecError: for an unknown `order`, or a middle that is empty or not divisible by the groups.
+
+    Example:
+        >>> branch = ExpandSqueezeBranch(ConvSpec(16), bn=True)
+        >>> branch.expand.weight.shape == (32, 16, 3, 3) and branch.squeeze.weight.shape == (16, 32, 1, 1)
+        True
+    """
+
+    def __init__(
+        self,
+        spec: ConvSpec,
+        *,
+        expansion: float = 2.0,
+        hidden_channels: int | None = None,
+        order: Literal["kxk-1x1", "1x1-kxk"] = "kxk-1x1",
+        bn: NormChoice = False,
+        bias: bool = True,
+        gain: float = 1.0,
+        bn_weight: float = 1.0,
+    ) -> None:
+        super().__init__(spec)
+        if order not in ("kxk-1x1", "1x1-kxk"):
+            raise SpecError(f"order must be 'kxk-1x1' or '1x1-kxk', but got order={order!r}")
+        hidden = int(round(expansion * spec.out_channels, 6)) if hidden_channels is None else hidden_channels
+        if hidden < 1:
+            raise SpecError(
+                f"the middle of an expand-squeeze branch needs at least one channel, but got expansion={expansion}, "
+                f"hidden_channels={hidden_channels} for out_channels={spec.out_channels}"
+            )
+        if hidden % spec.groups:
+            raise SpecError(
+                f"the middle of an expand-squeeze branch has {hidden} channels (expansion={expansion}, hidden_channels="
+                f"{hidden_channels}, out_channels={spec.out_channels}), which groups={spec.groups} does not divide"
+            )
+        plain = spec.replace(padding=0, padding_mode="zeros", bias=bias)
+        wide = plain.replace(out_channels=hidden), plain.replace(in_channels=hidden)
+        point = {"kernel_size": 1, "stride": 1, "dilation": 1}
+        first, second = (
+            (wide[0], wide[1].replace(**point)) if order == "kxk-1x1" else (wide[0].replace(**point), wide[1])
+        )
+        self.expand = first.new_conv()
+        self.norm = make_norm(bn, hidden, spec.ndim)
+        self.squeeze = second.new_conv()
+        with torch.no_grad():
+            self.squeeze.weight.mul_(gain)
+            if self.norm is not None and self.norm.affine:
+                self.norm.weight.fill_(bn_weight)
+        self.check()
+
+    def stages(self) -> list[nn.Module]:
+        return [self.expand, self.squeeze] if self.norm is None else [self.expand, self.norm, self.squeeze]
+
+
+class ExpandSqueezeStack:
+    """Expand-squeeze branches of one shape as one: the first convolutions side by side, the second ones summed.
+
+    It owns nothing: parameters and statistics stay those of the branches.
+    """
+
+    def __init__(self, branches: Sequence[ExpandSqueezeBranch]) -> None:
+        self.branches = branches
+        first = branches[0]
+        self.spec, self._pads, self._ring = first.spec, first._pads, first._rings[0]
+        self.norms = [branch.norm for branch in branches if branch.norm is not None]
+
+    def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
+        """The kernel of the sum, for batch norms that scale and shift as told."""
+        first, second = self._first(), self._second()
+        if self.norms:  # into the second kernel, which is the smaller one if that is the 1x1
+            scale, shift = scale_shift_of(self.norms, first, self._ring)
+            second = second._replace(kernel=kernels.affine_before(scale, shift, second.kernel))
+        return fit(then(first, second), self.spec)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sum of the branches on x: two convolutions, the scale of the batch norms folded into the second."""
+        first, second = self._first(), self._second()
+        x = first.apply(x, self._pads, self.spec.padding_mode)
+        if self.norms:
+            batch = uses_batch_stats(self.norms[0])
+            if batch and self.spec.bias and not any(map(any, self._ring)) and type(self.norms[0]) in TORCH_NORMS:
+                return second.apply(fused_batch_norm(self.norms, x))
+            statistics = batch_moments(pad(x, self._ring)) if batch else None
+            scale, shift = batch_scale_shift(self.norms, *statistics) if statistics else stored_scale_shift(self.norms)
+            second = second._replace(kernel=kernels.affine_before(scale, shift, second.kernel))
+        if not self.spec.bias:  # the bias of the whole is taken off here, where it costs nothing
+            weight, bias = second.kernel
+            whole = weight.flatten(2).sum(2) @ first.kernel.bias + bias
+            second = second._replace(kernel=Kernel(weight, bias - whole))
+        return second.apply(x)
+
+    def _first(self) -> LinearOp:
+        convs = [branch.expand for branch in self.branches]
+        return _merged(convs, dim=0, bias=side_by_side)
+
+    def _second(self) -> LinearOp:
+        convs = [branch.squeeze for branch in self.branches]
+        return _merged(convs, dim=1, bias=lambda biases: reduce(torch.add, biases))
+
+
+def _merged(convs: Sequence[nn.Module], dim: int, bias: Callable[[Sequence[Tensor]], Tensor]) -> LinearOp:
+    ops = [linear_op(conv, 0, conv.weight) for conv in convs]  # type: ignore[arg-type]  # convolutions know themselves
+    weight = side_by_side([op.kernel.weight for op in ops], dim)
+    return ops[0]._replace(kernel=Kernel(weight, bias([op.kernel.bias for op in ops])))
+
+
+def stacked(branches: Iterable[Branch]) -> list[Branch | ExpandSqueezeStack]:
+    """The branches of a block, those expand-squeeze branches that can be computed as one put together."""
+    parts: list[Branch | ExpandSqueezeStack] = []
+    alike: dict[tuple, list[ExpandSqueezeBranch]] = {}
+    for branch in branches:
+        if isinstance(branch, ExpandSqueezeBranch) and branch.spec.groups == 1:
+            bn = branch.norm
+            kind = () if bn is None else (type(bn), uses_batch_stats(bn), bn.eps, bn.weight is None, bn.bias is None)
+            alike.setdefault((branch.expand.kernel_size, kind), []).append(branch)
+        else:
+            parts.append(branch)
+    return parts + [ExpandSqueezeStack(group) for group in alike.values()]

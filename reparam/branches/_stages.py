@@ -1,0 +1,92 @@
+"""Small linear modules that chains are made of: a scale per channel, and an identity beside a 1x1 convolution."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra._kernels import Kernel
+from ..algebra._linear import LinearOp, linear_op
+from ..modules._constants import constant
+
+
+class ChannelScale(nn.Module):
+    r"""y = s x with a learned s per channel, or one for all of them.
+
+    Args:
+        channels: of the input, and of the output.
+        ndim: number of spatial axes.
+        start: what s starts from.
+        shared: whether all channels have the same s, which is then of shape (1,) in place of (channels,).
+    """
+
+    drawn_as = "scale"
+
+    def __init__(self, channels: int, ndim: int, *, start: float = 1.0, shared: bool = False) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1 if shared else channels,), start))
+        self.channels, self.ndim = channels, ndim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales x of shape (N, C, *size)."""
+        return linear_op(self, x.shape[1], x).apply(x)
+
+
+@linear_op.register
+def _(module: ChannelScale, channels: int, like: Tensor) -> LinearOp:
+    return per_channel(module.scale.expand(module.channels), module.ndim)
+
+
+class IdentityPlusPoint(nn.Module):
+    r"""y = (E + W) x with E and W of shape (out, C / groups, 1, ...), W zero at first.
+
+    E is fixed: output channel o passes on input channel o modulo C / groups of its group, so that it is the identity
+    where out = C.
+
+    Args:
+        channels: C.
+        groups: number of independent channel groups.
+        ndim: number of spatial axes.
+        out_channels: out; None means C.
+        keep: whether E is part of the state dict.
+    """
+
+    drawn_as = "identity + conv"
+
+    def __init__(
+        self, channels: int, groups: int, ndim: int, *, out_channels: int | None = None, keep: bool = False
+    ) -> None:
+        super().__init__()
+        make = partial(_unit, channels if out_channels is None else out_channels, channels // groups, ndim)
+        if keep:
+            self.register_buffer("unit", make())
+        else:
+            constant(self, "unit", make)
+        self.unit: Tensor
+        self.weight = nn.Parameter(torch.zeros_like(self.unit))
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps x of shape (N, C, *size)."""
+        return linear_op(self, x.shape[1], x).apply(x)
+
+
+def _unit(outputs: int, inputs: int, ndim: int) -> Tensor:
+    unit = torch.eye(inputs).repeat(-(-outputs // inputs), 1)[:outputs]
+    return unit.reshape(outputs, inputs, *(1,) * ndim)
+
+
+@linear_op.register
+def _(module: IdentityPlusPoint, channels: int, like: Tensor) -> LinearOp:
+    weight = module.unit + module.weight
+    ones = (1,) * (weight.dim() - 2)
+    return LinearOp(Kernel(weight, weight.new_zeros(weight.shape[0])), ones, ones, module.groups)
+
+
+def per_channel(scale: Tensor, ndim: int) -> LinearOp:
+    """The operation that multiplies every channel by its entry of `scale`, of shape (C,)."""
+    weight = scale.reshape(-1, 1, *(1,) * ndim)
+    ones = (1,) * ndim
+    return LinearOp(Kernel(weight, weight.new_zeros(weight.shape[0])), ones, ones, weight.shape[0])

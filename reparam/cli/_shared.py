@@ -1,0 +1,106 @@
+"""What the commands have in common."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..deploy._threads import MOST_THREADS
+from ..errors import ReparamError
+from ..models import list_models, pretrained_file
+from ..models._pretrained import train_file
+from ..sr._upscale.memory import ran_out
+
+MOST_PIXELS = 8192
+"""Of a side of an image that is made up."""
+
+
+class Commands(TyperGroup):
+    """Every command: the user's mistakes are a line and exit code 1, no traceback, and nothing half done stays."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        with _leaving_on_signals(), user_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A mistake of the user's, or a machine that is too small, is a line and exit code 1, not a traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # of `| head`, which click ends in silence
+        raise
+    except (ReparamError, OSError, MemoryError, RuntimeError) as error:
+        if not (plain := _plain(error)):
+            raise
+        typer.echo(f"error: {plain}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _plain(error: Exception) -> str:
+    """What to tell the user; "" of a mistake in here."""
+    if isinstance(error, OSError) and error.filename:  # else it would begin with "[Errno 2]"
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, (ReparamError, OSError)):
+        return str(error)
+    advice = "take less at once: smaller images or tiles, fewer images, or fewer threads"
+    return f"not enough memory; {advice} ({str(error).strip()})".partition("\n")[0] if ran_out(error) else ""
+
+
+@contextmanager
+def _leaving_on_signals() -> Iterator[None]:
+    """Asked to end, or left alone by its terminal, a command goes through its `finally`s, which remove what is half."""
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice, which would end the removing
+        sys.exit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` ignores the second
+    if threading.current_thread() is not threading.main_thread():  # which alone may
+        taken = []
+    for number in taken:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _fused(name: str) -> Path:
+    """The file that a user means: the one of this path, or that of a network with weights, fused."""
+    if Path(name).exists():
+        return Path(name)
+    names = list_models(pretrained=True)
+    if name not in names:
+        raise FileNotFoundError(
+            f"No such file or directory: {name}; nor are there weights of this name: there are {', '.join(names)}"
+        )
+    return pretrained_file(name)
+
+
+def _with_blocks(name: str) -> Path:
+    """Likewise, where the weights of the blocks are shipped, with those."""
+    fused, trained = _fused(name), train_file(name)
+    return trained if trained.exists() and fused == pretrained_file(name) else fused
+
+
+_FILE = "Checkpoint (.pth, .pt or .safetensors), or a network with weights (see `reparam models --pretrained`)."
+Checkpoint = Annotated[Path, typer.Argument(parser=_fused, metavar="FILE", help=_FILE)]
+WithBlocks = Annotated[Path, typer.Argument(parser=_with_blocks, metavar="FILE", help=_FILE)]
+Wrapper = Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")]
+Act = Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")]
+Tile = Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")]
+Threads = Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="How many are used; 0 leaves that to the engine.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there; never what is read.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

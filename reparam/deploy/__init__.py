@@ -1,0 +1,5 @@
+"""Fused networks as files that other programs run."""
+
+from ._exporter import ExportReport, export
+
+__all__ = ["ExportReport", "export"]

@@ -1,0 +1,163 @@
+"""How a network gets into a file of each format, and which program runs what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ._lean import Gather, lean, one_by_one
+from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino, run_program, run_reference
+
+Metadata = Mapping[str, str]
+
+OPSET = 18
+"""Of ONNX: the oldest that torch's exporter writes as it is, without converting, so that most programs read it."""
+
+
+class Format(NamedTuple):
+    """How a network gets into files, and out of them."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    """Of the files that make up one network; the first is the one that is asked for."""
+    extra: str
+    """What to install: `pip install 'reparam[extra]'`."""
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, bool, Path, Metadata], None]
+    read: Callable[[Path], tuple[str, Run]]
+    """Gives the name of the program that runs the file, and what does."""
+
+
+def _dynamic(example: Tensor) -> tuple[dict[int, Any], ...]:
+    names = {0: "batch", **{axis + 2: name for axis, name in enumerate(("height", "width")[: example.dim() - 2])}}
+    return ({axis: torch.export.Dim(name, min=1) for axis, name in names.items()},)
+
+
+def _write_program(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    program = torch.export.export(net, (example,), dynamic_shapes=_dynamic(example) if dynamic else None)
+    torch.export.save(program, file, extra_files=dict(metadata))
+
+
+def _write_onnx(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    _write_graph(lean(net, Gather), example, dynamic, file, metadata)
+
+
+def _write_graph(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # of what the exporter uses inside
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            net,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=_dynamic(example) if dynamic else None,
+            input_names=["input"],
+            output_names=["output"],
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    program.save(file)
+
+
+def _write_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        middle = Path(folder) / "network.onnx"
+        write_for_openvino(net, example, dynamic, middle, metadata)
+        convert_to_openvino(middle, file, metadata)
+
+
+def write_for_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    """ONNX, as OpenVINO converts it best."""
+    _write_graph(lean(net, one_by_one), example, dynamic, file, metadata)
+
+
+def convert_to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
+    """A file of ONNX as one of OpenVINO."""
+    import openvino
+
+    model = openvino.convert_model(source)
+    for key, value in metadata.items():
+        model.set_rt_info(value, ["reparam", key])
+    openvino.save_model(model, target, compress_to_fp16=False)
+
+
+def _write_ncnn(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        traced = Path(folder) / "network.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that the trace holds fixed: the file is run on others
+            torch.jit.trace(net, example[:1], check_trace=False).save(traced)
+        for path in _converted_to_ncnn(traced, example, dynamic):
+            path.replace(file.with_suffix(path.suffix))
+
+
+def _converted_to_ncnn(traced: Path, example: Tensor, dynamic: bool) -> list[Path]:
+    """The two files that pnnx puts beside the one that it is given."""
+    import pnnx
+
+    shape = (1, *example.shape[1:])
+    command = [pnnx.EXEC_PATH, traced.name, "fp16=0", f"inputshape={_listed(shape)}"]
+    if dynamic:  # what differs in a second shape is free
+        command += [f"inputshape2={_listed((*shape[:2], *(size + 3 for size in shape[2:])))}"]
+    done = subprocess.run(command, cwd=traced.parent, capture_output=True, text=True)  # it prints all that it does
+    made = [traced.with_name(f"network.ncnn{suffix}") for suffix in (".param", ".bin")]
+    if done.returncode or not all(path.exists() for path in made):
+        raise ExportError(f"pnnx could not convert the network: {(done.stderr or done.stdout).strip()[-400:]}")
+    return made
+
+
+def _listed(shape: Sequence[int]) -> str:
+    return f"[{','.join(map(str, shape))}]f32"
+
+
+def _read_onnx(file: Path) -> tuple[str, Run]:
+    return ("onnxruntime", run_onnxruntime(file)) if find_spec("onnxruntime") else ("onnx", run_reference(file))
+
+
+FORMATS = (
+    Format("ONNX", (".onnx",), "onnx", ("onnx", "onnxscript"), _write_onnx, _read_onnx),
+    Format("torch.export", (".pt2",), "torch", ("torch",), _write_program, lambda file: ("torch", run_program(file))),
+    Format(
+        "OpenVINO",
+        (".xml", ".bin"),
+        "openvino",
+        ("openvino", "onnx", "onnxscript"),
+        _write_openvino,
+        lambda file: ("openvino", run_openvino(file)),
+    ),
+    Format(
+        "ncnn",
+        (".ncnn.param", ".ncnn.bin"),
+        "ncnn",
+        ("ncnn", "pnnx"),
+        _write_ncnn,
+        lambda file: ("ncnn", run_ncnn(file)),
+    ),
+)
+
+
+def read_note(file: Path) -> dict[str, str]:
+    """What `export` wrote about a network in a file of ONNX or OpenVINO; empty in a file of another program."""
+    if file.suffix == ".xml":
+        import openvino
+
+        model = openvino.Core().read_model(file)
+        keys = ("scale", "colors", "radius", "period", "range", "order", "reparam")
+        return {
+            key: model.get_rt_info(["reparam", key]).astype(str) for key in keys if model.has_rt_info(["reparam", key])
+        }
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map

@@ -1,5 +1,0 @@
-"""Fused networks as files that other programs run."""
-
-from .exporter import ExportReport, export
-
-__all__ = ["ExportReport", "export"]

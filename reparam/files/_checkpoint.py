@@ -1,0 +1,260 @@
+"""From a file to a network, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..bn._norm import norms
+from ..branches import Branch
+from ..errors import CheckpointError
+from ..fusing._fuse import unwrap
+from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
+from ..models._net import SRNet
+from ..models._registry import Network
+from ._networks import LAYOUTS, Recipe, recognise
+from ._state_dict import looked_for, matched, refuse_unsound
+from ._tensor_files import Contents, read_file, write_file
+
+_NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)
+_CLASSES: dict[str, type[Network]] = {network.__name__: network for network in _NETWORKS}
+_USUAL_EPS = nn.BatchNorm2d(1).eps
+
+Path = str | os.PathLike[str]
+
+
+def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -> Network:
+    """Builds the network that a file holds the weights of, and loads them.
+
+    The layout is recognised by the keys, sizes are read off the shapes, masks and ranges are those of the file. Known
+    are the files of `save_checkpoint`, ECBSR (the authors' and BasicSR's), RepSR in JL-DY's code, SRVGGNetCompact,
+    SESR with tensors in torch's layout, EDSR (BasicSR's and the authors' keys), and what `fuse_state_dict` makes of
+    these. Nothing in a file is executed. What DDP and torch.compile put before the keys is taken off.
+
+    Args:
+        path: a `.safetensors` file or a file of torch.
+        wrapper: the key under which a torch file has the state dict; None looks for `params_ema`, `params`,
+            `state_dict` and `model`, in this order, and for a state dict without one.
+        **options: arguments of the network's class which the layout leaves open, in place of their defaults: `act`
+            where the file has no slopes of PReLU, `identity=None` for an ECBSR trained with `with_idt`, `res_scale`
+            and `img_range` of EDSR. For the other networks `img_range` is the range of the images that the file was
+            trained on, 1 or 255; the network takes and gives 0 to 1 in any case. It is asked for of ECBSR, whose
+            authors train on 0 to 255, and BasicSR on 0 to 1, with the same keys.
+
+    Returns:
+        The network in eval mode, on the CPU, in the dtype of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged, holds code, or no state dict of a known layout, or numbers that are not
+            finite or variances below zero, which are named. Where the layout
+            is known but does not fit, the first differing key and both shapes are named.
+
+    Example:
+        >>> import tempfile
+        >>> from reparam import create_model
+        >>> net = create_model("plain_m1c8_x2_y").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(net, f"{folder}/net.safetensors")
+        ...     same = load_checkpoint(f"{folder}/net.safetensors")
+        >>> x = torch.rand(1, 1, 5, 7)
+        >>> torch.equal(net(x), same(x))
+        True
+    """
+    contents = read_file(path, wrapper)
+    try:
+        refuse_unsound(contents.state_dict)
+        return network_of(contents, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot load {os.fspath(path)}: {error}") from error
+
+
+def network_of(contents: Contents, **options: Any) -> Network:
+    """The network of a file that was read; see `load_checkpoint`."""
+    tensors = contents.state_dict
+    known = recipe_of(contents)
+    if known is None:
+        kinds = ", ".join(dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS))
+        raise CheckpointError(f"no known network; looked for {kinds}. {looked_for(tensors)}")
+    name, recipe = known
+    img_range = options.pop("img_range", None) if issubclass(recipe.network, SRNet) else None
+    _check_told(name, recipe, options)
+    recipe = recipe._replace(options={**recipe.options, **options})
+    try:
+        with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
+            wanted = recipe.build().state_dict()
+        ours = matched(wanted, tensors, {key: key for key in tensors} if recipe.names is None else recipe.names)
+        net = recipe.build()
+        for place, bn in norms(net):
+            bn.eps = _eps(contents.note.get("eps", {}).get(place, bn.eps))
+        net.to(reduce(torch.promote_types, (tensor.dtype for tensor in ours.values() if tensor.is_floating_point())))
+        net.load_state_dict(ours if img_range is None else _of_range_one(ours, net, float(img_range)))
+    except Exception as error:  # options that anyone may have written run torch into anything
+        raise CheckpointError(f"looks like {name} ({_listed(recipe)}), but does not fit: {error}") from error
+    if recipe.asks_range and img_range is None:
+        raise CheckpointError(
+            f"looks like {name} ({_listed(recipe)}), but no key tells the range of its images: pass img_range=255 for "
+            "a file of the authors' code, which trains on 0 to 255, and img_range=1 for one of BasicSR (to make a file "
+            "that says it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
+        )
+    return net.eval()
+
+
+def _listed(recipe: Recipe) -> str:
+    return ", ".join(f"{key}={value}" for key, value in recipe.options.items())
+
+
+def _check_told(name: str, recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """Refuses to guess what no key tells, and the file does not say of itself."""
+    start = f"looks like {name} ({_listed(recipe)}), but"
+    if issubclass(recipe.network, SRNet) and not {"act"} & {*recipe.options, *options}:
+        raise CheckpointError(
+            f"{start} there are no slopes of PReLU, so that the activation is another "
+            "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
+        )
+    colors = recipe.options.get("colors", 3)
+    if name not in _CLASSES and colors not in (1, 3) and "colors" not in options:
+        raise CheckpointError(
+            f"{start} {colors} channels are no image of 1 or 3: its code may unshuffle pixels before the first "
+            f"convolution, which no key tells, and no network here does; pass colors={colors} if it takes them so"
+        )
+
+
+def _of_range_one(ours: Mapping[str, Tensor], net: nn.Module, img_range: float) -> dict[str, Tensor]:
+    """The weights of f(255 x) / 255: where activations only scale what is scaled, all offsets are divided."""
+    if not img_range > 0:
+        raise CheckpointError(f"img_range must be a positive number, but got {img_range}")
+    if img_range != 1 and any(isinstance(module, nn.Softplus) for module in net.modules()):
+        raise CheckpointError(
+            f"a network with Softplus has no form for another range than its own, img_range={img_range}"
+        )
+    offsets = ("bias", "running_mean")
+    return {key: (t.double() / img_range).to(t.dtype) if key.endswith(offsets) else t for key, t in ours.items()}
+
+
+def _eps(value: Any) -> float:
+    if not float(value) >= 0:
+        raise CheckpointError(f"the file says that a batch norm has eps={value}")
+    return float(value)
+
+
+def recipe_of(contents: Contents) -> tuple[str, Recipe] | None:
+    """What to build for a file, by what it says of itself or by its keys; None if that is unknown."""
+    return _noted(contents) or recognise(contents.state_dict)
+
+
+def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None) -> None:
+    """Writes the weights of a model, whole or not at all: an existing file is replaced in one step, at the end.
+
+    A network of this library is described beside its weights, where there is room (in a safetensors file, or beside the
+    wrapper of a torch file), so that `load_checkpoint` needs no options; the eps of batch norms too, where it is not
+    torch's. A fused network has the keys of SRVGGNetCompact if it is of that kind, and loads wherever that does.
+
+    Args:
+        model: any module; wrappers (DDP, `torch.compile`, `AveragedModel`) are taken off.
+        path: a name that ends in `.safetensors`, or another one for a file of torch.
+        wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
+
+    Raises:
+        CheckpointError: for a wrapper in a safetensors file; for an extra state that is no tensor; for a bare torch
+            file of a network that could not be told from another one; or if writing fails.
+        FileNotFoundError: if there is no such directory.
+    """
+    model = unwrap(model)
+    tensors, note = model.state_dict(), _note(model)
+    if extra := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(
+            f"cannot write {os.fspath(path)}: {', '.join(extra)} of {type(model).__name__} (get_extra_state) holds a "
+            f"{type(tensors[extra[0]]).__name__}, and a file of weights holds tensors only; save it beside the weights"
+        )
+    if not wrapper and not os.fspath(path).endswith(".safetensors"):
+        _check_bare(model, note)
+    write_file(tensors, path, wrapper=wrapper, note=note)
+
+
+def _check_bare(model: Any, note: Mapping[str, Any]) -> None:
+    """Refuses a file without a note that `load_checkpoint` would take for another network."""
+    lost = [f"eps={eps} of {name}" for name, eps in note.get("eps", {}).items()]
+    known = recognise(model.state_dict()) if "model" in note else None
+    if known:
+        recipe = known[1]
+        told = {"act": model.options["act"]} if issubclass(recipe.network, SRNet) else {}
+        with torch.device("meta"):
+            again = recipe._replace(options={**recipe.options, **told}).build()
+        matters = PlainSR().options if note["fused"] else model.options  # not what the blocks were made of
+        for key, value in ((key, value) for key, value in model.options.items() if key in matters):
+            if json.dumps(again.options.get(key, value), default=str) != json.dumps(value, default=str):
+                lost.append(f"{key}={value!r}")
+        if not note["fused"] and not lost and _branches(again) != _branches(model):
+            lost.append(f"the branches of {model.options}")
+    if lost:
+        raise CheckpointError(
+            f"a bare torch file has no room for {', '.join(lost[:3])}, without which load_checkpoint would make "
+            "another network of it; write a .safetensors file, or give a wrapper such as wrapper='params'"
+        )
+
+
+def _branches(model: nn.Module) -> list[str]:
+    return [type(module).__name__ for module in model.modules() if isinstance(module, Branch)]
+
+
+def check_target(plain: nn.Module) -> None:
+    """Refuses a network that other readers of SRVGGNetCompact's keys would take for another one.
+
+    Raises:
+        CheckpointError: if it is enlarged in another way than theirs.
+    """
+    if isinstance(plain, SRNet) and plain.base != "nearest":
+        raise CheckpointError(
+            f"keys='reparam' are those of SRVGGNetCompact, whose readers add the input enlarged by nearest neighbour, "
+            f"but this network has base={plain.base!r}; leave keys='source'"
+        )
+
+
+def _note(model: nn.Module) -> dict[str, Any]:
+    """What no state dict tells: what a network of ours is, if its class and plain values say it, and unusual eps."""
+    eps = {name: bn.eps for name, bn in norms(model) if bn.eps != _USUAL_EPS}
+    note: dict[str, Any] = {"eps": eps} if eps else {}
+    if _CLASSES.get(type(model).__name__) is not type(model):
+        return note
+    options = {key: value for key, value in model.options.items() if key != "device" and _is_plain(value)}
+    keys = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    for fused in (False, True):
+        with torch.device("meta"):
+            built = Recipe(type(model), options, None, fused).build().state_dict()
+        if {key: tensor.shape for key, tensor in built.items()} == keys:
+            return {**note, "model": type(model).__name__, "options": options, "fused": fused}
+    return note  # it was changed after it was built
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _noted(contents: Contents) -> tuple[str, Recipe] | None:
+    """What the file says of itself."""
+    note = contents.note
+    if "model" not in note:
+        return None
+    name, options = str(note["model"]), note.get("options")
+    if name not in _CLASSES or not isinstance(options, dict):
+        known = ", ".join(_CLASSES)
+        raise CheckpointError(
+            f"the file says that it holds a {name} with {options!r:.99}; known are options of {known}"
+        )
+    total = sum(tensor.numel() for tensor in contents.state_dict.values())
+    for key, value in options.items():
+        most = len(contents.state_dict) if key == "num_blocks" else total + 255  # img_range is no size
+        if key == "device" or (isinstance(value, (int, float)) and value > most):
+            raise CheckpointError(f"the file says {key}={value}, which does not belong to a network of {total} numbers")
+    return name, Recipe(_CLASSES[name], options, None, bool(note.get("fused")))

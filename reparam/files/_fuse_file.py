@@ -1,0 +1,184 @@
+"""Fusing a file into a file, with proof."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..blocks._block import set_fold
+from ..branches import Branch
+from ..errors import CheckpointError, FuseError
+from ..fusing._find import find_blocks
+from ..fusing._fuse import fuse, made_up_image
+from ._checkpoint import Path, check_target, network_of, recipe_of, save_checkpoint
+from ._layouts import Options
+from ._layouts.base import PerBlock
+from ._state_dict import find_blocks_in, fuse_found, set_eps
+from ._tensor_files import Contents, read_file, write_file
+from ._writing import check_targets
+
+_MOST_ROUNDING = 100
+"""How far a fused block may be off, in units of its dtype's rounding."""
+_LOST_IN_SUMS = 1e-9
+"""How far branches that nearly cancel may be off in float64 themselves."""
+
+
+@dataclass(frozen=True)
+class FusedBlock:
+    """A block, and the convolution that it became."""
+
+    name: str
+    """Dotted name in the file; empty if the file is one block."""
+    kind: str
+    """Layout that was recognised, or the class of ours."""
+    before: int
+    """Numbers that the block had."""
+    after: int
+    """Numbers that the convolution has."""
+    error: float
+    """max |fused - block| / max |block| in float64, on random input with large borders: what rounding the fused weights
+    to the dtype of the file does, and nothing else."""
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What `fuse_file` did."""
+
+    network: str | None
+    """Class of the network, if it was recognised."""
+    blocks: tuple[FusedBlock, ...]
+    before: int
+    """Numbers in the file."""
+    after: int
+    """Numbers in the file that was written."""
+
+
+def fuse_file(
+    source: Path,
+    target: Path,
+    *,
+    keys: Literal["source", "reparam"] = "source",
+    wrapper: str | None = None,
+    eps: PerBlock[float] = None,
+    identity: PerBlock[bool] = None,
+    groups: PerBlock[int] = None,
+    dilations: PerBlock[Sequence[int]] = None,
+    bias: PerBlock[bool] = True,
+    with_13: PerBlock[bool] = False,
+    pool: PerBlock[bool] = None,
+    **options: Any,
+) -> FileReport:
+    """Fuses the checkpoint `source`, checks every block on random input, and writes `target`.
+
+    Args:
+        source: the file to read, as for `load_checkpoint`.
+        target: the file to write, as for `save_checkpoint`, and not `source`; a torch file gets the wrapper of that.
+        keys: "source" for those of the inference code that belongs to the file, as `fuse_state_dict` gives them, or
+            "reparam" for those of our network, which are SRVGGNetCompact's where the network is of that kind.
+        wrapper: as for `load_checkpoint`.
+        eps, identity, groups, dilations, bias, with_13, pool: as for `fuse_state_dict`.
+        **options: those of the network's class, as for `load_checkpoint`; used where the network is built.
+
+    Returns:
+        What was found, and the error of every block.
+
+    Raises:
+        FileNotFoundError: if there is no `source`.
+        SpecError: if `target` is `source`.
+        CheckpointError: if `source` cannot be used.
+        FuseError: if a batch norm never saw a batch, or a fused convolution differs from its branches by more than
+            rounding, as it does where weights are not finite or too large for the dtype. `target` is touched by none
+            of these.
+    """
+    check_targets([target], [source])
+    contents = read_file(source, wrapper)
+    told = Options(eps, identity, groups, dilations, bias, with_13, pool)
+    options = options if identity is None else _with_identity(identity, options)
+    if keys == "reparam" or _is_ours(contents, options):
+        return _fuse_network(contents, target, told, options, keys)
+    blocks = find_blocks_in(contents.state_dict, told)
+    if not blocks:
+        return _fuse_network(contents, target, told, options, keys)
+    fused = fuse_found(contents.state_dict, blocks)
+    rows = []
+    for block in blocks:
+        kernel = {key: fused[theirs] for key, theirs in block.kernel_keys().items()}
+        rows.append(_row(block.name, block.kind, block.block, kernel))
+    write_file(fused, target, wrapper=_wrapper_for(target, contents))
+    return FileReport(_network(contents), tuple(rows), numbers_of(contents.state_dict), numbers_of(fused))
+
+
+def _with_identity(identity: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of our network, in which None is an identity where the channels match."""
+    return {**options, "identity": None if identity else False}
+
+
+def _network(contents: Contents) -> str | None:
+    try:
+        known = recipe_of(contents)
+    except CheckpointError:  # its blocks could be fused all the same
+        return None
+    return known[1].network.__name__ if known else None
+
+
+def _is_ours(contents: Contents, options: dict[str, Any]) -> bool:
+    """Whether the file holds one of our networks, with blocks: its keys are ours already, and a note describes it."""
+    try:
+        known = recipe_of(contents)
+        return known is not None and known[1].names is None and bool(find_blocks(network_of(contents, **options)))
+    except CheckpointError:  # another network that has blocks in the same places
+        return False
+
+
+def _fuse_network(contents: Contents, target: Path, told: Options, options: dict[str, Any], keys: str) -> FileReport:
+    net = network_of(contents, **options)
+    blocks = find_blocks(net)
+    if not blocks:
+        raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
+    for name, block in blocks.items():
+        set_eps(block, told.at(name).eps)
+    plain = fuse(net, example=made_up_image(net))
+    rows = [
+        _row(name, type(block).__name__, block, plain.get_submodule(name).state_dict())
+        for name, block in blocks.items()
+    ]
+    if keys == "reparam":
+        check_target(plain)
+    save_checkpoint(plain, target, wrapper=_wrapper_for(target, contents))
+    sizes = numbers_of(contents.state_dict), numbers_of(plain.state_dict())
+    return FileReport(type(net).__name__, tuple(rows), *sizes)
+
+
+@torch.no_grad()
+def _row(name: str, kind: str, block: Branch, kernel: Mapping[str, Tensor]) -> FusedBlock:
+    exact, conv = copy.deepcopy(block).double().eval(), block.spec.new_conv().double()
+    set_fold(exact, False)  # run the branches: a folded block would be compared with itself
+    conv.load_state_dict(kernel)
+    size = [4 * k + 3 for k in block.spec.kernel_size]
+    x = torch.randn(1, block.spec.in_channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for axis in range(2, x.dim()):
+        for edge in (0, x.shape[axis] - 1):
+            x.select(axis, edge).mul_(10)
+    y = exact(x)
+    error = float((conv(x) - y).abs().max() / y.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
+    if not error <= _MOST_ROUNDING * torch.finfo(kernel["weight"].dtype).eps + _LOST_IN_SUMS:  # true of nan, too
+        raise FuseError(
+            f"block {name!r} ({kind}) and its convolution differ by {error:.0e} of the output, more than rounding to "
+            f"{kernel['weight'].dtype} explains; nothing is written. Are all weights finite, and small enough for it?"
+        )
+    numbers = sum(tensor.numel() for tensor in kernel.values())
+    return FusedBlock(name, kind, numbers_of(block.state_dict()), numbers, error)
+
+
+def numbers_of(state_dict: Mapping[str, Tensor]) -> int:
+    """How many numbers a state dict holds, those of integer tensors left out."""
+    return sum(tensor.numel() for tensor in state_dict.values() if tensor.is_floating_point())
+
+
+def _wrapper_for(target: Path, contents: Contents) -> str | None:
+    return None if str(target).endswith(".safetensors") else contents.wrapper

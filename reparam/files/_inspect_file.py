@@ -1,0 +1,121 @@
+"""What a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ..bn._norm import norms, why_unseen
+from ..errors import CheckpointError
+from ..fusing._inspect import inspect_model
+from ..models._registry import Network
+from ..modules._sound import unsound
+from ._checkpoint import Path, network_of, recipe_of
+from ._fuse_file import numbers_of
+from ._state_dict import find_blocks_in, recognised
+from ._tensor_files import Contents, read_file
+
+
+@dataclass(frozen=True)
+class FileInspection:
+    """The result of `inspect_file`; printed, it is a few lines."""
+
+    wrapper: str | None
+    """Key under which the state dict was found."""
+    tensors: int
+    """How many there are."""
+    numbers: int
+    """How many they hold, those of integer tensors left out."""
+    fused_numbers: int
+    """How many are left after fusing."""
+    dtypes: tuple[str, ...]
+    """Of the tensors that are not integers."""
+    network: str | None
+    """What `load_checkpoint` makes of it; None if it is no network that is known."""
+    blocks: dict[str, int]
+    """How many blocks of each kind there are."""
+    problems: tuple[str, ...]
+    """What stands in the way of loading or fusing."""
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in self.blocks.items()) or "none"
+        lines = [
+            f"network:  {self.network or 'not known'}",
+            f"blocks:   {kinds}",
+            f"numbers:  {self.numbers:,} in {self.tensors} tensors ({', '.join(self.dtypes)}), "
+            + (f"{self.fused_numbers:,} after fusing" if self.fused_numbers < self.numbers else self._why_no_less()),
+            f"wrapper:  {self.wrapper or 'none'}",
+        ]
+        return "\n".join([*lines, *(f"problem:  {problem}" for problem in self.problems)])
+
+    def _why_no_less(self) -> str:
+        return "as many after fusing, or not known" if self.blocks else "nothing to fuse"
+
+
+def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
+    """Says what a checkpoint holds: network, blocks, sizes, and what stands in the way of loading or fusing it.
+
+    Args:
+        path: as for `load_checkpoint`.
+        wrapper: as for `load_checkpoint`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged, holds code, or no state dict.
+    """
+    contents = read_file(path, wrapper)
+    problems = [f"{key}: {why}" for key, why in unsound(contents.state_dict).items()]
+    network, blocks, saved = _network(contents, problems)
+    if not blocks:
+        blocks, saved = _blocks(contents, problems)
+    real = [tensor.dtype for tensor in contents.state_dict.values() if tensor.is_floating_point()]
+    dtypes = tuple(sorted({str(dtype).removeprefix("torch.") for dtype in real}))
+    numbers = numbers_of(contents.state_dict)
+    sizes = (len(contents.state_dict), numbers, numbers - saved)
+    return FileInspection(contents.wrapper, *sizes, dtypes, network, blocks, tuple(dict.fromkeys(problems)))
+
+
+def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[str, int], int]:
+    """Name, blocks by kind, and the numbers that fusing saves."""
+    try:
+        if recipe_of(contents) is None:
+            return None, {}, 0
+        net = _built(contents, problems)
+    except CheckpointError as error:
+        problems.append(str(error))
+        return None, {}, 0
+    report = inspect_model(net)
+    for block in report.blocks:
+        problems += [f"{name}: {why}" for name, why in block.problems.items()]
+    options = ", ".join(f"{key}={value}" for key, value in net.options.items())
+    inside = sum(numbers_of(net.get_submodule(block.name).state_dict()) for block in report.blocks)
+    saved = inside - sum(block.fused_parameters for block in report.blocks)
+    return f"{type(net).__name__}({options})", dict(Counter(block.kind for block in report.blocks)), saved
+
+
+def _built(contents: Contents, problems: list[str]) -> Network:
+    """The network; that its range must be told does not hide what it is."""
+    try:
+        return network_of(contents)
+    except CheckpointError as error:
+        if "img_range" not in str(error):
+            raise
+        net = network_of(contents, img_range=1)
+        problems.append(str(error))
+        return net
+
+
+def _blocks(contents: Contents, problems: list[str]) -> tuple[dict[str, int], int]:
+    try:
+        found = find_blocks_in(contents.state_dict)
+    except CheckpointError as error:
+        problems.append(str(error))
+        return dict(Counter(layout.name for _, layout in recognised(contents.state_dict))), 0
+    for block in found:
+        for name, bn in norms(block.block):
+            if why := why_unseen(bn):
+                problems.append(f"{block.name}.{name} ({block.kind}): {why}".removeprefix("."))
+    gone = [block.block for block in found if not block.layout.keeps]
+    before = sum(numbers_of(block.state_dict()) for block in gone)
+    after = sum(numbers_of(block.spec.new_conv().state_dict()) for block in gone)
+    return dict(Counter(block.kind for block in found)), before - after

@@ -1,0 +1,302 @@
+"""The branches of this library, read off their tensors: which kinds have these keys, and how the shapes build them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ...algebra._spec import ConvSpec
+from ...blocks._block import ReparamBlock
+from ...blocks._mobileie import SideBySide
+from ...blocks._plainusr import LearnedGate
+from ...bn._norm import _CLASS, NormChoice, is_norm
+from ...branches import (
+    AvgPoolBranch,
+    Branch,
+    ConvBNBranch,
+    ConvBranch,
+    ExpandSqueezeBranch,
+    IdentityBranch,
+    SequentialBranch,
+    SobelBranch,
+)
+from ...branches._edge import FixedFilter, _EdgeBranch
+from ...branches._identity import has_identity
+from ...branches._stages import ChannelScale, IdentityPlusPoint
+from ...errors import CheckpointError
+from .base import Tensors
+
+
+class Reading(NamedTuple):
+    """One way to read some tensors."""
+
+    kind: str
+    """As `kind_of` the module that it builds."""
+    build: Callable[..., Any]
+    """Makes a branch from its spec, a stage of a chain from its input channels."""
+
+
+HEADS: Mapping[frozenset[str], str] = {
+    frozenset(heads.split()): kind
+    for kind, several in {
+        "identity": ("norm",),
+        "conv": ("conv", "conv norm"),
+        "expand": ("expand squeeze", "expand norm squeeze"),
+        "edge": ("conv filter",),
+        "pool": ("conv conv_norm norm",),
+        "chain": ("layers",),
+        "side": ("convs out", "convs norms out", "convs norms norm_convs out"),
+    }.items()
+    for heads in several
+}
+"""The first words of a branch's keys, and what it is."""
+
+
+def below(t: Tensors, name: str) -> dict[str, Tensor]:
+    """The tensors under a name, without it."""
+    return {key[len(name) + 1 :]: tensor for key, tensor in t.items() if key.startswith(f"{name}.")}
+
+
+def numbered(t: Tensors, name: str) -> dict[int, dict[str, Tensor]]:
+    """The tensors under the numbers under a name."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in below(t, name).items():
+        index, _, rest = key.partition(".")
+        if rest and index.isdecimal() and len(index) < 5:
+            found.setdefault(int(index), {})[rest] = tensor
+    return dict(sorted(found.items()))
+
+
+def heads_of(t: Tensors) -> frozenset[str]:
+    """The first words of the keys."""
+    return frozenset(key.partition(".")[0] for key in t)
+
+
+def readings(t: Tensors, spec: ConvSpec, dilations: Iterator[int] | None) -> list[Reading]:
+    """What a branch of these tensors may be; of no tensors, an identity or a pool."""
+    if not t:
+        return [Reading("identity", IdentityBranch), Reading("pool", partial(AvgPoolBranch, conv=False))]
+    kind = HEADS[heads_of(t)]
+    if kind == "chain":
+        return _chains(t, spec)
+    bn, bias = norm_of(below(t, "norm"), spec.ndim), "conv.bias" in t
+    if kind == "identity":
+        return [
+            Reading(kind, partial(IdentityBranch, bn=bn)),
+            Reading("pool", partial(AvgPoolBranch, conv=False, bn=bn)),
+        ]
+    if kind == "expand":
+        return [Reading(kind, _expand_squeeze(t, bn))]
+    if kind == "edge":  # a Laplacian differs in the mask only, which is in the file
+        return [Reading(kind, partial(SobelBranch, bias=bias))]
+    if kind == "pool":
+        return [Reading(kind, partial(AvgPoolBranch, bn=bn))]
+    if kind == "side":
+        return [Reading(kind, _side_by_side(t, spec))]
+    return _convs(t, spec, bn, bias, dilations)
+
+
+def _convs(t: Tensors, spec: ConvSpec, bn: NormChoice, bias: bool, dilations: Iterator[int] | None) -> list[Reading]:
+    size = size_of(t["conv.weight"])
+    options: dict[str, Any] = {"kernel_size": size, "bias": bias}
+    if is_small(size, spec.kernel_size) and dilations is not None:
+        options["dilation"] = next(dilations)
+    kind = f"conv {shape_of(size, spec.kernel_size)}"
+    conv = Reading(kind, partial(ConvBNBranch, bn=bn, **options) if bn else partial(ConvBranch, **options))
+    bare = not bn and not bias and all(k == 1 for k in size)
+    return [conv, Reading("pool", AvgPoolBranch)] if bare else [conv]
+
+
+def _expand_squeeze(t: Tensors, bn: NormChoice) -> Callable[..., Branch]:
+    expand = t["expand.weight"]
+    order = "1x1-kxk" if all(k == 1 for k in size_of(expand)) else "kxk-1x1"
+    sizes: Any = {"hidden_channels": expand.shape[0], "order": order, "bias": "expand.bias" in t}
+    return partial(ExpandSqueezeBranch, bn=bn, **sizes)
+
+
+def _side_by_side(t: Tensors, spec: ConvSpec) -> Callable[..., Branch]:
+    convs, norms = numbered(t, "convs"), numbered(t, "norms")
+    sizes = [size_of(conv["weight"]) for conv in convs.values()]
+    bn = norm_of(norms[0], spec.ndim) if norms else False
+    expansion = convs[0]["weight"].shape[0] // spec.out_channels
+    return partial(SideBySide, sizes=sizes, expansion=expansion, shared=not numbered(t, "norm_convs"), bn=bn)
+
+
+def _chains(t: Tensors, spec: ConvSpec) -> list[Reading]:
+    """Every way to read a `SequentialBranch`: a product over its layers."""
+    layers, channels = numbered(t, "layers"), spec.in_channels
+    if list(layers) != list(range(len(layers))):
+        raise CheckpointError(f"'layers' has tensors at {list(layers)} only, and what is between them no key tells")
+    ways: list[list[tuple[str, nn.Module]]] = []
+    for layer in layers.values():
+        ways.append(_stages(layer, channels, spec))
+        channels = _outputs(layer, channels)
+    return [
+        Reading(f"[{','.join(kind for kind, _ in way)}]", _chain_of([build for _, build in way]))
+        for way in product(*ways)
+    ]
+
+
+def _chain_of(builds: list[Any]) -> Callable[..., Branch]:
+    return lambda spec: SequentialBranch(spec, *(build() for build in builds))
+
+
+def _stages(t: Tensors, channels: int, spec: ConvSpec) -> list[tuple[str, Any]]:
+    """What a layer of a chain may be, and how it is made."""
+    ndim, keys = spec.ndim, set(t)
+    if any(key.startswith("branches.") for key in keys):
+        return [(reading.kind, reading.build) for reading in nested(t, channels)]
+    if "running_var" in keys:
+        norm: Any = norm_of(t, ndim)  # a callable, as there are tensors
+        return [("norm", partial(norm, t["running_var"].numel()))]
+    if keys == {"scale"}:
+        return [("scale", partial(ChannelScale, channels, ndim, shared=channels > t["scale"].numel() == 1))]
+    if {"scale", "mask"} <= keys:
+        return [("filter", partial(_filter, t["mask"].shape[2:], channels, "bias" in keys))]
+    if "vector" in keys:
+        return [("gate", partial(LearnedGate, channels, ndim, channels // t["reduce.weight"].shape[0]))]
+    weight = t["weight"]
+    groups, size = channels // weight.shape[1], size_of(weight)
+    unit = partial(IdentityPlusPoint, channels, groups, ndim, out_channels=weight.shape[0])
+    if "unit" in keys:
+        return [("unit", partial(unit, keep=True))]
+    conv = ConvSpec(channels, weight.shape[0], size, padding=0, groups=groups, bias="bias" in keys, ndim=ndim).new_conv
+    if weight.shape[0] == channels and keys == {"weight"} and all(k == 1 for k in size):
+        return [("square", conv), ("unit", unit)]
+    return [("conv", conv)]
+
+
+def _filter(size: tuple[int, ...], channels: int, bias: bool) -> FixedFilter:
+    ones = (1,) * len(size)
+    return FixedFilter(torch.zeros(size), channels, ones, ones, scale=1.0, bias=bias)
+
+
+def nested(t: Tensors, channels: int) -> list[Reading]:
+    """What a block inside of a chain may be, given its input channels."""
+    parts = numbered(t, "branches")
+    first = first_weight(next(iter(parts.values())))
+    size, groups = taps(t), channels // first.shape[1]
+    spec = ConvSpec(channels, outputs_of(parts), size, padding=0, groups=groups, ndim=len(size))
+    ways = [readings(part, spec, None) for part in parts.values()]
+    ends = [[], *[[Reading("identity", IdentityBranch)]] * has_identity(spec)]
+    return [joined(list(way) + end, spec) for way in product(*ways) for end in ends]
+
+
+def joined(parts: list[Reading], spec: ConvSpec, **options: Any) -> Reading:
+    """The block of these branches."""
+    build = partial(ReparamBlock, spec, [part.build for part in parts], **options)
+    return Reading(f"({'+'.join(part.kind for part in parts)})", build)
+
+
+def norm_of(t: Tensors, ndim: int) -> NormChoice:
+    """How to make a batch norm of these tensors; False if there are none."""
+    affine = "weight" in t or "bias" in t
+    return (lambda channels: _CLASS[ndim](channels, affine=affine)) if t else False
+
+
+def size_of(weight: Tensor) -> tuple[int, ...]:
+    """Taps per axis."""
+    return tuple(weight.shape[2:])
+
+
+def shape_of(size: tuple[int, ...], whole: tuple[int, ...]) -> str:
+    """How a kernel lies in the whole, by axis: one tap, all of them, or some."""
+    return "".join("1" if k == 1 else "k" if k == most else "s" for k, most in zip(size, whole))
+
+
+def is_small(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a kernel of several taps has fewer than the whole, so that they may lie farther apart."""
+    return any(1 < k < most for k, most in zip(size, whole))
+
+
+def taps(t: Tensors) -> tuple[int, ...]:
+    """Taps per axis of the largest kernels."""
+    sizes = [size_of(tensor) for tensor in t.values() if tensor.dim() > 2]
+    return tuple(map(max, zip(*sizes)))
+
+
+def first_weight(t: Tensors) -> Tensor:
+    """The weight that a branch begins with, which tells how many inputs each group has."""
+    return next(tensor for key, tensor in t.items() if tensor.dim() > 2 and key.endswith("weight"))
+
+
+def outputs_of(parts: Mapping[int, Tensors]) -> int:
+    """Output channels, as the first branch ends."""
+    part = next(iter(parts.values()))
+    last = {"expand": "squeeze.weight", "side": "out.weight", "conv": "conv.weight", "edge": "conv.weight"}
+    kind = HEADS[heads_of(part)]
+    if kind == "chain":
+        channels = 0
+        for layer in numbered(part, "layers").values():
+            channels = _outputs(layer, channels)
+        return channels
+    return part[last.get(kind, "norm.running_var" if "norm.running_var" in part else "conv.weight")].shape[0]
+
+
+def _outputs(t: Tensors, channels: int) -> int:
+    """Channels after a layer of a chain."""
+    if any(key.startswith("branches.") for key in t):
+        return outputs_of(numbered(t, "branches"))
+    return t["weight"].shape[0] if "weight" in t and t["weight"].dim() > 2 else channels
+
+
+def groups_inside(t: Tensors) -> list[int]:
+    """The groups of every convolution of a branch but the first, which the one before it tells."""
+    if "expand.weight" in t:
+        return [t["expand.weight"].shape[0] // t["squeeze.weight"].shape[1]]
+    if "out.weight" in t:
+        terms = len(numbered(t, "convs")) + len(numbered(t, "norms"))
+        return [terms * t["convs.0.weight"].shape[0] // t["out.weight"].shape[1]]
+    found, channels = [], 0
+    for layer in numbered(t, "layers").values():
+        if any(key.startswith("branches.") for key in layer) and not channels:
+            found += [number for part in numbered(layer, "branches").values() for number in groups_inside(part)]
+        elif channels and "weight" in layer and layer["weight"].dim() > 2:
+            found.append(channels // layer["weight"].shape[1])
+        elif channels and any(key.startswith("branches.") for key in layer):
+            found.append(channels // first_weight(layer).shape[1])
+        channels = _outputs(layer, channels)
+    return found
+
+
+def kind_of(module: Any) -> str:
+    """What a reading of its tensors calls a branch or a block."""
+    if isinstance(module, ReparamBlock):
+        return f"({'+'.join(map(kind_of, module.branches))})"
+    if isinstance(module, SequentialBranch):
+        return f"[{','.join(map(_kind_of_stage, module.layers))}]"
+    kind = kind_of_class(type(module))
+    return f"conv {shape_of(module.conv.kernel_size, module.spec.kernel_size)}" if kind == "conv" else kind
+
+
+def kind_of_class(made: type) -> str:
+    """The same for the classes of branches that are no chain and no block."""
+    kinds: dict[type, str] = {
+        IdentityBranch: "identity",
+        AvgPoolBranch: "pool",
+        _EdgeBranch: "edge",
+        SideBySide: "side",
+    }
+    kinds |= {ExpandSqueezeBranch: "expand", ConvBranch: "conv", ConvBNBranch: "conv"}
+    return next((name for kind, name in kinds.items() if issubclass(made, kind)), made.__name__)
+
+
+def _kind_of_stage(module: nn.Module) -> str:
+    if is_norm(module) or isinstance(module, ReparamBlock):
+        return kind_of(module) if isinstance(module, ReparamBlock) else "norm"
+    if isinstance(module, _ConvNd):
+        plain = module.bias is None and all(k == 1 for k in module.kernel_size)
+        return "square" if plain and module.in_channels == module.out_channels else "conv"
+    kinds: dict[type, str] = {
+        ChannelScale: "scale",
+        FixedFilter: "filter",
+        IdentityPlusPoint: "unit",
+        LearnedGate: "gate",
+    }
+    return kinds.get(type(module), type(module).__name__)

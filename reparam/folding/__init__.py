@@ -1,0 +1,8 @@
+"""All branches trained for the price of one convolution, batch statistics included."""
+
+from .moments import PatchMoments, patch_moments
+
+__all__ = [
+    "PatchMoments",
+    "patch_moments",
+]

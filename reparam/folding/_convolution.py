@@ -1,0 +1,55 @@
+"""The convolution of a block that is folded on batch statistics."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+
+from ._correlation import correlation, lay_out, products_dtype
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A zero-padded convolution of x (N, C, H, W) that keeps the size, with a precise gradient to its weight.
+
+    The gradient to a variance is that gradient times a kernel, which cancels where the variance does, and from there
+    it reaches x. On other devices than a CPU many threads share each sum, and float64 has digits to spare.
+    """
+    single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if single and not torch.is_autocast_enabled("cpu"):
+        return _Convolution.apply(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=_half(weight))
+
+
+class _Convolution(torch.autograd.Function):
+    """torch's, but for the gradient to the weight."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=_half(weight))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, of_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        of_x = conv2d_input(x.shape, weight, of_y, padding=_half(weight)) if needs_x else None
+        of_weight = _of_weight(x, weight, of_y) if needs_weight else None
+        return of_x, of_weight, of_y.sum((0, 2, 3)) if needs_bias else None
+
+
+def _of_weight(x: Tensor, weight: Tensor, of_y: Tensor) -> Tensor:
+    """The correlation of the gradient to y with x at the distances of the taps."""
+    (high, wide), (down, across) = weight.shape[2:], _half(weight)
+    lines = [lay_out(images, (down, across), products_dtype(x))[0] for images in (of_y, x)]
+    taps = [(row - down, column - across) for row in range(high) for column in range(wide)]
+    sums = correlation(lines[0], lines[1], (x.shape[2], x.shape[3]), (down, across), taps)
+    return sums.permute(1, 2, 0).reshape(weight.shape).to(x)
+
+
+def _half(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[2] // 2, weight.shape[3] // 2

@@ -1,0 +1,300 @@
+r"""Patch moments: all that a batch norm needs to know of an input, for any linear map of its patches.
+
+Let $p(q)$ be the patch under output position q, of all taps t and channels c, and z = W p + b one output of a
+convolution. Then over all positions and images
+
+$$E[z] = W\,E[p] + b,\qquad \mathrm{Var}[z] = W\,\mathrm{Cov}[p]\,W^\top,$$
+
+so that one covariance serves every batch norm of every branch, nested ones too, and no branch has to be run. Its
+entries depend on the distance of two taps only, but for the border:
+
+$$\sum_{q\in\mathrm{image}} x[q+t]\,x[q+t']^\top = R[t'-t] - \sum_{q\notin\mathrm{image}} x[q+t]\,x[q+t']^\top,\qquad
+  R[\delta] = \sum_u x[u]\,x[u+\delta]^\top = R[-\delta]^\top.$$
+
+R is one correlation of x with itself over half of the distances; the sum on the right is over a ring as wide as half
+the kernel, where only a few taps reach the image. The input is centred first, x = x' + c inside of the image, since a
+variance that is the small difference of large numbers would be lost in float32: then p = (u, e) with u the patches of
+x' and e those of the image of ones, and z = W u + (W c) e + b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..algebra._kernels import Kernel
+from ..algebra._spec import ConvSpec
+from ..numerics._precision import float64_device, in_float64, rounded_like, sum_in_float64, with_all_digits
+from ._correlation import correlation, lay_out, products_dtype
+from ._ring import ring, unwindow
+
+
+def reaches_across(spec: ConvSpec, size: tuple[int, ...]) -> bool:
+    """Whether a patch outside of an image of this size can reach across it, which the ring does not provide for."""
+    return any(n < k // 2 for n, k in zip(size, spec.kernel_size))
+
+
+def why_no_moments(spec: ConvSpec) -> str | None:
+    """Why patch moments do not exist for this geometry, or None if they do."""
+    if spec.ndim != 2:
+        return f"ndim={spec.ndim} (2 is needed)"
+    if any(s != 1 for s in spec.stride):
+        return f"stride={spec.stride} (1 is needed)"
+    if any(d != 1 for d in spec.dilation):
+        return f"dilation={spec.dilation} (1 is needed)"
+    if spec.groups != 1:
+        return f"groups={spec.groups} (1 is needed)"
+    if any(k % 2 == 0 for k in spec.kernel_size):
+        return f"kernel_size={spec.kernel_size} (odd numbers are needed)"
+    if not spec.keeps_size:
+        return f"padding={spec.padding} (the size must be kept)"
+    if spec.padding_mode != "zeros" and spec.kernel_size != (1, 1):
+        return f"padding_mode={spec.padding_mode!r} ('zeros' is needed)"
+    return None
+
+
+@dataclass(frozen=True)
+class PatchMoments:
+    """Mean and covariance of the patches (u, e); D = (C + 1) * taps, by channel, then by tap."""
+
+    count: int
+    """Patches: images times output positions."""
+    centre: Tensor
+    """c, (C,): what was subtracted from the input."""
+    mean: Tensor
+    """(D,), float64."""
+    covariance: Tensor
+    """(D, D), float64: for a high-pass kernel W Cov W^T is far smaller than its terms."""
+    rounded: Tensor
+    """(D, D), the covariance in the dtype of the input: enough for the gradient of a kernel, and half to be kept."""
+
+    def of(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance, (out,) each, of the output of a kernel (out, C, *size) with all taps."""
+        mean, var = _OutputMoments.apply(kernel.weight, self.mean, self.covariance, self.rounded, self.centre)
+        return rounded_like(mean, self.centre) + kernel.bias.to(self.centre), rounded_like(var, self.centre)
+
+
+def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
+    """Moments of the patches of x (N, C, H, W) under a zero-padded convolution that keeps the size.
+
+    Differentiable in x; half precision is raised to float32 first.
+    """
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    centre = x.detach().mean((0, 2, 3))
+    mean, covariance = _Moments.apply(x, centre, kernel_size)
+    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance, covariance.to(x.dtype))
+
+
+class _Moments(torch.autograd.Function):
+    """Mean (D,) and covariance (D, D) of the patches of x, of which only x itself is kept for the backward pass.
+
+    Written out, as autograd would keep each of the many small pieces and run twice as many operations.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return _moments(x, centre, kernel_size)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, centre, ctx.kernel_size = inputs
+        ctx.save_for_backward(x, centre, output[0])
+
+    @staticmethod
+    def backward(ctx, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None, None]:
+        x, centre, mean = ctx.saved_tensors
+        return _gradient(x, centre, mean, of_mean, of_covariance, ctx.kernel_size), None, None
+
+
+@with_all_digits("(Tensor x, Tensor centre, int[] kernel_size) -> (Tensor, Tensor)")
+def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What `_Moments` computes, in float64."""
+    (images, channels, height, width), (high, wide) = x.shape, kernel_size
+    count, taps = images * height * width, high * wide
+    reach = (high - 1, wide - 1)
+    lines, x = lay_out(x, reach, products_dtype(x))
+    x.sub_(centre[:, None, None])
+    distances = [(down, right) for down in range(high) for right in range(1 - wide if down else 0, wide)]
+    of_distance = correlation(lines, lines, (height, width), reach, distances) / count
+
+    # u with e: sums of x' over rectangles, the whole image shifted by two taps and cut to itself each time.
+    grid = _grid_for(x, kernel_size)
+    boxes = _boxes(grid.rows @ sum_in_float64(x, 0) @ grid.columns.t(), kernel_size) / count  # (C, t, t')
+    mean_u = boxes[:, :, taps // 2]  # (C, t): the tap in the middle never leaves the image
+    cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
+
+    size, mean_u = channels * taps, mean_u.flatten()
+    covariance = mean_u.new_empty(size + taps, size + taps)
+    second = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
+    second.copy_(_pairs(of_distance, grid.distances).permute(2, 0, 3, 1))
+    by_tap = second.unflatten(3, (high, wide)).unflatten(1, (high, wide))
+    for outside in ring(x, kernel_size):
+        windows = outside.windows.flatten(2, 4)  # (2, N, few taps, position)
+        grams = sum_in_float64(torch.matmul(windows, windows.transpose(2, 3)), 1).div_(count)
+        for place, gram in zip(outside.taps(by_tap), grams):
+            place.sub_(gram.reshape(place.shape))
+    covariance[:size, :size].addr_(mean_u, mean_u, alpha=-1)
+    covariance[:size, size:] = cov_ue
+    covariance[size:, :size] = cov_ue.t()
+    covariance[size:, size:] = grid.covariance
+    return torch.cat([mean_u, grid.mean]), covariance
+
+
+@with_all_digits(
+    "(Tensor x, Tensor centre, Tensor mean, Tensor of_mean, Tensor of_covariance, int[] kernel_size) -> Tensor"
+)
+def _gradient(
+    x: Tensor, centre: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, kernel_size: tuple[int, int]
+) -> Tensor:
+    """The gradient to x from those to its moments; differentiable itself."""
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    x = _centred(x, centre)
+    (images, channels, height, width), (high, wide) = x.shape, kernel_size
+    count, taps = images * height * width, high * wide
+    size = channels * taps
+    both = of_covariance + of_covariance.t()
+    of_second, of_ue = both[:size, :size], both[:size, size:]
+    of_mean_u = of_mean[:size] - of_second @ mean[:size] - of_ue @ mean[size:]
+
+    by_tap = rounded_like(of_second / count, x).reshape(channels, high, wide, channels, high, wide)
+    grid = _grid_for(x, kernel_size)
+    pairs = _folded_pairs(by_tap, grid.distances.to(x.device)).to(memory_format=_layout(x))
+    gradient = F.conv2d(x, pairs, padding=(high - 1, wide - 1)).contiguous(memory_format=layout)
+    for outside in ring(x, kernel_size):
+        blocks = torch.stack(outside.taps(by_tap)).flatten(4).flatten(1, 3)
+        of_windows = torch.matmul(blocks[:, None], outside.windows.flatten(2, 4)).reshape(outside.windows.shape)
+        for part, values in zip(outside.parts(gradient), unwindow(outside, of_windows, kernel_size)):
+            part.sub_(values)
+    of_boxes = of_ue.unflatten(0, (channels, taps)).clone()
+    of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
+    of_boxes = of_boxes.reshape(channels, high, wide, high, wide).transpose(2, 3).flatten(3).flatten(1, 2) / count
+    gradient += rounded_like(grid.rows.t() @ of_boxes @ grid.columns, x)
+    return gradient
+
+
+class _Grid(NamedTuple):
+    """What depends on sizes alone."""
+
+    rows: Tensor
+    """(ty * ty', H), float64: which rows of x' the tap ty reads at positions where ty' is in the image too."""
+    columns: Tensor
+    """(tx * tx', W), the same for columns."""
+    mean: Tensor
+    """(t,), float64: mean of e."""
+    covariance: Tensor
+    """(t, t'), float64: covariance of e, from whole numbers, in which nothing is lost."""
+    distances: Tensor
+    """(t, t'): the number of the distance t' - t, counted row by row over the plane of all distances."""
+
+
+def _grid_for(x: Tensor, kernel_size: tuple[int, int]) -> _Grid:
+    # What a compiler traces with must not be remembered: it is of no use once the compiler is done.
+    tracing = torch.compiler.is_compiling() or type(x) is not Tensor
+    (height, width), (high, wide) = x.shape[2:], kernel_size
+    return (_grid if tracing else _remembered_grid)(height, width, (high, wide), float64_device(x.device))
+
+
+def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
+    rows, columns = (_ranges(n, k, device) for n, k in zip((height, width), kernel_size))
+    both = _boxes((rows.sum(1)[:, None] * columns.sum(1))[None], kernel_size)[0]
+    seen, count = both.diagonal(), height * width
+    covariance = (both * count - torch.outer(seen, seen)) / count**2
+    return _Grid(rows, columns, seen / count, covariance, _distances(kernel_size, device))
+
+
+@lru_cache(maxsize=256)  # some 10 to 100 kB each; more sizes than a training in many sizes has at once
+def _remembered_grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
+    with torch.inference_mode(False):  # a later training step may need it for its second derivatives
+        return _grid(height, width, kernel_size, device)
+
+
+class _OutputMoments(torch.autograd.Function):
+    """Mean W p and variance W Cov W^T, per row of W; only what is kept anyway is kept for the backward pass.
+
+    All of it is in float64, so that nothing is lost, on a device that would run float32 products in TF32 either.
+    """
+
+    @staticmethod
+    def forward(
+        weight: Tensor, mean: Tensor, covariance: Tensor, rounded: Tensor, centre: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = _rows(weight, centre)
+        var = torch.linalg.vecdot(rows @ covariance, rows)
+        return rows @ mean, var.clamp_min_(0)  # rounding alone makes it negative
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        weight, mean, _, rounded, centre = inputs
+        ctx.save_for_backward(weight, mean, rounded, centre)
+
+    @staticmethod
+    def backward(ctx, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        weight, mean, rounded, centre = ctx.saved_tensors
+        rows = _rows(weight, centre)
+        weighted = rows * of_var[:, None]
+        of_rows = torch.addr(2 * (weighted @ in_float64(rounded)), of_mean, mean)
+        size = weight[0].numel()
+        of_weight = of_rows[:, :size].reshape(weight.shape[0], weight.shape[1], -1)
+        of_weight = of_weight + in_float64(centre)[:, None] * of_rows[:, None, size:]
+        return rounded_like(of_weight.reshape(weight.shape), weight), of_mean @ rows, weighted.t() @ rows, None, None
+
+
+def _rows(weight: Tensor, centre: Tensor) -> Tensor:
+    """(W, W c): the rows that act on (u, e), (out, D), float64."""
+    weight = in_float64(weight)
+    return torch.cat([weight.flatten(1), in_float64(centre) @ weight.flatten(2)], dim=1)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels last on a CPU, where the two convolutions of the moments were measured to be a third faster so."""
+    return torch.channels_last if x.device.type == "cpu" else torch.preserve_format
+
+
+def _centred(x: Tensor, centre: Tensor) -> Tensor:
+    return x.clone(memory_format=_layout(x)).sub_(centre[:, None, None])
+
+
+def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:
+    """R[t' - t] for each pair of taps, (t, t', C, C)."""
+    line = torch.cat([correlation[1:].transpose(1, 2).flip(0), correlation])  # by distance, -d ... 0 ... d
+    return line[distances.flatten()].unflatten(0, distances.shape)
+
+
+def _folded_pairs(by_tap: Tensor, distances: Tensor) -> Tensor:
+    """The kernel (C, C, 2 k - 1, 2 k - 1) that sums over all pairs of taps of one distance."""
+    channels, high, wide = by_tap.shape[:3]
+    pairs = by_tap.flatten(4).flatten(1, 2).permute(1, 3, 0, 2).flatten(0, 1)  # (t * t', C, C)
+    places = (2 * high - 1) * (2 * wide - 1)
+    summed = pairs.new_zeros(places, channels, channels)
+    summed.index_add_(0, distances.flatten(), pairs)
+    return summed.permute(1, 2, 0).contiguous().unflatten(2, (2 * high - 1, 2 * wide - 1))
+
+
+def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
+    """(t, t'), as in `_Grid`."""
+    high, wide = kernel_size
+    row, column = torch.arange(high, device=device), torch.arange(wide, device=device)
+    dy = (row[None] - row[:, None] + high - 1)[:, None, :, None]
+    dx = (column[None] - column[:, None] + wide - 1)[None, :, None, :]
+    return (dy * (2 * wide - 1) + dx).flatten(2).flatten(0, 1)
+
+
+def _boxes(by_axis: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """(C, ty * ty', tx * tx') to (C, t, t')."""
+    high, wide = kernel_size
+    return by_axis.reshape(-1, high, high, wide, wide).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _ranges(length: int, size: int, device: torch.device) -> Tensor:
+    """(t * t', v): whether v, q = v - t and q + t' all lie in the image [0, length); taps count from the middle."""
+    v = torch.arange(length, device=device)
+    taps = torch.arange(size, device=device) - size // 2
+    q = v - taps[:, None]  # (t, v)
+    other = q[:, None] + taps[:, None]  # (t, t', v)
+    seen = (q >= 0) & (q < length)
+    return (seen[:, None] & (other >= 0) & (other < length)).flatten(0, 1).double()

@@ -1,0 +1,145 @@
+"""Making a block compute a given convolution, while all of its branches stay as they started but one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..algebra._kernels import Kernel
+from ..algebra._spec import ConvSpec
+from ..blocks._block import ReparamBlock
+from ..bn._norm import BatchNorm, is_norm, norms
+from ..branches import Branch
+from ..branches._stages import ChannelScale
+from ..errors import SpecError
+
+_EXACT = 1e-14  # relative residual that float64 can reach
+_STEPS = 200  # with orthogonal 1x1 convolutions a few are enough
+_PASSES = 10
+
+
+@torch.no_grad()
+def absorb(block: ReparamBlock, target: Kernel) -> None:
+    r"""Changes a float64 block in eval mode so that its kernel is `target`.
+
+    The kernel K is affine in the weight w of one k x k convolution and one bias. All else stays random and trainable,
+    batch norms on the way of w get the scale 1 and the shift 0, and w and the bias take the smallest change that solves
+
+    $$K(w) = K(w_0) + J (w - w_0) = K_{target},\qquad w = w_0 + J^\top (J J^\top)^{-1} (K_{target} - K(w_0)).$$
+
+    1x1 convolutions before and after w become orthogonal first: then w is as large as the target.
+
+    Args:
+        block: any block that has a branch with a convolution of all taps of its spec.
+        target: weight of shape (out, in / groups, *size), bias of shape (out,).
+
+    Raises:
+        SpecError: if no branch can take any kernel; the block is in no particular state then.
+    """
+    holder, conv = _holder(block)
+    for _, bn in norms(block):
+        _forget(bn)
+    for bn in [*(bn for _, bn in norms(holder)), *([] if block.norm is None else [block.norm])]:
+        _neutralise(bn)
+    for module in holder.modules():
+        if isinstance(module, ChannelScale):
+            module.scale.fill_(1.0)
+        if isinstance(module, _ConvNd) and module is not conv and all(k == 1 for k in module.kernel_size):
+            for rows in module.weight.chunk(module.groups):
+                nn.init.orthogonal_(rows.flatten(1))
+    unknowns = [conv.weight, *_bias(block, holder)]
+    wanted = torch.cat([target.weight.flatten(), target.bias if block.spec.bias else target.bias[:0]])
+
+    def kernel() -> Tensor:
+        weight, bias = block._full(block.kernel())
+        return torch.cat([weight.flatten(), bias if block.spec.bias else bias[:0]])
+
+    for _ in range(_PASSES):  # each takes off what rounding left over of the one before
+        missing = wanted - kernel()
+        if float(missing.abs().max()) <= _EXACT * max(float(wanted.abs().max()), float(conv.weight.abs().max())):
+            return
+        for unknown, change in zip(unknowns, _least_change(kernel, unknowns, missing)):
+            unknown.add_(change)
+    if not float((wanted - kernel()).abs().max()) <= 100 * _EXACT * float(conv.weight.abs().max()):
+        raise SpecError(
+            f"{type(block).__name__} ({block.spec}) cannot take the kernel: its way through {type(holder).__name__} is "
+            "too narrow, or it has no bias to take the convolution's"
+        )
+
+
+def _holder(block: ReparamBlock) -> tuple[Branch, _ConvNd]:
+    """The first branch with a convolution that has all taps of the block, and that convolution."""
+    spec = block.spec
+    for branch in block.branches:
+        for module in branch.modules():
+            if isinstance(module, _ConvNd) and _is_full(module, spec):
+                return branch, module  # type: ignore[return-value]  # all branches are of this type
+    raise SpecError(
+        f"{type(block).__name__} ({spec}) has no convolution with all of its taps, so that it cannot take any kernel"
+    )
+
+
+def _is_full(conv: _ConvNd, spec: ConvSpec) -> bool:
+    taps = all(k == 1 or d == want for k, d, want in zip(conv.kernel_size, conv.dilation, spec.dilation))
+    return tuple(conv.kernel_size) == spec.kernel_size and taps and conv.weight.requires_grad
+
+
+def _bias(block: ReparamBlock, holder: Branch) -> list[Tensor]:
+    """A bias on which that of the kernel depends: after the sum, in the branch, or in another one; the last in each."""
+    if not block.spec.bias:
+        return []
+    after = [] if block.norm is None else [block.norm]
+    for modules in (after, *(list(branch.modules()) for branch in (holder, *block.branches))):
+        for module in reversed(modules):
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter) and (isinstance(module, _ConvNd) or is_norm(module)):
+                return [bias]
+    return []
+
+
+def _forget(bn: BatchNorm) -> None:
+    """Statistics of mean 0 and variance 1, which count as seen: the block's function is decided from now on."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise SpecError(f"{type(bn).__name__} keeps no running statistics, so that the block has no kernel")
+    bn.running_mean.zero_()
+    bn.running_var.fill_(1.0)
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.fill_(1)
+
+
+def _neutralise(bn: BatchNorm) -> None:
+    """Scale 1 and shift 0, as far as it has an affine."""
+    if bn.weight is not None:
+        bn.weight.fill_(math.sqrt(1.0 + bn.eps))
+    if bn.bias is not None:
+        bn.bias.zero_()
+
+
+@torch.enable_grad()
+def _least_change(function: Callable[[], Tensor], unknowns: Sequence[Tensor], missing: Tensor) -> tuple[Tensor, ...]:
+    """The smallest change of the unknowns by which an affine function grows by `missing`.
+
+    Conjugate gradients on J J^T: J^T v is a gradient, and J u the gradient of a gradient.
+    """
+    value = function()
+    dual = torch.zeros_like(missing, requires_grad=True)
+    back = torch.autograd.grad(value, unknowns, dual, create_graph=True)  # J^T dual
+
+    def transposed(v: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(value, unknowns, v, retain_graph=True)
+
+    solution, residual, direction = torch.zeros_like(missing), missing, missing
+    size = goal = missing.square().sum()
+    for _ in range(_STEPS):
+        if size <= 1e-30 * goal:
+            break
+        (product,) = torch.autograd.grad(back, dual, transposed(direction), retain_graph=True)
+        step = size / (direction @ product)
+        solution, residual = solution + step * direction, residual - step * product
+        size, previous = residual.square().sum(), size
+        direction = residual + (size / previous) * direction
+    return transposed(solution)

@@ -1,0 +1,104 @@
+"""What of a model is fused, and what stays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from ..branches import Branch
+from ..errors import FuseError
+from ..modules._match import Match, matcher
+from ._foreign import ForeignBlock, Survey, survey
+from ._foreign.neighbours import Neighbours
+from ._foreign.trace import is_any_norm
+
+_SWAPPED = "it is of another code, and stays next to what swap_convs put in, so that its keys do; foreign=True takes it"
+_OUTSIDE = (
+    "batch norms outside of blocks stay next to blocks of this library, so that other layers keep their keys; "
+    "batch_norms=True takes in those that can go"
+)
+
+
+def find_blocks(model: nn.Module) -> dict[str, Branch]:
+    """The outermost blocks (and branches used on their own) of a model by dotted name, each once."""
+
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, Branch]]:
+        if isinstance(module, Branch):
+            yield name, module
+            return
+        for child_name, child in module.named_children():
+            yield from walk(child, f"{name}.{child_name}" if name else child_name)
+
+    found: dict[int, tuple[str, Branch]] = {}
+    for name, block in walk(model, ""):
+        found.setdefault(id(block), (name, block))
+    return dict(found.values())
+
+
+def find_all(
+    model: nn.Module, batch_norms: bool | None = None, foreign: bool | None = None, skip: Match | None = None
+) -> tuple[dict[str, Branch], Survey]:
+    """The blocks of this library that are fused, and all else that is; arguments are those of `fuse`.
+
+    Raises:
+        FuseError: if `skip` matches nothing.
+    """
+    ours = find_blocks(model)
+    found = survey(model, not ours if batch_norms is None else batch_norms)
+    stays = _skipped(model, skip)
+    blocks = {name: block for name, block in ours.items() if not _touches(block, stays)}
+    others = {name: block for name, block in found.blocks.items() if not _foreign_touches(block, stays)}
+    stays = stays.union(*(map(id, block.modules()) for name, block in ours.items() if name not in blocks))
+    swapped = foreign is None and any("swapped_from" in vars(block) for block in ours.values())
+
+    def unasked(told: Mapping[str, str]) -> dict[str, str]:
+        return {name: why for name, why in told.items() if id(model.get_submodule(name)) not in stays}
+
+    def left() -> dict[str, str]:
+        outside = _norms_outside(model, found) if batch_norms is None and ours else ()
+        kept = others if swapped else ()
+        return unasked({**found.left, **dict.fromkeys(outside, _OUTSIDE), **dict.fromkeys(kept, _SWAPPED)})
+
+    taken = {} if swapped or foreign is False else others
+    pairs, refused = _untouched(found.neighbours, stays), unasked(found.refused)
+    return blocks, replace(found, blocks=taken, neighbours=pairs, find_left=left, refused=refused)
+
+
+def _skipped(model: nn.Module, skip: Match | None) -> set[int]:
+    """All modules that are matched, or are in one that is."""
+    if skip is None:
+        return set()
+    wanted = matcher(skip)
+    matched = [module for name, module in model.named_modules(remove_duplicate=False) if wanted(name, module)]
+    if not matched:
+        raise FuseError(f"skip={skip!r} matches no module of {type(model).__name__}; names are as in named_modules()")
+    return {id(inner) for module in matched for inner in module.modules()}
+
+
+def _touches(module: nn.Module, stays: Collection[int]) -> bool:
+    return any(id(inner) in stays for inner in module.modules())
+
+
+def _foreign_touches(block: ForeignBlock, stays: Collection[int]) -> bool:
+    parts = [part for conv in block.values for part in block.parts(conv)]
+    return id(block.module) in stays or any(_touches(part, stays) for part in parts)
+
+
+def _untouched(pairs: Collection[Neighbours], stays: set[int]) -> tuple[Neighbours, ...]:
+    """The pairs without those that have to do with what stays, through a layer that several norms go into, too."""
+    groups = [{id(part) for part in (pair.norm, *pair.layers)} for pair in pairs]
+    gone, before = set(stays), -1
+    while len(gone) != before:
+        before, gone = len(gone), gone.union(*(group for group in groups if group & gone))
+    return tuple(pair for pair, group in zip(pairs, groups) if not group & gone)
+
+
+def _norms_outside(model: nn.Module, found: Survey) -> Iterator[str]:
+    """The dotted names of norms that are in no block."""
+    inside = {id(inner) for block in find_blocks(model).values() for inner in block.modules()}
+    inside |= {id(inner) for block in found.blocks.values() for inner in block.module.modules()}
+    for name, module in model.named_modules():
+        if is_any_norm(module) and id(module) not in inside:
+            yield name

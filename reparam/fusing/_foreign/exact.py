@@ -1,0 +1,46 @@
+"""Copies of modules that hold other tensors: in float64, to be read or run without touching the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...numerics._precision import in_float64
+from .trace import same_hooks
+
+
+def with_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a module in eval mode that holds other tensors; those of integers are kept."""
+    memo = same_hooks(module)
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():
+            made = make(tensor).detach()
+            memo[id(tensor)] = nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
+        else:
+            memo[id(tensor)] = tensor
+    return copy.deepcopy(module, memo).eval()
+
+
+def exact(module: nn.Module) -> Any:
+    """A copy in float64 and eval mode, on the same device if that knows float64."""
+    return with_tensors(module, in_float64)
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """Takes all hooks off a copy, and off what is in it: they are nobody's business to run."""
+    for part in module.modules():
+        for name, table in vars(part).items():
+            if "_hooks" in name and isinstance(table, dict):
+                vars(part)[name] = type(table)()
+    return module
+
+
+def numbers(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Numbers of both signs, small and large, to run a module on; always the same ones."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (drawn * torch.linspace(0.5, 8, shape[-1], dtype=torch.float64)).to(like)

@@ -1,0 +1,173 @@
+"""What a forward does, as a graph: traced by torch.fx, with torch's own layers as leaves."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections import deque
+from collections.abc import Callable, Container, Iterator
+from itertools import chain
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node, Tracer
+
+from ...bn._norm import is_norm
+from ...errors import NotLinearError
+from ...modules._guard import why_hooked, why_replaced
+
+Leaf = Callable[[nn.Module], bool]
+
+
+class _ForwardTracer(Tracer):
+    """Traces into every module but the leaves, and knows in which module it was when the tracing failed."""
+
+    def __init__(self, is_leaf: Leaf) -> None:
+        super().__init__()
+        self._is_leaf = is_leaf
+        self.failed_in: nn.Module | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self._is_leaf(m)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if not self._is_leaf(m) and (why := why_hooked(m)):
+            raise NotLinearError(why)
+        try:  # without hooks, which are nobody's business to run now
+            return super().call_module(m, m.forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or m
+            raise
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a norm of torchvision, detectron2 or timm whose affine is frozen too, which is no `_BatchNorm`."""
+    names = ("weight", "bias", "running_mean", "running_var")
+    return type(module).__name__.startswith("FrozenBatchNorm") and all(
+        name in module._buffers or name in module._parameters for name in names
+    )
+
+
+def is_any_norm(module: nn.Module) -> bool:
+    """Whether it normalises with running statistics per channel: see `is_norm`, and `is_frozen_norm`."""
+    return (is_norm(module) or is_frozen_norm(module)) and not why_replaced(module)
+
+
+def is_torch_layer(module: nn.Module) -> bool:
+    """Whether it runs a forward of `torch.nn`, and does not merely hold other modules.
+
+    A layer that quantizes its weight first, of `torch.ao`, is none: its weight is not what runs.
+    """
+    forward = type(module).forward
+    holder = forward in (nn.Sequential.forward, nn.Module.forward)  # lists and dicts of modules have no forward
+    if holder or why_replaced(module):
+        return False
+    return getattr(forward, "__module__", "").startswith("torch.nn.modules.")
+
+
+def shared_eval(model: nn.Module) -> nn.Module:
+    """A copy in eval mode of the modules, which hold the very tensors of `model`."""
+    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, memo | same_hooks(model)).eval()
+
+
+def same_hooks(model: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy with which copies hold the hooks themselves, whatever these refer to."""
+    return {id(table): table for table in _hook_tables(model)}
+
+
+def _hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
+    for module in model.modules():
+        yield from (table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict))
+
+
+def trace(module: nn.Module, is_leaf: Leaf) -> Graph:
+    """The graph of a forward with its default arguments.
+
+    Raises:
+        Exception: whatever the forward raises on values that are not there yet.
+    """
+    return _trace(_ForwardTracer(is_leaf), module)
+
+
+def _trace(tracer: _ForwardTracer, module: nn.Module) -> Graph:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return tracer.trace(module, concrete_args=defaults)
+
+
+def graphs(
+    model: nn.Module, is_leaf: Leaf, walls: Container[int] = (), hidden: Container[int] = ()
+) -> Iterator[tuple[nn.Module, Graph | None]]:
+    """Graphs that together show as much of a model as can be traced, each with the module whose forward it is.
+
+    Where a forward cannot be traced, because it looks at values or shapes, there is None in place of a graph, and the
+    parts of the module are traced on their own. So is a module with forward hooks, which see what goes in and comes
+    out.
+
+    Args:
+        model: any.
+        is_leaf: whether a module is looked at as a whole.
+        walls: ids of modules that are to be traced on their own as well.
+        hidden: ids of modules whose graph would not be what runs.
+    """
+
+    def closed(module: nn.Module) -> bool:
+        return id(module) in walls or bool(module._forward_hooks or module._forward_pre_hooks)
+
+    seen: set[int] = set()
+    waiting = deque([model])
+    while waiting:
+        root = waiting.popleft()
+        if id(root) in seen or is_leaf(root):
+            continue
+        seen.add(id(root))
+        graph, alone = (None, closed) if id(root) in hidden else _trace_past(root, is_leaf, closed)
+        yield root, graph
+        waiting.extendleft(reversed(list(root.children() if graph is None else _outermost(root, alone, is_leaf))))
+
+
+def _trace_past(root: nn.Module, is_leaf: Leaf, closed: Leaf) -> tuple[Graph | None, Leaf]:
+    """The graph of a module, past parts that cannot be traced, and what tells these parts."""
+    opaque: set[type] = set()
+
+    def alone(module: nn.Module) -> bool:
+        return type(module) in opaque or closed(module)
+
+    while True:
+        tracer = _ForwardTracer(lambda module: alone(module) or is_leaf(module))
+        try:
+            return _trace(tracer, root), alone
+        except Exception:  # a foreign forward may raise anything
+            if tracer.failed_in is None or type(tracer.failed_in) in opaque:
+                return None, alone
+            opaque.add(type(tracer.failed_in))
+
+
+def _outermost(module: nn.Module, which: Leaf, is_leaf: Leaf) -> Iterator[nn.Module]:
+    for child in module.children():
+        if which(child):
+            yield child
+        elif not is_leaf(child):
+            yield from _outermost(child, which, is_leaf)
+
+
+def called(root: nn.Module, node: Node) -> nn.Module | None:
+    """The module that a node calls, if it calls one."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
+def changes_in_place(root: nn.Module, node: Node) -> bool:
+    """Whether a node writes into its first argument."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    if node.op == "call_function":
+        return node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
+    return bool(getattr(called(root, node), "inplace", False))

@@ -1,0 +1,299 @@
+"""Fusing: plain convolutions in place of blocks, on request, in a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from ..blocks._block import set_fold
+from ..errors import FuseError
+from ..modules._hooks import copy_module, drop_shared_hooks, keep_hooks, leave_hooks_out, put_hooks_in
+from ..modules._match import Match
+from ..modules._sound import unsound_in
+from ..numerics._running import of_dtype
+from ._find import find_all, find_blocks
+from ._foreign import Plan, Survey, add_foreign, add_neighbours, ready
+from ._inspect import inspect_model, problems_in
+from ._prove import CannotRunError, Spans, check_rounded, prove
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, DataParallel, torch.compile and AveragedModel, however nested."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # torch.compile's OptimizedModule, known without importing the compiler
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def fuse(
+    model: nn.Module,
+    *,
+    example: Any = None,
+    inplace: bool = False,
+    batch_norms: bool | None = None,
+    foreign: bool | None = None,
+    skip: Match | None = None,
+    strict: bool = False,
+) -> nn.Module:
+    """Replaces every block of a model by the one convolution that it is equal to.
+
+    Kernels are computed in float64 and rounded once. Each convolution keeps the dtype, device, memory format, mode,
+    hooks and `requires_grad` of its block; a block used in several places becomes one convolution used in the same
+    places. Wrappers (DDP, DataParallel, `torch.compile`, `AveragedModel`) are taken off. Fusing what is fused already
+    gives a copy of it.
+
+    Blocks are those of this library, modules of types registered with `kernel_of`, and the re-parameterizable modules
+    of timm, RepVGG, MobileOne, DBB, ACNet, ECBSR and SPAN, which are known by what they hold. Such a module becomes
+    a convolution as well or, if it has an activation or a gate, keeps its class and runs as the authors' inference
+    form, with its keys. A linear module with a method `fuse`, `reparameterize` or `switch_to_deploy` becomes a
+    convolution or a linear layer.
+
+    With an `example`, the result is proved before it is handed out: the model and what it is fused into run on it in
+    float64, before anything is rounded, so that the two may differ by no more than 1e-9; then every number of the
+    result is held next to the float64 one that it must round. Both run on copies in eval mode, without those hooks
+    that are functions, which would tell the user's own data of it.
+
+    Args:
+        model: a model that holds blocks, or a block itself, in eval mode or with frozen batch norms.
+        example: an input to prove the result on: a tensor, a tuple of positional arguments, or a dict of arguments by
+            keyword, on the device of the model and of any real dtype. None: the result is not run.
+        inplace: change `model` itself instead of a copy.
+        batch_norms: whether batch norms outside of blocks go into the convolution or linear layer before them (or
+            after them, where that pads nothing), which changes the keys of both. None: if the model holds no block of
+            this library; next to one, other layers keep their keys, so that the model it was built from loads them.
+        foreign: whether blocks of other codes are fused. None: unless `swap_convs` put blocks into the model, so that
+            the model it was called on loads the result.
+        skip: what stays as it is, with all that is in it: a shell pattern of the dotted name, several of them, a type,
+            or a function of name and module.
+        strict: whether to refuse a model of which anything stays without being asked to: what `left` of
+            `inspect_model(model)` lists.
+
+    Returns:
+        The fused copy, or `model` if `inplace`.
+
+    Raises:
+        FuseError: if there is nothing to fuse; if a batch norm that would go uses batch statistics or never saw a
+            batch, or a number is not finite, each named; if the result is not the same function on `example`, or the
+            model does not run on it; if something stays though `strict`, or `skip` matches nothing; or if `inplace` is
+            asked for a wrapped model or for a block itself. The model is unchanged then.
+
+    Example:
+        >>> import torch
+        >>> from reparam import ECB
+        >>> net = nn.Sequential(ECB(3, 8), nn.PReLU(8), ECB(8, 3)).eval()
+        >>> x = torch.rand(1, 3, 16, 16)
+        >>> torch.allclose(fuse(net, example=x)(x), net(x), atol=1e-5)
+        True
+    """
+    inner = unwrap(model)
+    if inplace and inner is not model:
+        raise FuseError(
+            f"cannot fuse a {type(model).__name__} in place, as the wrapper holds on to what would be replaced; fuse "
+            "the model inside of it, or leave inplace=False for a fused copy without the wrapper"
+        )
+    plan_of = partial(_plan, batch_norms=batch_norms, foreign=foreign, skip=skip, strict=strict)
+    if inplace and example is None:
+        return _apply(inner, plan_of(inner)[0])
+    plain = _fused_copy(inner, plan_of(inner)[0])
+    if example is not None:
+        _prove(inner, plain, example, plan_of)
+    return _apply(inner, plan_of(inner)[0]) if inplace else plain
+
+
+def _fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carries a plan out on a copy."""
+    # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
+    memo: dict[int, Any] = {}
+    leave_hooks_out(model, memo)
+    plan.fill(memo)
+    made = {key: memo[key] for key in plan.replace}
+    plain = copy.deepcopy(model, memo)
+    for edit in plan.edits:
+        edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
+    put_hooks_in(model, memo)
+    _keep_all_hooks(model, made, memo)
+    return plain
+
+
+PlanOf = Callable[[nn.Module], tuple[Plan, Survey]]
+
+
+def _prove(model: nn.Module, plain: nn.Module, example: Any, plan_of: PlanOf) -> None:
+    """Raises a FuseError unless `plain` is `model` on an example; see `fuse`."""
+    exact = of_dtype(torch.float64, copy_module(model)).eval()
+    plan, found = plan_of(exact)
+    fused = _fused_copy(exact, plan)
+    for side in (exact, fused):
+        drop_shared_hooks(side, model)
+    set_fold(exact, False)  # run the branches: a folded block would be compared with itself
+    check_rounded(plain, fused)  # before they run, which may change their buffers
+    prove(exact, fused, example, _spans(found))
+
+
+def _spans(found: Survey) -> Spans:
+    """From the layers that take norms in, and norms before layers, to where the values are those of the model again."""
+    last = {id(pair.layers[0]): pair.norm for pair in found.neighbours if not pair.before}
+    spans = {layer: {norm} for layer, norm in last.items()}
+    for pair in found.neighbours:
+        if pair.before:
+            spans[id(pair.norm)] = {last.get(id(layer), layer) for layer in pair.layers}
+    return {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
+
+
+def _stays(found: Survey) -> str:
+    return "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
+
+
+def _plan(
+    model: nn.Module, *, batch_norms: bool | None, foreign: bool | None, skip: Match | None, strict: bool
+) -> tuple[Plan, Survey]:
+    """What becomes of the modules of a model, and what that was decided on.
+
+    Raises:
+        FuseError: if nothing does, or something cannot now.
+    """
+    blocks, found = find_all(model, batch_norms, foreign, skip)
+    nothing = not (blocks or found.blocks or found.neighbours or found.refused)
+    nothing = nothing and not any("fused_from" in vars(module) for module in model.modules())
+    stays = _stays(found) if nothing or strict else ""
+    if nothing:
+        raise FuseError(
+            f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
+            "reparam.Branch, types registered with kernel_of, and known modules of timm and others. "
+            f"inspect_model(model) lists what is found{stays and f'. What stays, and why:{stays}'}"
+        )
+    if strict and stays:
+        raise FuseError(f"cannot fuse all of the model; skip= names what may stay:{stays}")
+    if problems := [f"{name}: {why}" for name, why in problems_in(blocks, found).items()]:
+        raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
+    plan = Plan()
+    add_foreign(plan, found.blocks.values())
+    add_neighbours(plan, found.neighbours)
+    for block in blocks.values():
+        if id(block) not in plan.replace:
+            plan.replace[id(block)] = partial(ready, block.to_conv())
+    _check_finite(plan, found)
+    return plan, found
+
+
+def _check_finite(plan: Plan, found: Survey) -> None:
+    """Finite numbers may make a kernel that is not, as float16 ends at 65504."""
+    made = {found.names[key]: make for key, make in plan.replace.items()}
+    for edit in plan.edits:
+        made |= {f"{found.names[id(edit.block.module)]}.{name}": make for name, make in edit.sets.items()}
+    for name, make in made.items():
+        layer = make(copy_module)
+        if isinstance(layer, nn.Module) and (problems := unsound_in(layer, name)):
+            key, why = next(iter(problems.items()))
+            raise FuseError(
+                f"cannot fuse the model: of {key!r}, once fused, {why.partition(';')[0]}, in a kernel "
+                "made of finite numbers; they are too large for the dtype, or a batch norm divides by zero"
+            )
+
+
+@contextmanager
+def fused(model: nn.Module, **options: Any) -> Iterator[nn.Module]:
+    """A fused copy in eval mode for the length of a `with`: for validation in the middle of training.
+
+    The model may be in train mode: the copy uses the running statistics, as the model would in eval mode, and the
+    model is not touched.
+
+    Args:
+        model: as for `fuse`.
+        **options: the other arguments of `fuse`, but for `inplace`.
+
+    Raises:
+        FuseError: as `fuse` does, but not for train mode.
+
+    Example:
+        >>> import torch
+        >>> from reparam import create_model
+        >>> net = create_model("repsr_m1c8_x2").train()
+        >>> x = torch.rand(2, 3, 12, 12)
+        >>> _ = net(x)  # a training step
+        >>> with fused(net) as plain, torch.no_grad():
+        ...     y = plain(x)
+        >>> net.training and torch.allclose(net.eval()(x), y, atol=1e-5)
+        True
+    """
+    yield fuse(copy_module(unwrap(model)).eval(), **options)
+
+
+def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+    """A copy in eval mode, fused if there is anything to fuse, and proved on an example if the model runs on it.
+
+    Raises:
+        FuseError: if a batch norm of a block uses batch statistics or never saw a batch, or the proof fails.
+    """
+    inner = unwrap(model)
+    report = inspect_model(inner)
+    if not report.blocks and not report.batch_norms:
+        return copy_module(inner).eval()
+    like = next(inner.parameters())
+    try:
+        return fuse(inner, example=None if example is None else example.to(like.device)).eval()
+    except CannotRunError:  # not every network runs in float64, or on whatever was made up for it
+        return fuse(inner).eval()
+
+
+def made_up_image(net: nn.Module) -> Tensor | None:
+    """An input for a network of images to be proved on, (1, colors, 32, 32); None for one that says no `colors`."""
+    colors: Any = getattr(net, "colors", None)
+    if not isinstance(colors, int):
+        return None
+    return torch.rand(1, colors, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """The structure that `fuse(model)` has, with fresh weights, in place: a model into which fused weights load."""
+    plan = Plan()
+    for block in find_blocks(model).values():
+        conv: nn.Module = block.spec.new_conv()
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]
+        plan.replace[id(block)] = partial(ready, conv)
+    return _apply(model, plan)
+
+
+def _apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carries a plan out on the model itself."""
+    if id(model) in plan.replace:
+        raise FuseError(
+            f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
+            "the convolution that fuse(block) returns"
+        )
+    made = {key: make(_itself) for key, make in plan.replace.items()}
+    _keep_all_hooks(model, made, None)
+    replace(model, made)
+    for edit in plan.edits:
+        edit.apply(edit.block.module, _itself)
+    return model
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
+
+
+def replace(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
+    """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in others:
+                setattr(parent, name, others[id(child)])
+    return model
+
+
+def _keep_all_hooks(model: nn.Module, made: Mapping[int, nn.Module], memo: dict[int, Any] | None) -> None:
+    for module in model.modules():
+        if id(module) in made:
+            keep_hooks(module, made[id(module)], memo)

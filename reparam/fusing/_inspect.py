@@ -1,0 +1,172 @@
+"""What a model holds: its blocks, and whether each is ready to be fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..algebra._spec import ConvSpec
+from ..bn._norm import FrozenStatsBN, norms
+from ..branches import Branch
+from ..modules._sound import unsound_in
+from ._find import find_all
+from ._foreign import ForeignBlock, Survey
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block of a model."""
+
+    name: str
+    """Dotted name; empty for the model itself."""
+    kind: str
+    """Name of its class."""
+    spec: ConvSpec
+    """Geometry of the convolution that it is equal to."""
+    parameters: int
+    """Trained numbers in the block."""
+    fused_parameters: int
+    """Numbers in the convolution."""
+    frozen: bool | None
+    """Whether the statistics of all its batch norms are frozen; None if it has none."""
+    problems: dict[str, str]
+    """Why it cannot be fused now, by the dotted name of the batch norm or tensor; empty if it can."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `fuse` takes it as it is."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """All blocks of a model; printed, it is a table."""
+
+    blocks: tuple[BlockReport, ...]
+    """In the order in which the model holds them."""
+    parameters: int
+    """Parameters of the whole model."""
+    fused_parameters: int
+    """Parameters of the whole model after fusing."""
+    batch_norms: Mapping[str, str] = field(default_factory=dict)
+    """Batch norms outside of blocks that go into a layer next to them, and the name of that layer, or the first."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Why one of these cannot go now, by its dotted name, or that of a tensor in it or in the layer."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Why `fuse` leaves a part that looks like branches, or a batch norm, as it is, by dotted name."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `fuse` takes the model as it is."""
+        found = bool(self.blocks or self.batch_norms)
+        return found and not self.problems and all(block.ready for block in self.blocks)
+
+    def __str__(self) -> str:
+        width = max([len(block.name or "(model)") for block in self.blocks], default=5)
+        lines = [f"{len(self.blocks)} blocks, {self.parameters} parameters, {self.fused_parameters} after fusing"]
+        for block in self.blocks:
+            state = {True: "frozen", False: "not frozen", None: "no BN"}[block.frozen]
+            lines.append(
+                f"{block.name or '(model)':{width}}  {block.kind} ({block.spec})  {block.parameters} -> "
+                f"{block.fused_parameters} parameters, {state}, {'ready' if block.ready else 'NOT READY'}"
+            )
+            lines += [f"{'':{width}}  {name}: {why}" for name, why in block.problems.items()]
+        for name, layer in self.batch_norms.items():
+            lines.append(f"{name} goes into {layer}: {self.problems.get(name, 'ready')}")
+        lines += [f"{name}: {why}" for name, why in self.problems.items() if name not in self.batch_norms]
+        lines += [f"{name or '(model)'} stays: {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
+
+
+def inspect_model(model: nn.Module) -> ModelReport:
+    """Lists the blocks of a model: what is fusable, frozen, ready or not, and why.
+
+    Foreign blocks are listed as well, one line per convolution that they become. What `fuse(model)` takes is what is
+    listed: where the model holds no block of this library, batch norms outside of blocks too, and where `swap_convs`
+    put none in, foreign blocks. What stays, though it looks like branches or is a batch norm, is in `left`, so that a
+    fused model of which `blocks`, `batch_norms` and `left` are empty has nothing more to fuse.
+
+    Args:
+        model: any module; wrappers such as DDP only prefix the names.
+
+    Example:
+        >>> from reparam import RepSRBlock
+        >>> report = inspect_model(nn.Sequential(RepSRBlock(8)))
+        >>> report.blocks[0].name, report.ready
+        ('0', False)
+    """
+    blocks, found = find_all(model)
+    reports = [*inspect_blocks(blocks), *_inspect_foreign(found)]
+    total = sum(p.numel() for p in model.parameters())
+    saved = sum(report.parameters - report.fused_parameters for report in reports)
+    saved += sum(p.numel() for pair in found.neighbours for p in pair.norm.parameters(recurse=False))
+    layers: dict[int, Any] = {id(layer): layer for pair in found.neighbours for layer in pair.layers}
+    saved -= sum(_outputs(layer) for layer in layers.values() if layer.bias is None)
+    outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbours}
+    return ModelReport(tuple(reports), total, total - saved, outside, _outside_problems(found), found.left)
+
+
+def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
+    """Why what would be fused cannot be now, by the dotted name of the batch norm or tensor."""
+    problems: dict[str, str] = {}
+    for name, ours in blocks.items():
+        problems |= _problems(name, ours)
+    for block in found.blocks.values():
+        for conv in block.values:
+            problems |= _foreign_problems(found, block, conv)
+    return problems | _outside_problems(found)
+
+
+def _problems(name: str, block: Branch) -> dict[str, str]:
+    """Why a block of this library cannot be fused now, by the dotted name of what is in the way."""
+    return {f"{name}.{inner}".strip("."): why for inner, why in block.problems().items()}
+
+
+def _foreign_problems(found: Survey, block: ForeignBlock, conv: str) -> dict[str, str]:
+    return found.problems_of(block, conv) | _unsound(found, block.parts(conv))
+
+
+def _outside_problems(found: Survey) -> dict[str, str]:
+    parts = {id(part): part for pair in found.neighbours for part in (pair.norm, *pair.layers)}
+    return {**found.refused, **found.norm_problems(), **_unsound(found, parts.values())}
+
+
+def _unsound(found: Survey, parts: Iterable[nn.Module]) -> dict[str, str]:
+    return {name: why for part in parts for name, why in unsound_in(part, found.names[id(part)]).items()}
+
+
+def _outputs(layer: Any) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def inspect_blocks(blocks: Mapping[str, Branch]) -> list[BlockReport]:
+    """Reports on blocks of this library by dotted name."""
+    return [
+        _report(name, type(block).__name__, block.spec, [block], _problems(name, block))
+        for name, block in blocks.items()
+    ]
+
+
+def _inspect_foreign(found: Survey) -> list[BlockReport]:
+    reports = []
+    for name, block in found.blocks.items():
+        for conv in block.values:
+            kind, problems = type(block.module).__name__, _foreign_problems(found, block, conv)
+            reports.append(_report(f"{name}.{conv}".strip("."), kind, block.spec(conv), block.parts(conv), problems))
+    return reports
+
+
+def _report(name: str, kind: str, spec: ConvSpec, parts: Sequence[nn.Module], problems: dict[str, str]) -> BlockReport:
+    inside = [bn for part in parts for _, bn in norms(part)]
+    return BlockReport(
+        name=name,
+        kind=kind,
+        spec=spec,
+        parameters=sum(p.numel() for part in parts for p in part.parameters()),
+        fused_parameters=spec.parameters,
+        frozen=all(isinstance(bn, FrozenStatsBN) for bn in inside) if inside else None,
+        problems=problems,
+    )

@@ -1,0 +1,201 @@
+"""Blocks in place of the convolutions of an existing model, computing the same function."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..algebra._kernels import Kernel
+from ..blocks._block import ConvBlock
+from ..bn._freeze import collect_bn_stats
+from ..bn._norm import move_statistics, norms
+from ..branches import Branch
+from ..errors import ReparamError, SpecError, StatisticsError
+from ..modules._guard import why_replaced
+from ..modules._hooks import keep_hooks
+from ..modules._match import Match, matcher
+from ._absorb import absorb
+from ._fuse import replace, unwrap
+
+_PLAIN = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What `swap_convs` did; printed, it is a table."""
+
+    swapped: tuple[str, ...]
+    """Dotted names of the blocks; one used in several places is named once."""
+    skipped: dict[str, str]
+    """Dotted names of what was asked for and could not be swapped, each with the reason."""
+
+    def __str__(self) -> str:
+        width = max(map(len, [*self.swapped, *self.skipped]), default=0)
+        lines = [f"{len(self.swapped)} convolutions swapped, {len(self.skipped)} skipped"]
+        lines += [f"{name:{width}}  swapped" for name in self.swapped]
+        return "\n".join(lines + [f"{name:{width}}  skipped: {why}" for name, why in self.skipped.items()])
+
+
+def swap_convs(
+    model: nn.Module,
+    block: Callable[..., ConvBlock],
+    *,
+    match: Match | None = None,
+    calibrate: Iterable[Any] | None = None,
+) -> SwapReport:
+    r"""Replaces convolutions of a model by blocks, in place, without changing what it computes in eval mode.
+
+    Each block takes the kernel of its convolution into one of its branches, less what the other branches, which start
+    as they always do, add up to: $K_{j} = K_{conv} - \sum_{i \ne j} K_i$, so that all of them are there to be trained.
+    Name, geometry, dtype, device, memory format, mode, `requires_grad` and hooks stay; a convolution used in several
+    places becomes one block used there; one without a bias becomes a block without one. `fuse(model)` gives back the
+    model's own classes with the keys that they had before. Make the optimizer after swapping: the parameters are new.
+
+    Batch norms of the blocks start from mean 0 and variance 1 and a scale that keeps the function in eval mode. On
+    batch statistics the model computes something else, unless `calibrate` measures what they are: then it starts near
+    the same function in train mode too.
+
+    Args:
+        model: any module; it is changed. Wrappers such as DDP must be off.
+        block: a block class, or `functools.partial` of one with options, that takes `nn.Conv2d`'s arguments.
+        match: which modules: a shell pattern of the dotted name, several of them, a type, or a function of name and
+            module. None means every convolution of more than one tap.
+        calibrate: inputs for the model, as for `recalibrate_bn_stats`; it runs on them in eval mode.
+
+    Returns:
+        The names of what was swapped, and of what was not, with the reason.
+
+    Raises:
+        SpecError: if nothing matches, nothing can be swapped, or the model is wrapped or a convolution itself. Nothing
+            is changed then.
+        StatisticsError: if `calibrate` holds no batch, or does not reach a block; the blocks are in place then, with
+            the statistics that they have without `calibrate`.
+
+    Example:
+        >>> from reparam import RepSRBlock, fuse
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(8), nn.Conv2d(8, 3, 3, padding=1)).eval()
+        >>> x = torch.rand(1, 3, 9, 9)
+        >>> before, keys = net(x), list(net.state_dict())
+        >>> swap_convs(net, RepSRBlock).swapped
+        ('0', '2')
+        >>> torch.allclose(net(x), before, atol=1e-5), list(fuse(net).state_dict()) == keys
+        (True, True)
+    """
+    found, skipped = _find(model, match), {}
+    blocks: dict[int, nn.Module] = {}
+    tied = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    for name, conv in found.items():
+        why = _why_not(conv, tied)
+        try:
+            if why is None:
+                blocks[id(conv)] = _block_for(conv, block)
+        except ReparamError as error:
+            why = str(error)
+        if why is not None:
+            skipped[name] = why
+    report = SwapReport(tuple(name for name, conv in found.items() if id(conv) in blocks), skipped)
+    if not blocks:
+        raise SpecError(f"cannot swap: {report}" if found else _nothing(model, match))
+    for conv in found.values():
+        if id(conv) in blocks:
+            keep_hooks(conv, blocks[id(conv)], None)
+    replace(model, blocks)
+    if calibrate is not None:
+        _calibrate(model, list(blocks.values()), calibrate)
+    return report
+
+
+def _find(model: nn.Module, match: Match | None) -> dict[str, nn.Module]:
+    """What is asked for, each module once, by its first name."""
+    if unwrap(model) is not model:
+        raise SpecError(f"cannot swap inside of a {type(model).__name__}; pass the model inside of it")
+    wanted = _predicate(match)
+    inside: set[int] = set()  # of blocks, which are no convolutions to swap
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Branch):
+            inside.update(map(id, module.modules()))
+        elif id(module) not in inside and wanted(name, module):
+            if module is model:
+                raise SpecError(
+                    f"cannot swap the model itself, a {type(model).__name__}, in place; put it into another"
+                )
+            found[name] = module
+    return found
+
+
+def _predicate(match: Match | None) -> Callable[[str, nn.Module], bool]:
+    if match is None:
+        return lambda name, module: isinstance(module, _ConvNd) and math.prod(module.kernel_size) > 1
+    meant = matcher(match)
+    if callable(match):
+        return meant
+    return lambda name, module: meant(name, module) and isinstance(module, _ConvNd)
+
+
+def _nothing(model: nn.Module, match: Match | None) -> str:
+    convs = [name for name, module in model.named_modules() if isinstance(module, _ConvNd)]
+    return (
+        f"no convolution of {type(model).__name__} matches {match!r}; it has {len(convs)}: {', '.join(convs[:8])}"
+        + (", ..." if len(convs) > 8 else "")
+    )
+
+
+def _why_not(conv: nn.Module, tied: Counter[int]) -> str | None:
+    """Why this module cannot become a block, whatever the block."""
+    kind = type(conv).__name__
+    if hasattr(conv, "parametrizations"):
+        return f"the weight of this {kind} is computed (parametrizations); remove_parametrizations makes it plain"
+    if type(conv) not in _PLAIN:
+        return f"{kind} is not one of {', '.join(c.__name__ for c in _PLAIN)}, and may compute something else"
+    if why := why_replaced(conv):
+        return why
+    if "weight" not in conv._parameters or conv.weight is None:
+        return f"the weight of this {kind} is no parameter of its own (weight norm, pruning); make it plain first"
+    if conv._forward_pre_hooks:
+        return f"this {kind} has forward pre-hooks, which may compute its weight; remove them first"
+    if any(tied[id(p)] > 1 for p in conv._parameters.values() if p is not None):
+        return f"a parameter of this {kind} belongs to another module too, which would no longer share it"
+    if conv.weight.is_meta:
+        return f"the weight of this {kind} is on the meta device and has no values"
+    return None
+
+
+def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
+    """A block that computes what `conv` does."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    geometry = {name: getattr(conv, name) for name in names}
+    with torch.device("cpu"):
+        block = make(**geometry, bias=conv.bias is not None, ndim=_PLAIN[type(conv)])
+    weight = conv.weight.detach().cpu().double()
+    bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().cpu().double()
+    absorb(block.double().eval(), Kernel(weight, bias))
+    block.to(dtype=conv.weight.dtype).to(device=conv.weight.device).train(conv.training)
+    for parameter in block.parameters():
+        parameter.requires_grad_(parameter.requires_grad and conv.weight.requires_grad)
+    if conv.weight.dim() == 4 and not conv.weight.is_contiguous():
+        block.to(memory_format=torch.channels_last)
+    block.swapped_from = type(conv).__name__  # type: ignore[assignment]  # so that `fuse` leaves what is of other codes
+    return block
+
+
+def _calibrate(model: nn.Module, blocks: Sequence[nn.Module], batches: Iterable[Any]) -> None:
+    """Gives the batch norms of the blocks the statistics of `batches`, and the scale and shift that they had."""
+    names = {bn: name for name, bn in norms(model)}
+    found = [(names[bn], bn) for block in blocks for _, bn in norms(block) if bn.weight is not None]
+    used, populations = collect_bn_stats(model, found, batches, passive=True)
+    for (name, _), population in zip(found, populations):
+        if population.count < 2:
+            raise StatisticsError(
+                f"cannot calibrate batch norm {name!r}: {used} batches gave it {population.count} values per channel, "
+                "and it needs two or more"
+            )
+    for (_, bn), population in zip(found, populations):
+        move_statistics(bn, *population.mean_var(), batches=used)

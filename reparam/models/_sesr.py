@@ -1,0 +1,73 @@
+"""SESR: 5x5 convolutions at both ends, 3x3 ones between, and two long skips."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks import CollapsibleLinearBlock
+from ._sizes import check_sizes
+
+
+class SESR(nn.Module):
+    r"""The network of SESR: `CollapsibleLinearBlock` in place of every convolution. Luma only.
+
+    $$z_0 = B_{5\times5}(x - \tfrac12), \quad z_i = \mathrm{PReLU}(B^{(i)}_{3\times3}(z_{i-1}) + z_{i-1}), \quad
+      y = \mathrm{d2s}\big(B'_{5\times5}(z_m + z_0) + x\big)$$
+
+    x is added to every one of the s² channels; d2s makes 2x2 pixels of four channels, once at scale 2 and twice at
+    scale 4. Fused, every B is a plain convolution, the short residuals $+\,z_{i-1}$ included, and the long ones stay.
+
+    Source: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022, arXiv
+    2103.09404. The graph is that of the authors' expanded training. We differ from their code in this: biases are
+    those of the expanded blocks (see `CollapsibleLinearBlock`); the last block has no short residual even where
+    channels = scale², which their collapsed form adds, so that it is another function than their expanded one; and the
+    output is not clipped to 0 to 1, so that pixels out of range have a gradient.
+
+    Args:
+        scale: the factor by which height and width grow, 2 or 4.
+        num_blocks: m, the number of 3x3 blocks (3, 5, 7 and 11 in the paper).
+        channels: f, width of the body (16; 32 in SESR-XL).
+        hidden_channels: p, width inside of the blocks (256; 64 in SESR-M11 and SESR-XL).
+
+    Shape:
+        (N, 1, H, W) to (N, 1, scale * H, scale * W), luma of range 0 to 1; the half is subtracted inside.
+
+    Raises:
+        SpecError: for an argument out of range.
+
+    Example:
+        >>> import torch
+        >>> SESR(scale=4, num_blocks=1, channels=8, hidden_channels=16)(torch.rand(2, 1, 5, 7)).shape == (2, 1, 20, 28)
+        True
+    """
+
+    def __init__(self, *, scale: int = 2, num_blocks: int = 5, channels: int = 16, hidden_channels: int = 256) -> None:
+        super().__init__()
+        check_sizes(
+            scale=scale, scales=(2, 4), num_blocks=num_blocks, channels=channels, hidden_channels=hidden_channels
+        )
+        self.scale, self.num_blocks, self.channels, self.colors = scale, num_blocks, channels, 1
+        self.options: dict[str, Any] = {"scale": scale, "num_blocks": num_blocks, "channels": channels}
+        self.options["hidden_channels"] = hidden_channels
+        block = partial(CollapsibleLinearBlock, hidden_channels=hidden_channels)
+        self.conv_first = block(1, channels, 5, identity=False)
+        layers = [layer for _ in range(num_blocks) for layer in (block(channels), nn.PReLU(channels))]
+        self.body = nn.Sequential(*layers)
+        self.conv_last = block(channels, scale**2, 5, identity=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarges x of shape (N, 1, H, W)."""
+        first = self.conv_first(x - 0.5)
+        y = self.conv_last(self.body(first) + first) + x
+        for _ in range(self.scale // 2):
+            y = _depth_to_space(y)
+        return y
+
+
+def _depth_to_space(y: Tensor) -> Tensor:
+    """(N, 4C, H, W) to (N, C, 2H, 2W). TensorFlow counts positions before channels, the pixel shuffle after them."""
+    return F.pixel_shuffle(y.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2), 2)

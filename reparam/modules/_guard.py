@@ -1,0 +1,148 @@
+"""Whether a module runs what is read of it: the forward of a known class, on its own weights, without hooks.
+
+The algebra never runs a layer, it reads its weights. That is the truth about what runs only as long as nobody has put
+another forward, a hook or a class of their own in the way, as pruning, quantization and adapters do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..algebra._linear import linear_op
+from ..bn._known_norm import runs_a_known_forward
+from ..bn._norm import BatchNorm
+
+_FIRST = "fuse first and quantize or adapt the fused network, or put the plain layer back"
+_UNREGISTERED = linear_op.dispatch(object)
+_REMEDIES = {  # by the module of the hook's class
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove(layer, {name!r})",
+    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(layer, {name!r})",
+    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm(layer, {name!r})",
+}
+
+
+@torch.compiler.assume_constant_result  # a compiler watches no hooks anyway, and classes it watches by itself
+def is_read(module: nn.Module) -> bool:
+    """Whether a folded step does all that running this module would do, what is inside of it left aside."""
+    state = module.__dict__
+    hooked = state["_forward_pre_hooks"] or state["_forward_hooks"]
+    hooked = hooked or state["_backward_pre_hooks"] or state["_backward_hooks"]
+    return not hooked and "forward" not in state and _known(type(module))
+
+
+@torch.compiler.assume_constant_result
+def all_read(module: nn.Module) -> bool:
+    """Whether `is_read` holds for all that is inside, and all stages of chains have a kernel; asked in every step."""
+    is_chain = hasattr(type(module), "stages")
+    for inner in module._modules.values():
+        if inner is None:
+            continue
+        if not is_read(inner) or (inner._modules and not all_read(inner)):
+            return False
+        if is_chain and not is_stage(type(inner)):
+            is_chain = False
+            if not all(map(is_stage, map(type, module.stages()))):  # type: ignore[operator]
+                return False
+    return True
+
+
+@torch.compiler.assume_constant_result
+def is_read_stage(stage: nn.Module) -> bool:
+    """Whether a stage of a chain can run as the convolution that is read of it."""
+    return is_stage(type(stage)) and is_read(stage) and all_read(stage)
+
+
+@torch.compiler.assume_constant_result
+def is_unaltered(module: nn.Module) -> bool:
+    """Whether `altered` finds nothing, at less cost."""
+    return all_read(module) and why_not_read(module) is None
+
+
+def altered(module: nn.Module) -> dict[str, str]:
+    """Why the kernel of a module may be another function than what runs, by the name of the culprit inside.
+
+    Hooks of the module itself are left out: they go on with the convolution in its place.
+    """
+    chains = [inner for inner in module.modules() if hasattr(type(inner), "stages")]
+    stages = {id(stage) for chain in chains for stage in chain.stages()}  # type: ignore[operator]
+    found = {}
+    for name, inner in module.named_modules():
+        why = (why_hooked(inner) if name else None) or why_not_read(inner)
+        if why is None and id(inner) in stages and not is_stage(type(inner)):
+            why = f"{type(inner).__name__} is not known to be linear; {_FIRST}"
+        if why:
+            found[name] = why
+    return found
+
+
+def why_hooked(module: nn.Module) -> str | None:
+    """Why hooks make running this module more than its forward, or None if they do not."""
+    kind = type(module).__name__
+    for hook in module._forward_pre_hooks.values():
+        if remedy := _REMEDIES.get(type(hook).__module__):
+            name = getattr(hook, "_tensor_name", None) or getattr(hook, "name", "weight")
+            return (
+                f"a hook of this {kind} computes its {name} anew each time; {remedy.format(name=name)} makes it plain"
+            )
+    if hooks := [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+        names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
+        return f"{kind} has forward hooks ({names}), which may change what it computes; remove them first"
+    return None
+
+
+def why_not_read(module: nn.Module) -> str | None:
+    """Why the forward of a module may be another one than its kernel was written for, or None if it is not."""
+    if why := why_replaced(module):
+        return why
+    name = type(module).__name__
+    if _known(type(module)):
+        return None
+    if hasattr(module, "kernel_with"):
+        return f"{name} has forward, kernel and kernel_with from different classes; define all three in one"
+    return f"{name} has a forward of its own, of which no kernel knows; {_FIRST}"
+
+
+def why_replaced(module: nn.Module) -> str | None:
+    """Why a module does not run the forward of its class, or None if it does."""
+    name = type(module).__name__
+    replaced = f"the forward of this {name} was replaced on the object; `del layer.forward` gives its class's back"
+    return replaced if "forward" in vars(module) else None
+
+
+def _is_stage(kind: Any) -> bool:
+    """Whether modules of this class have a kernel, or are batch norms."""
+    return issubclass(kind, BatchNorm) or hasattr(kind, "kernel_with") or linear_op.dispatch(kind) is not _UNREGISTERED
+
+
+def _is_known(kind: Any) -> bool:
+    """Whether a class runs the forward that its kernel was written for; one without a kernel is never read."""
+    if hasattr(kind, "kernel_with"):
+        return _is_consistent(kind)
+    if issubclass(kind, BatchNorm):
+        return runs_a_known_forward(kind)
+    if issubclass(kind, _ConvNd):
+        return all(getattr(kind, name).__module__ == _ConvNd.__module__ for name in ("forward", "_conv_forward"))
+    known: Any = next((base for base in kind.__mro__ if base in linear_op.registry), object)
+    return known is object or kind.forward is known.forward
+
+
+def _is_consistent(kind: type) -> bool:
+    """Whether a class of branches has its forward and its kernels from one class, or a kernel that its forward has too.
+
+    A later forward alone, as a subclass with an activation in it has, is none that the kernel knows.
+    """
+    forward, kernel, kernel_with = (
+        next(base for base in kind.__mro__ if name in vars(base)) for name in ("forward", "kernel", "kernel_with")
+    )
+    first = [base for base in kind.__mro__ if hasattr(base, "kernel_with")][-1]
+    return issubclass(kernel, forward) if kernel_with is first else forward is kernel is kernel_with
+
+
+is_stage: Callable[[Any], bool] = cache(_is_stage)
+_known: Callable[[Any], bool] = cache(_is_known)

@@ -1,0 +1,40 @@
+"""Super-resolution made of it: networks, their weights and files, images enlarged, 8 bits."""
+
+from ..files import load_checkpoint, save_checkpoint
+from ..models import (
+    ECBSR,
+    EDSR,
+    SESR,
+    CollapsibleSR,
+    PlainSR,
+    QARepVGGSR,
+    RepSR,
+    RepVGGSR,
+    SRNet,
+    create_model,
+    list_models,
+    pretrained_file,
+)
+from ._quantize import LayerRange, QuantizationReport, quantize
+from ._upscale import Upscaler
+
+__all__ = [
+    "ECBSR",
+    "EDSR",
+    "SESR",
+    "CollapsibleSR",
+    "LayerRange",
+    "PlainSR",
+    "QARepVGGSR",
+    "QuantizationReport",
+    "RepSR",
+    "RepVGGSR",
+    "SRNet",
+    "Upscaler",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "pretrained_file",
+    "quantize",
+    "save_checkpoint",
+]

@@ -1,0 +1,197 @@
+"""A network in 8 bits, calibrated on images, and what that costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import inf, log10
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from ...deploy._exporter import targets_of
+from ...errors import ExportError, SpecError
+from ...files._writing import files_beside, written
+from ...fusing._fuse import made_up_image, plain_copy
+from ...models import create_model, list_models
+from ...models._pretrained import train_file
+from .._upscale import Upscaler
+from .._upscale.arrays import floats_of, whole_of
+from .._upscale.upscaler import read_network
+from .integers import write_int8
+from .pictures import Images, listed, pixels_of
+from .ranges import LayerRange, layer_ranges
+
+Scores = tuple[float, float | None, float | None]
+"""`psnr_db`, `float_db` and `int8_db` of a report."""
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What was written, and what 8 bits cost; printed, it is a table."""
+
+    files: tuple[Path, ...]
+    engine: str
+    """The program that ran the file to measure it."""
+    images: int
+    """How many it was calibrated and measured on."""
+    per_channel: bool
+    weight_bits: int
+    """8, or 7 where the sums of 8 bits overflow on the processor that measured it."""
+    psnr_db: float
+    """Of images enlarged in 8 bits against those enlarged in float32: all channels, 0 to 1, the mean over images."""
+    float_db: float | None
+    """PSNR of the images enlarged in float32 against the targets; None without targets."""
+    int8_db: float | None
+    """The same in 8 bits."""
+    layers: tuple[LayerRange, ...]
+
+    def __str__(self) -> str:
+        scales = "channel" if self.per_channel else "tensor"
+        names = " and ".join(map(str, self.files))
+        kind = f"INT8, weights of {self.weight_bits} bits, a scale for each {scales}"
+        lines = [f"{names}: {kind}, {self.images} images"]
+        lines += [f"{self.psnr_db:.2f} dB against float32, in {self.engine}"]
+        if self.float_db is not None and self.int8_db is not None:
+            lost = self.float_db - self.int8_db
+            lines += [f"{self.float_db:.3f} dB in float32, {self.int8_db:.3f} dB in INT8, {lost:.3f} dB lost"]
+        lines += [f"{'layer':12} {'spread before':>13} {'fused':>9} {'peak before':>12} {'fused':>9}"]
+        for row in self.layers:
+            before = ["" if value is None else f"{value:.1f}" for value in (row.spread_before, row.peak_before)]
+            lines += [f"{row.name:12} {before[0]:>13} {row.spread:9.1f} {before[1]:>12} {row.peak:9.1f}"]
+        return "\n".join(lines)
+
+
+def quantize(
+    model: nn.Module | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    images: Images,
+    *,
+    targets: Images | None = None,
+    per_channel: bool = True,
+    weight_bits: Literal[7, 8] | None = None,
+    tile: int = 256,
+) -> QuantizationReport:
+    r"""Writes a super-resolution network in 8 bits: fused, exported, and quantized by ONNX Runtime on images.
+
+    $$q = \mathrm{round}(x / s) + z, \qquad x \approx s\,(q - z)$$
+
+    with scale s and zero point z for each activation (8 bits unsigned, s from the smallest and the largest value of a
+    tile, the mean over all tiles; for the input from 0 to 1, so that nothing is lost of images of 8 bits), and a scale
+    for each output channel of a weight (8 bits signed, z = 0), as pairs of `QuantizeLinear` and `DequantizeLinear`.
+    Convolutions are quantized; activation functions, the sum with the enlarged image and the pixel shuffle are not.
+
+    The suffix says for which program. `.onnx` is for ONNX Runtime, which computes in 8 bits only where the output of a
+    convolution is quantized as well; `.xml` (and `.bin`) is for OpenVINO, which does without, and is more exact and
+    faster. Both hold the note that `export` writes, so that `Upscaler` runs them.
+
+    Args:
+        model: a name of `list_models(pretrained=True)`, a checkpoint, or a network, as for `Upscaler`; not changed.
+        path: where to; the directory must be there. An existing file is replaced, but not the checkpoint.
+        images: what the network is to meet, to calibrate on: image files in a folder, or images or files one by one, of
+            the kinds that `Upscaler` takes. Some dozens are enough.
+        targets: the same images, `scale` times as large and sharp, in the same order, if there are some.
+        per_channel: whether each output channel of a weight has its own scale, or all have one.
+        weight_bits: 8, or 7, which is right on every processor: without VNNI, sums of two products of 8 bits overflow.
+            None measures both on the images, with the program and on the processor at hand, and writes the better.
+        tile: as of `Upscaler`; 0 for a network that has no receptive radius.
+
+    Returns:
+        What was written, PSNR, and the ranges of the weights before and after fusing.
+
+    Raises:
+        SpecError: for another suffix, other `weight_bits` or the checkpoint itself, if there are no images or not as
+            many targets, if an image is none, or a target has another size.
+        ExportError: if a package is missing, or the network cannot be exported.
+        FuseError: if the network cannot be fused as it is.
+        OSError: if nothing can be written there, or there is no image: `FileNotFoundError`.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> images = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), np.uint8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = quantize("repsr_m4c16_x2", f"{folder}/net.onnx", images)
+        >>> report.psnr_db > 30, len(report.layers)
+        (True, 6)
+    """
+    path = Path(path)
+    _check_suffix(path)
+    if weight_bits not in (None, 7, 8):
+        raise SpecError(f"weight_bits must be 7, 8 or None, but got {weight_bits!r}")
+    targets_of(path, () if isinstance(model, nn.Module) else [Path(model)])
+    net = _network(model)
+    small, large = _pairs(images, targets)
+    plain = plain_copy(net, made_up_image(net)).float().cpu().requires_grad_(False)
+    reference = Upscaler(plain, engine="torch", tile=tile)
+    with written(path) as file:
+
+        def write(bits: int) -> tuple[str, Scores]:
+            samples = (x for image in small for x in reference.inputs(pixels_of(image)))
+            write_int8(plain, file, samples, per_channel, bits)
+            upscaler = Upscaler(file, tile=tile)
+            return upscaler.engine, _scores(reference, upscaler, small, large)
+
+        tried = {bits: write(bits) for bits in ((weight_bits,) if weight_bits else (7, 8))}
+        best = max(tried, key=lambda bits: tried[bits][1][0])
+        engine, scores = tried[best]
+        if best != list(tried)[-1]:
+            write(best)
+        files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
+    return QuantizationReport(files, engine, len(small), per_channel, best, *scores, layer_ranges(net, plain))
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".onnx", ".xml"):
+        raise SpecError(f"8 bits are written as .onnx or .xml (OpenVINO), but got {path.name!r}")
+    if not find_spec("onnxruntime"):
+        raise ExportError("quantizing needs onnxruntime: pip install 'reparam[onnx]'")
+
+
+def _pairs(images: Images, targets: Images | None) -> tuple[list[Any], list[Any] | None]:
+    small, large = listed(images), None if targets is None else listed(targets)
+    if not small:
+        raise SpecError("there is no image to calibrate on: pass some of those that the network is to enlarge")
+    if large is not None and len(large) != len(small):
+        raise SpecError(f"every image needs its target, but got {len(small)} images and {len(large)} targets")
+    return small, large
+
+
+def _network(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
+    """With its blocks, where they are known."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, str) and model in list_models(pretrained=True) and train_file(model).exists():
+        return create_model(model, pretrained=True)
+    return read_network(model)
+
+
+def _scores(reference: Upscaler, upscaler: Upscaler, small: Sequence[Any], large: Sequence[Any] | None) -> Scores:
+    """PSNR against float32, and of both against the targets, means over the images."""
+    rows = []
+    for index, image in enumerate(small):
+        x = _floats(image)
+        exact, rounded = (one(x).clip(0, 1) for one in (reference, upscaler))
+        rows.append([_psnr_db(rounded, exact)])
+        if large is not None:
+            sharp = _floats(large[index])
+            if sharp.shape != exact.shape:
+                raise SpecError(f"image {index} becomes {exact.shape}, but its target is {sharp.shape}")
+            rows[-1] += [_psnr_db(exact, sharp), _psnr_db(rounded, sharp)]
+    means = [mean(column) for column in zip(*rows)]
+    return means[0], *(means[1:] if large is not None else (None, None))
+
+
+def _floats(image: Any) -> np.ndarray:
+    """(H, W, C), float32 of 0 to 1."""
+    return floats_of(whole_of(pixels_of(image)))[0].transpose(1, 2, 0)
+
+
+def _psnr_db(image: np.ndarray, original: np.ndarray) -> float:
+    error = float(np.square(image - original, dtype=np.float64).mean())
+    return -10 * log10(error) if error else inf
