@@ -241,7 +241,7 @@ class TestInspect:
 
     def test_it_prints_a_table(self):
         text = str(inspect_model(zoo().train()))
-        assert "by_name.edge  ECB (6 -> 6, 3x3)" in text
+        assert re.search(r"^by_name.edge +ECB +6 -> 6, 3x3 +\S+ +\S+ +none +ready$", text, re.MULTILINE)
         assert "NOT READY" in text and "first.branches.0.norm: it uses batch statistics" in text
 
     def test_a_model_without_blocks(self):
@@ -266,7 +266,7 @@ class TestVerify:
         report = verify(model, plain, torch.randn(2, 3, 9, 8))
         assert [block.ok for block in report.blocks] == [True, False, True]
         assert not report.total.ok and not report.ok
-        assert "LARGER THAN ROUNDING" in str(report)
+        assert re.search(r"^items.0 .* LARGER THAN ROUNDING$", str(report), re.MULTILINE)
 
     def test_train_mode_is_looked_at_as_eval_and_left_alone(self):
         model = zoo()
@@ -310,7 +310,11 @@ class TestVerify:
     def test_what_was_skipped_is_named(self):
         model = zoo()
         report = verify(model, fuse(model, skip="by_name.*"), torch.randn(1, 3, 6, 6).double())
-        assert report.ok and report.left == ("by_name.edge",) and "by_name.edge  not fused" in str(report)
+        assert (
+            report.ok
+            and report.left == ("by_name.edge",)
+            and re.search(r"^by_name.edge +not fused$", str(report), re.MULTILINE)
+        )
 
     def test_no_partner(self):
         with pytest.raises(FuseError, match="a module at 'first', but found nothing"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .._tables import table
 from ..blocks._block import set_fold
 from ..branches import Branch
 from ..errors import CheckpointError, FuseError
@@ -47,7 +48,7 @@ class FusedBlock:
 
 @dataclass(frozen=True)
 class FileReport:
-    """What `fuse_file` did."""
+    """What `fuse_file` did; printed, it is a table."""
 
     network: str | None
     """Class of the network, if it was recognised."""
@@ -56,6 +57,12 @@ class FileReport:
     """Numbers in the file."""
     after: int
     """Numbers in the file that was written."""
+
+    def __str__(self) -> str:
+        titles = {"block": "", "kind": "", "numbers": ",", "fused": ",", "error": ".0e"}
+        whole = ("the whole file", "", self.before, self.after, None)
+        title = self.network or "Blocks of an unknown network"
+        return f"{title}\n{table(titles, [*map(astuple, self.blocks), whole])}"
 
 
 def fuse_file(

@@ -185,6 +185,8 @@ def _papers(
     found: dict[frozenset[str], dict[str, str]] = {}
     for name, stride in product(reversed(blocks.__all__), (1, 2)):
         block, spec = getattr(blocks, name), ConvSpec(inside, outside, size, stride, groups=groups, ndim=len(size))
+        if not hasattr(block, "design") or block is ConvBlock:  # no paper's
+            continue
         for options in _variants(block, spec, len(heads)):
             if stride > 1 and "identity" in options:  # which tells as much
                 continue
