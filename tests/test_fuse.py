@@ -204,11 +204,14 @@ def test_fused_in_the_middle_of_training():
     model = zoo().train()
     x = torch.randn(2, 3, 7, 8).double()
     modes = [m.training for m in model.modules()]
-    with fused(model) as plain:
-        assert not blocks(plain) and not plain.training
-        y = plain(x)
+    with pytest.warns(DeprecationWarning, match=r"take fuse\(model.eval\(\)\)"):
+        plain = fused(model).__enter__()
+    assert not blocks(plain) and not plain.training
+    y = plain(x)
     assert [m.training for m in model.modules()] == modes
     assert_close(y, model.eval()(x))
+    assert_close(fuse(model.eval())(x), y)
+    assert [m.training for m in model.train().modules()] == modes
 
 
 def test_timm_fuses_models_made_of_blocks():
@@ -286,6 +289,20 @@ class TestVerify:
         report = verify(model, fuse(model), torch.randn(1, 3, 6, 6).double())
         assert report.unreached == ("spare",) and not report.ok
         assert "not reached" in str(report)
+
+    def test_the_two_models_are_given_by_position(self):
+        class Named(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = ECB(3)
+
+            def forward(self, model, plain):
+                return self.block(model) + plain
+
+        model, x = Named(), torch.randn(1, 3, 5, 5)
+        assert verify(model, fuse(model), model=x, plain=1).ok
+        with pytest.raises(TypeError, match="missing 1 required positional argument: 'plain'"):
+            verify(model, fused=fuse(model), model=x)
 
     def test_outputs_may_be_nested(self):
         class Two(nn.Module):

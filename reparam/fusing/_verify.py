@@ -76,7 +76,7 @@ class VerifyReport:
 
 
 @torch.no_grad()
-def verify(model: nn.Module, fused: nn.Module, *inputs: Any, **keywords: Any) -> VerifyReport:
+def verify(model: nn.Module, plain: nn.Module, /, *inputs: Any, **keywords: Any) -> VerifyReport:
     """Compares a model with its fused form, block by block and end to end.
 
     Everything runs on copies in eval mode, each on a copy of the inputs; neither models nor inputs are changed. Outputs
@@ -85,15 +85,15 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any, **keywords: Any) ->
     Args:
         model: the model with blocks, ours or foreign, in any mode. Batch norms outside of blocks are compared end to
             end only.
-        fused: what `fuse` made of it, with the same dotted names.
+        plain: what `fuse` made of it, with the same dotted names.
         *inputs: the arguments of one forward, tensors in the dtype and on the device of the model.
-        **keywords: those by keyword.
+        **keywords: those by keyword, of any name, as the two models are given by position.
 
     Returns:
         Maximal absolute and relative differences, and the floor that rounding sets.
 
     Raises:
-        FuseError: if nothing of `model` was fused, or `fused` has no module where a block was; if the outputs differ in
+        FuseError: if nothing of `model` was fused, or `plain` has no module where a block was; if the outputs differ in
             structure, shape or dtype, or hold no numbers.
 
     Example:
@@ -102,7 +102,7 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any, **keywords: Any) ->
         >>> verify(net, fuse(net), torch.rand(1, 3, 16, 16)).ok
         True
     """
-    ours, plain = (copy_module(unwrap(m)).eval() for m in (model, fused))
+    ours, plain = (copy_module(unwrap(m)).eval() for m in (model, plain))
     for side in (ours, plain):
         set_fold(side, False)  # run the branches: a folded block would be compared with itself
     blocks = _blocks(ours)
