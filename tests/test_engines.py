@@ -190,7 +190,9 @@ def test_options_have_bounds(arguments):
 @pytest.mark.parametrize("command", [("bench",), ("bench", "infer"), ("upscale", "a.png", "-o", "out")])
 def test_threads_have_the_bounds_of_the_library(command, threads):
     result = CliRunner().invoke(app, [*command, "--threads", threads])
-    assert result.exit_code == 1 and result.stderr.startswith("error: ") and f"threads={threads}" in result.stderr
+    assert (
+        result.exit_code == 1 and result.stderr.strip().startswith("error: ") and f"threads={threads}" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
