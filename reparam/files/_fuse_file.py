@@ -16,6 +16,7 @@ from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..fusing._find import find_blocks
 from ..fusing._fuse import fuse, made_up_image
+from ..models._registry import Network
 from ._checkpoint import Path, check_target, network_of, recipe_of, save_checkpoint
 from ._layouts import Options
 from ._layouts.base import PerBlock
@@ -149,7 +150,7 @@ def _fuse_network(contents: Contents, target: Path, told: Options, options: dict
         raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
     for name, block in blocks.items():
         set_eps(block, told.at(name).eps)
-    plain = fuse(net, example=made_up_image(net))
+    plain: Network = fuse(net, example=made_up_image(net))
     rows = [
         _row(name, type(block).__name__, block, plain.get_submodule(name).state_dict())
         for name, block in blocks.items()
