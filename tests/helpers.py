@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from reparam import ConvSpec, create_model
 from reparam.norm import norms
 
-# Up to 2.11, torch.compile cannot read `torch.amp.is_autocast_available`, which every block asks, and parts the graph.
-ONE_GRAPH = torch.__version__ >= "2.13"
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 _NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
