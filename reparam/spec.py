@@ -32,7 +32,8 @@ def pad(x: Tensor, pads: Pads, padding_mode: str = "zeros") -> Tensor:
     """Pads or crops the spatial axes of `x` (N, C, *size); cropping comes after padding, so every mode may crop."""
     grow = [max(p, 0) for pair in reversed(pads) for p in pair]
     if any(grow):
-        x = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
+        padded = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
+        x = padded.to(x.dtype)  # autocast raises what is reflected or repeated to float32
     for axis, (low, high) in enumerate(pads, start=x.dim() - len(pads)):
         if low < 0 or high < 0:
             start = max(-low, 0)
