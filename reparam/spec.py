@@ -232,12 +232,12 @@ class ConvSpec:
             self.in_channels,
             self.out_channels,
             self.kernel_size,  # type: ignore[arg-type]  # a tuple of ndim integers, which mypy cannot know
-            stride=self.stride,  # type: ignore[arg-type]
-            padding=self.padding,  # type: ignore[arg-type]
-            dilation=self.dilation,  # type: ignore[arg-type]
+            stride=self.stride,  # type: ignore[arg-type]  # likewise
+            padding=self.padding,  # type: ignore[arg-type]  # likewise, or "same"
+            dilation=self.dilation,  # type: ignore[arg-type]  # likewise
             groups=self.groups,
             bias=self.bias,
-            padding_mode=self.padding_mode,  # type: ignore[arg-type]
+            padding_mode=self.padding_mode,  # type: ignore[arg-type]  # one of PADDING_MODES
             device="meta",  # no time for an initialisation that is overwritten at once
         )
         conv.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
