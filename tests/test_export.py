@@ -220,7 +220,7 @@ def test_an_example_of_one_image_leaves_the_batch_free(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
-@pytest.mark.parametrize("step", ["write", "read", "other numbers", "other shape"])
+@pytest.mark.parametrize("step", ["write", "read", "other numbers", "no number", "other shape"])
 def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monkeypatch):
     kind = next(kind for kind in formats.FORMATS if kind.suffixes[0] == suffix)
 
@@ -230,7 +230,11 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
     if step in ("write", "read"):
         kind = kind._replace(**{step: broken})
     else:
-        twist = (lambda y: y * 1.001) if step == "other numbers" else (lambda y: y[..., 1:])
+        twist = {
+            "other numbers": lambda y: y * 1.001,
+            "no number": lambda y: y * np.float32("nan"),
+            "other shape": lambda y: y[..., 1:],
+        }[step]
         read = kind.read
         kind = kind._replace(read=lambda file: ("program", lambda x: twist(read(file)[1](x))))
     monkeypatch.setattr(exporter, "FORMATS", (kind,))
@@ -239,6 +243,7 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
         "write": "cannot export RepSR as .*; if only one size is needed, dynamic=False may do: so it is",
         "read": "cannot be loaded: so it is",
         "other numbers": r"program differs by 1.0e-03 of the largest value for an input of \(1, 3, 1, 1\)",
+        "no number": r"program differs by nan of the largest value for an input of \(1, 3, 1, 1\)",
         "other shape": r"program gives \(1, 3, 2, 1\) for an input of \(1, 3, 1, 1\), where torch gives \(1, 3, 2, 2\)",
     }
     with pytest.raises(ExportError, match=message[step]):
