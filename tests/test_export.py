@@ -1,6 +1,7 @@
 """Files for other programs: equal there, lean, and in place only when they are."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -290,15 +291,29 @@ def test_outputs_that_are_no_tensor(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_engine_that_fails_at_a_size(net, tmp_path, monkeypatch):
-    kind = next(kind for kind in formats.FORMATS if kind.name == "ONNX")
+@pytest.mark.parametrize(
+    ("fails", "shape"),
+    [
+        (lambda batch, height, width: batch == 1, (1, 3, 1, 1)),
+        (lambda batch, height, width: batch > 1, (2, 3, 8, 9)),
+        (lambda batch, height, width: height % 2 and width > 1, (1, 3, 3, 5)),
+        (lambda batch, height, width: height > 16, (1, 3, 17, 4)),
+        (lambda batch, height, width: width > 32, (1, 3, 4, 33)),
+    ],
+    ids=["one image", "several images", "odd height", "high", "wide"],
+)
+def test_an_engine_that_fails_at_a_size(fails, shape, net, tmp_path, monkeypatch):
+    kind = next(kind for kind in formats.FORMATS if kind.name == "torch.export")
 
     def choosy(x):
-        raise RuntimeError(f"{x.shape[2]} rows are few")
+        if fails(x.shape[0], *x.shape[2:]):
+            raise RuntimeError("so it is")
+        with torch.inference_mode():
+            return net(torch.from_numpy(x)).numpy()
 
     monkeypatch.setattr(exporter, "FORMATS", (kind._replace(read=lambda file: ("program", choosy)),))
-    with pytest.raises(ExportError, match=r"program fails for an input of \(1, 3, 1, 1\): 1 rows are few"):
-        export(net, tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match=f"program fails for an input of {re.escape(str(shape))}: so it is"):
+        export(net, tmp_path / "net.pt2")
     assert not list(tmp_path.iterdir())
 
 
