@@ -296,6 +296,8 @@ def test_every_family_there_and_back(name, file, fused, tmp_path):
     assert torch.equal(same(x := image(net)), net(x))
     assert type(same) is type(net) or (fused and file == "x.pth" and type(same) is PlainSR)
     assert same.state_dict().keys() == net.state_dict().keys() and not same.training
+    if fused and type(same) is type(net):  # which remembers that it was
+        assert torch.equal(fuse(same)(x), same(x))
 
 
 @pytest.mark.parametrize(

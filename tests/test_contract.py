@@ -19,6 +19,7 @@ from hypothesis import given
 from strategies import KINDS, cases, fits
 
 import reparam
+from reparam.spec import PADDING_MODES
 
 
 def build(case):
@@ -90,6 +91,17 @@ def test_autocast(case, mode):
 def test_autocast_whatever_the_size(kind, size):
     """Small images run the branches, large ones are folded."""
     check_autocast(KINDS[kind](reparam.ConvSpec(4)), torch.rand(4, 4, size, size))
+
+
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_autocast_whatever_the_padding(kind, padding_mode):
+    """Also of a branch that pads and does no more, or normalises only."""
+    spec = reparam.ConvSpec(4, kernel_size=1, padding=1, padding_mode=padding_mode)
+    if fits(kind, spec):
+        branch = randomise(KINDS[kind](spec), 0)
+        reparam.set_fold(branch, False)
+        check_autocast(branch, torch.rand(2, 4, 6, 5))
 
 
 @pytest.mark.parametrize("mode", ["batch", "frozen", "eval"])

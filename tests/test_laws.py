@@ -203,14 +203,19 @@ class TestTraining:
         for key, value in block.state_dict().items():
             assert torch.equal(value, before[key]), key
 
-    @pytest.mark.parametrize("how", ["frozen", "eval"])
+    @pytest.mark.parametrize("how", ["frozen", "eval", "eps", "sync"])
     def test_paths_of_other_statistics_are_not_stacked(self, how):
         path = partial(ExpandSqueezeBranch, bn=True)
         block = randomise(ReparamBlock(ConvSpec(3), [path, path], fold=False).double(), 0).train()
         if how == "frozen":
             freeze_bn_stats(block.branches[0])
-        else:
+        elif how == "eval":
             block.branches[0].eval()
+        elif how == "eps":
+            block.branches[0].norm.eps = 0.1
+        else:  # which differs where several processes train
+            nn.SyncBatchNorm.convert_sync_batchnorm(block.branches[0])
+        assert len(block._parts()) == 2
         x, literal = image(block.spec, 1, (7, 8)), copy.deepcopy(block)
         assert_close(block(x), literal.branches[0](x) + literal.branches[1](x))
 

@@ -552,6 +552,14 @@ def test_arrays_keep_their_kind(shape, dtype, doubling):
     assert np.abs(y.astype(np.float64) - wanted).max() <= (1 if largest > 1 else 2e-3 if dtype == np.float16 else 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_integers_are_rounded_and_clipped(dtype, nets):
+    upscaler, white = Upscaler(nets["repsr_m2c8_x2"], engine="torch"), np.iinfo(dtype).max
+    image = (ramp(6, 7, 3) / 255 * white).astype(dtype)
+    exact = white * upscaler(image / np.float32(white)).astype(np.float64)
+    assert np.abs(upscaler(image) - exact.clip(0, white)).max() < 0.52
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 7), (1, 6, 7), (2, 3, 6, 7), (2, 4, 6, 7)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
 def test_tensors_keep_their_kind(shape, dtype, doubling):

@@ -32,7 +32,8 @@ def pad(x: Tensor, pads: Pads, padding_mode: str = "zeros") -> Tensor:
     """Pads or crops the spatial axes of `x` (N, C, *size); cropping comes after padding, so every mode may crop."""
     grow = [max(p, 0) for pair in reversed(pads) for p in pair]
     if any(grow):
-        x = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
+        padded = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
+        x = padded.to(x.dtype)  # autocast raises what is reflected or repeated to float32
     for axis, (low, high) in enumerate(pads, start=x.dim() - len(pads)):
         if low < 0 or high < 0:
             start = max(-low, 0)
@@ -231,12 +232,12 @@ class ConvSpec:
             self.in_channels,
             self.out_channels,
             self.kernel_size,  # type: ignore[arg-type]  # a tuple of ndim integers, which mypy cannot know
-            stride=self.stride,  # type: ignore[arg-type]
-            padding=self.padding,  # type: ignore[arg-type]
-            dilation=self.dilation,  # type: ignore[arg-type]
+            stride=self.stride,  # type: ignore[arg-type]  # likewise
+            padding=self.padding,  # type: ignore[arg-type]  # likewise, or "same"
+            dilation=self.dilation,  # type: ignore[arg-type]  # likewise
             groups=self.groups,
             bias=self.bias,
-            padding_mode=self.padding_mode,  # type: ignore[arg-type]
+            padding_mode=self.padding_mode,  # type: ignore[arg-type]  # one of PADDING_MODES
             device="meta",  # no time for an initialisation that is overwritten at once
         )
         conv.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)

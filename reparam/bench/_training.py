@@ -152,7 +152,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], nn.Module]:
     """The block in each phase, folded and branch by branch."""
     block(x)
-    ways = {}
+    ways: dict[tuple[str, str, str], nn.Module] = {}
     for phase in ("batch statistics", "frozen") if any(norms(block)) else ("no BN",):
         for mode, fold in (("folded", True), ("branches", False)):
             way = copy.deepcopy(block)
@@ -160,7 +160,7 @@ def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], nn.Module]:
             if phase == "frozen":
                 freeze_bn_stats(way)
             ways[type(block).__name__, phase, mode] = way
-    return ways  # type: ignore[return-value]
+    return ways
 
 
 def _step(module: nn.Module, x: Tensor) -> None:

@@ -101,7 +101,7 @@ class SideBySide(Branch):
         ops = [self._op(conv) for conv in self.convs]
         parts = [op.kernel for op in ops]
         bases = [self._op(conv) for conv in self.norm_convs] or ops
-        parts += [kernels.affine(op.kernel, *scale_shift_of([bn], op, ring)) for bn, op in zip(self.norms, bases)]  # type: ignore[list-item]
+        parts += [kernels.affine(op.kernel, *scale_shift_of([bn], op, ring)) for bn, op in zip(self.norms, bases)]  # type: ignore[list-item]  # a ModuleList of batch norms only
         weight, bias = (self._concatenated(tensors, 0) for tensors in zip(*parts))
         first = ops[0]._replace(kernel=Kernel(weight, bias))
         return fit(then(first, linear_op(self.out, weight.shape[0], self.like)), self.spec)
@@ -114,7 +114,7 @@ class SideBySide(Branch):
         used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None if self.spec.bias else {}
         parts = [self._run(conv, size, x) for conv, size in zip(self.convs, self.sizes)]
         bases = [self._run(conv, size, x) for conv, size in zip(self.norm_convs, self.sizes)] or parts
-        parts = parts + [normalise(bn, base, used=used) for bn, base in zip(self.norms, bases)]  # type: ignore[arg-type]
+        parts = parts + [normalise(bn, base, used=used) for bn, base in zip(self.norms, bases)]  # type: ignore[arg-type]  # likewise
         y = self.out(self._concatenated(parts, 1))
         if used is None:
             return y

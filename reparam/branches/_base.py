@@ -108,7 +108,7 @@ class Branch(nn.Module, ABC):
                 weight = weight.contiguous(memory_format=torch.channels_last)
         trainable = any(parameter.requires_grad for parameter in self.parameters())
         conv = self.spec.build_conv(weight.requires_grad_(trainable), bias.requires_grad_(trainable))
-        conv.fused_from = type(self).__name__  # type: ignore[assignment]
+        conv.fused_from = type(self).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
         return conv.train(self.training)
 
     def problems(self) -> dict[str, str]:

@@ -31,7 +31,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
             model = model.module
         elif "_orig_mod" in model._modules:  # torch.compile's OptimizedModule, known without importing the compiler
-            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]  # not None
         else:
             return model
 
@@ -260,7 +260,7 @@ def skeleton(model: nn.Module) -> nn.Module:
     plan = Plan()
     for block in find_blocks(model).values():
         conv: nn.Module = block.spec.new_conv()
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
         plan.replace[id(block)] = partial(ready, conv)
     return _apply(model, plan)
 

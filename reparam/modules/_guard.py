@@ -47,7 +47,7 @@ def all_read(module: nn.Module) -> bool:
             return False
         if is_chain and not is_stage(type(inner)):
             is_chain = False
-            if not all(map(is_stage, map(type, module.stages()))):  # type: ignore[operator]
+            if not all(map(is_stage, map(type, module.stages()))):  # type: ignore[operator]  # a method, as chains have
                 return False
     return True
 
@@ -70,7 +70,7 @@ def altered(module: nn.Module) -> dict[str, str]:
     Hooks of the module itself are left out: they go on with the convolution in its place.
     """
     chains = [inner for inner in module.modules() if hasattr(type(inner), "stages")]
-    stages = {id(stage) for chain in chains for stage in chain.stages()}  # type: ignore[operator]
+    stages = {id(stage) for chain in chains for stage in chain.stages()}  # type: ignore[operator]  # likewise
     found = {}
     for name, inner in module.named_modules():
         why = (why_hooked(inner) if name else None) or why_not_read(inner)

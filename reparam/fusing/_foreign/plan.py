@@ -39,7 +39,7 @@ class Edit:
 
     def apply(self, module: nn.Module, keep: Keep) -> None:
         """Brings the block, or a copy of it, into its inference form."""
-        for slot in self.block.recipe.slots:  # type: ignore[union-attr]
+        for slot in self.block.recipe.slots:  # type: ignore[union-attr]  # edits are made of recipes only
             for name in slot.parts:
                 if hasattr(module, name):
                     delattr(module, name)
@@ -111,7 +111,7 @@ def layer_of(value: Affine, block: ForeignBlock, conv: str) -> nn.Module:
     else:
         layer = value.spec().build_conv(weight, bias)
     layer.requires_grad_(any(parameter.requires_grad for part in parts for parameter in part.parameters()))
-    layer.fused_from = type(block.module).__name__  # type: ignore[assignment]
+    layer.fused_from = type(block.module).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
     return layer.train(block.module.training)
 
 
@@ -211,7 +211,7 @@ def _open_block(block: Branch) -> _Layer:
         weight, bias = _placed(kernel, _like([block]))
         conv = block.spec.replace(bias=True).build_conv(weight, bias)
         conv.requires_grad_(any(parameter.requires_grad for parameter in block.parameters()))
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # as above
         return conv.train(block.training)
 
     return _Layer(Kernel(weight, bias), block.spec.groups, build)
