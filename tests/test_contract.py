@@ -19,7 +19,7 @@ from hypothesis import given
 from strategies import KINDS, cases, fits
 
 import reparam
-from reparam.spec import PADDING_MODES
+from reparam.algebra._spec import PADDING_MODES
 
 
 def build(case):
