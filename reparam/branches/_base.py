@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,8 @@ class ChainBranch(Branch):
             SpecError: if the stages do not make up a convolution of this spec.
             NotLinearError: if a stage is not linear; its position and type are named.
         """
-        op = identity_op(self.spec.in_channels, self.spec.ndim, self.like.to("meta"))
+        channels, ones = self.spec.in_channels, (1,) * self.spec.ndim
+        outline = _Outline(torch.Size((channels, 1, *ones)), ones, ones, channels)
         reach = []  # of each stage: taps before and after the centre tap, and stride
         self.cost = 0.0
         for index, (stage, step) in enumerate(self.steps()):
@@ -182,10 +184,8 @@ class ChainBranch(Branch):
             is_bn = is_norm(stage)
             self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
             reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, spread, step.stride)])
-            op = then(op, step)
-        size = fit(op, self.spec, embedded=False).size
-        fit(op, self.spec)
-        self._pads: Pads = self.spec.pads_for(size)
+            outline = _then(outline, _outline(step))
+        self._pads: Pads = self.spec.pads_for(_size_in(self.spec, outline))
         self._rings: list[Pads] = []
         ring = [(0, 0)] * self.spec.ndim
         for taps in reversed(reach):
@@ -265,6 +265,35 @@ class ChainBranch(Branch):
         if takes != channels:
             raise SpecError(f"{type(stage).__name__} takes {takes} channels, but is given {channels}")
         return step
+
+
+class _Outline(NamedTuple):
+    """An operation without its numbers. The blocks of a network ask for the same few, which are worked out once."""
+
+    weight: torch.Size
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def on_meta(self) -> LinearOp:
+        weight = torch.empty(self.weight, device="meta")
+        return LinearOp(Kernel(weight, weight.new_empty(self.weight[0])), self.stride, self.dilation, self.groups)
+
+
+def _outline(op: LinearOp) -> _Outline:
+    return _Outline(op.kernel.weight.shape, tuple(op.stride), tuple(op.dilation), op.groups)
+
+
+@lru_cache(maxsize=1024)
+def _then(first: _Outline, second: _Outline) -> _Outline:
+    return _outline(then(first.on_meta(), second.on_meta()))
+
+
+@lru_cache(maxsize=1024)
+def _size_in(spec: ConvSpec, outline: _Outline) -> tuple[int, ...]:
+    """Taps of an operation on the grid of a spec, which it must fit."""
+    fit(outline.on_meta(), spec)
+    return fit(outline.on_meta(), spec, embedded=False).size
 
 
 def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
