@@ -7,8 +7,10 @@ import inspect
 import pickle
 import pydoc
 import re
+import runpy
 from functools import partial
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -192,6 +194,18 @@ class TestRead:
 
     def test_the_class_has_them_for_documentation(self):
         assert all(inspect.isdatadescriptor(getattr(ReparamBlock, name)) for name in READ)
+
+
+def test_what_type_checkers_are_asked_about_is_so_at_run_time():
+    """Of the file that `mypy --strict` reads: the right lines run, and each wrong one fails."""
+    path = Path(__file__).with_name("user_typed.py")
+    names = runpy.run_path(str(path))
+    assert (len(names["net"][2].branches), names["taps"], names["channels"]) == (2, (3, 3), 18)
+    wrong = path.read_text().partition("def wrong() -> None:\n")[2].splitlines()
+    assert len(wrong) == 6
+    for line in wrong:
+        with pytest.raises((OptionError, SpecError, TypeError), match="pathz|str|'16'|in_channels|positional|'paths'"):
+            exec(line.strip(), names)
 
 
 def test_a_partial_block_is_still_checked():

@@ -23,7 +23,7 @@ block = RepSRBlock(16, 16, 3, 1, "same", groups=2, dtype=torch.float64, bn=parti
 taps: tuple[int, ...] = block.kernel_size
 channels: int = block.out_channels + Repeated(4).count
 swap_convs(nn.Sequential(nn.Conv2d(3, 8, 3)), partial(RepSRBlock, paths=1))
-plain: nn.Module = fuse(create_model("repsr_m4c16_x2"))
+plain: nn.Module = fuse(create_model("ecbsr_m1c4_x2"))
 
 
 def wrong() -> None:
