@@ -12,6 +12,9 @@ from torch import Tensor
 
 from reparam import Branch
 
+READ = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+"""What code that was written for convolutions reads of them."""
+
 
 def check_equals_its_convolution(branch: Branch, x: Tensor) -> None:
     """forward = conv with kernel() by the definition of a convolution = to_conv(), borders looked at separately."""
@@ -21,6 +24,7 @@ def check_equals_its_convolution(branch: Branch, x: Tensor) -> None:
     assert_close_everywhere(y, slow_conv(x, weight, bias, branch.spec), ring)
     conv = branch.to_conv()
     assert (conv.bias is not None) == branch.spec.bias
+    assert [getattr(branch, name) for name in READ] == [getattr(conv, name) for name in READ]
     assert_close_everywhere(y, conv(x), ring)
 
 

@@ -15,7 +15,7 @@ from skimage import data, io
 from typer import Argument, Option
 
 from reparam import ReparamError
-from reparam.blocks._block import ConvBlock
+from reparam.blocks._conv_block import ConvBlock
 
 from .evaluate import as_table, open_network
 from .evaluate import evaluate as evaluate_network

@@ -31,7 +31,7 @@ from reparam import (
     save_checkpoint,
     swap_convs,
 )
-from reparam.blocks._block import ConvBlock
+from reparam.blocks._conv_block import ConvBlock
 from reparam.models._registry import Network
 
 from .data import Batches, image_files, read_pair, read_patches_of

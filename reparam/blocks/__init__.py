@@ -1,7 +1,8 @@
 """The blocks of the papers, one paper per file."""
 
 from ._acnet import ACBlock
-from ._block import ConvBlock, ReparamBlock, set_fold
+from ._block import ReparamBlock, set_fold
+from ._conv_block import ConvBlock
 from ._dbb import DiverseBranchBlock
 from ._ecb import ECB
 from ._efdn import EDBB

@@ -16,7 +16,8 @@ from ..branches import Branch
 from ..branches._base import ScaleShift, normalise, run
 from ..folding import cost
 from ..numerics._autocast import as_conv_input, no_autocast
-from ._block import BranchFactory, ConvBlock
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class MBRConvBlock(ConvBlock):
@@ -35,7 +36,7 @@ class MBRConvBlock(ConvBlock):
     optimization" is not part of it.
 
     Args:
-        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of each $c_j$ per output channel ("rep_scale").
         shared: whether a batch norm takes the $c_j$ that is passed on without one (MobileIE), or one of its own
             (SYENet).
@@ -55,12 +56,13 @@ class MBRConvBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(
-        spec: ConvSpec, *, expansion: int = 4, shared: bool = True, bn: NormChoice = True
-    ) -> list[BranchFactory]:
+    expansion: int = 4
+    shared: bool = True
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The one branch, which holds them all."""
-        return [partial(SideBySide, sizes=_sizes(spec), expansion=expansion, shared=shared, bn=bn)]
+        return [partial(SideBySide, sizes=_sizes(spec), expansion=self.expansion, shared=self.shared, bn=self.bn)]
 
 
 def _sizes(spec: ConvSpec) -> list[tuple[int, ...]]:
@@ -77,16 +79,16 @@ class SideBySide(Branch):
         self, spec: ConvSpec, sizes: list[tuple[int, ...]], expansion: int, shared: bool, bn: NormChoice
     ) -> None:
         super().__init__(spec)
-        plain, wide = spec.replace(padding=0, padding_mode="zeros", bias=True), expansion * spec.out_channels
+        wide = expansion * spec.out_channels
 
         def convs() -> list[nn.Module]:
-            return [plain.replace(out_channels=wide, kernel_size=size).new_conv() for size in sizes]
+            return [spec.unpadded(out_channels=wide, kernel_size=size, bias=True).new_conv() for size in sizes]
 
         norms = [norm for _ in sizes if (norm := make_norm(bn, wide, spec.ndim)) is not None]
         self.sizes, self.convs, self.norms = sizes, nn.ModuleList(convs()), nn.ModuleList(norms)
         self.norm_convs = nn.ModuleList([] if shared or not norms else convs())
         total = wide * (len(self.convs) + len(norms))
-        self.out = plain.replace(in_channels=total, kernel_size=1, stride=1, dilation=1).new_conv()
+        self.out = spec.pointwise(in_channels=total, bias=True).new_conv()
         weights = sum(p.numel() for p in self.parameters() if p.dim() > 1)
         self.cost = cost.convolution(1, 1, weights) + cost.BATCH_NORM * wide * len(norms)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import _kernels as kernels
+from ..algebra._axes import NORM
 from ..algebra._kernels import Kernel
 from ..algebra._linear import LinearOp, fit, identity_op, linear_op, then
 from ..algebra._spec import ConvSpec, Pads, centre, pad
@@ -34,6 +35,7 @@ from ..modules._hooks import copy_module
 from ..modules._sound import unsound_in
 from ..numerics._autocast import as_conv_input, no_autocast
 from ..numerics._precision import module_in_float64, rounded_like
+from ._geometry import Mode, Number, Outputs, Padding, Sizes
 
 ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
 """Tells the scale and shift of batch norms, given what ran before them and the ring that is cropped after them."""
@@ -42,7 +44,9 @@ ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
 class Branch(nn.Module, ABC):
     r"""A linear module that is equal to one convolution: y = conv(x, W, b) in the geometry of `spec`.
 
-    A branch of one's own defines `kernel`; `forward` and `to_conv` follow from it.
+    A branch of one's own defines `kernel`; `forward` and `to_conv` follow from it. For code that was written for
+    convolutions it has `in_channels`, `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups` and
+    `padding_mode`, to be read only: what `to_conv()` has, so that `padding` is "same" where one side has a pixel more.
 
     Args:
         spec: the geometry of the equivalent convolution.
@@ -66,6 +70,15 @@ class Branch(nn.Module, ABC):
 
     like: Tensor
     """An empty buffer that follows the module's dtype and device; make constants with it."""
+
+    in_channels = Number()
+    out_channels = Outputs()
+    kernel_size = Sizes()
+    stride = Sizes()
+    padding = Padding()
+    dilation = Sizes()
+    groups = Number()
+    padding_mode = Mode()
 
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
@@ -322,8 +335,7 @@ def run(stage: nn.Module, x: Tensor, pads: Pads | None, padding_mode: str) -> Te
 
 def _fits(bn: BatchNorm, ndim: int) -> bool:
     """Whether a batch norm accepts inputs of this many spatial axes."""
-    takes = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-    return all(axes == ndim for kind, axes in takes.items() if isinstance(bn, kind))
+    return all(axes == ndim for axes, kind in NORM.items() if isinstance(bn, kind))
 
 
 def normalise(

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..algebra._axes import CONV
 from ..algebra._kernels import Kernel
-from ..blocks._block import ConvBlock
+from ..blocks._conv_block import ConvBlock
 from ..bn._freeze import collect_bn_stats
 from ..bn._norm import move_statistics, norms
 from ..branches import Branch
@@ -24,7 +25,7 @@ from ..modules._match import Match, matcher
 from ._absorb import absorb
 from ._fuse import replace, unwrap
 
-_PLAIN = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_PLAIN = tuple(CONV.values())
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     geometry = {name: getattr(conv, name) for name in names}
     with torch.device("cpu"):
-        block = make(**geometry, bias=conv.bias is not None, ndim=_PLAIN[type(conv)])
+        block = make(**geometry, bias=conv.bias is not None, ndim=conv.weight.dim() - 2)
     weight = conv.weight.detach().cpu().double()
     bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().cpu().double()
     absorb(block.double().eval(), Kernel(weight, bias))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import ECB, CollapsibleLinearBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
-from ..blocks._block import ConvBlock
+from ..blocks._conv_block import ConvBlock
 from ..errors import OptionError, SpecError
 from ._sizes import check_sizes
 
@@ -157,8 +156,7 @@ class _BlockSR(SRNet):
 
 def _block_options(block: type[ConvBlock]) -> list[str]:
     """What a block takes beside its channels."""
-    usual = [name for name in signature(ConvBlock.__init__).parameters if name not in ("self", "options")]
-    return block.option_names() + usual[2:]
+    return list(dict.fromkeys([*block.options(), *list(block.arguments())[2:]]))
 
 
 class RepSR(_BlockSR):
