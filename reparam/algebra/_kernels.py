@@ -132,7 +132,7 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
     return Kernel(weight, second.bias + shift.flatten())
 
 
-def spread(first: Kernel, depthwise: Kernel) -> Kernel:
+def compose_depthwise(first: Kernel, depthwise: Kernel) -> Kernel:
     """`compose` with one filter per channel, where one of the two has one tap: W[o, i, t] = W2[o, 0, t] W1[o, i, t]."""
     weight = first.weight * depthwise.weight
     return Kernel(weight, depthwise.bias + depthwise.weight.flatten(1).sum(1) * first.bias)

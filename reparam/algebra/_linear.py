@@ -108,10 +108,12 @@ def then(first: LinearOp, second: LinearOp) -> LinearOp:
     if second.groups == second.kernel.weight.shape[0] == channels:  # as a product, not a sum of almost only zeros
         stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
         if all(k == 1 for k in second.kernel.size):
-            return LinearOp(kernels.spread(first.kernel, second.kernel), stride, first.dilation, first.groups)
+            return LinearOp(
+                kernels.compose_depthwise(first.kernel, second.kernel), stride, first.dilation, first.groups
+            )
         if all(k == 1 for k in first.kernel.size):
             dilation = tuple(d * s for d, s in zip(second.dilation, first.stride))
-            return LinearOp(kernels.spread(first.kernel, second.kernel), stride, dilation, first.groups)
+            return LinearOp(kernels.compose_depthwise(first.kernel, second.kernel), stride, dilation, first.groups)
     groups = gcd(first.groups, second.groups)
     # Where taps lie, in pixels of the input; a kernel of one tap fits every grid, which gcd's neutral 0 says.
     coarse = [d * s for d, s in zip(second.dilation, first.stride)]

@@ -15,7 +15,7 @@ from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..fusing._find import find_blocks
 from ..fusing._fuse import fuse, made_up_image
-from ._checkpoint import Path, check_target, network_of, recipe_of, save_checkpoint
+from ._checkpoint import Path, blueprint_of, check_target, network_of, save_checkpoint
 from ._layouts import Options
 from ._layouts.base import PerBlock
 from ._state_dict import find_blocks_in, fuse_found, set_eps
@@ -120,7 +120,7 @@ def _with_identity(identity: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def _network(contents: Contents) -> str | None:
     try:
-        known = recipe_of(contents)
+        known = blueprint_of(contents)
     except CheckpointError:  # its blocks could be fused all the same
         return None
     return known[1].network.__name__ if known else None
@@ -129,7 +129,7 @@ def _network(contents: Contents) -> str | None:
 def _is_ours(contents: Contents, options: dict[str, Any]) -> bool:
     """Whether the file holds one of our networks, with blocks: its keys are ours already, and a note describes it."""
     try:
-        known = recipe_of(contents)
+        known = blueprint_of(contents)
         return known is not None and known[1].names is None and bool(find_blocks(network_of(contents, **options)))
     except CheckpointError:  # another network that has blocks in the same places
         return False

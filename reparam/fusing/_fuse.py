@@ -20,7 +20,7 @@ from ..modules._match import Match
 from ..modules._sound import unsound_in
 from ..numerics._running import of_dtype
 from ._find import find_all, find_blocks
-from ._foreign import Plan, Survey, add_foreign, add_neighbours, ready
+from ._foreign import Plan, Survey, add_foreign, add_neighbours, given
 from ._inspect import inspect_model, problems_in
 from ._prove import CannotRunError, Spans, check_rounded, prove
 
@@ -117,7 +117,7 @@ def _fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
     memo: dict[int, Any] = {}
     leave_hooks_out(model, memo)
     plan.fill(memo)
-    made = {key: memo[key] for key in plan.replace}
+    made = {key: memo[key] for key in plan.instead}
     plain = copy.deepcopy(model, memo)
     for edit in plan.edits:
         edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
@@ -181,15 +181,15 @@ def _plan(
     add_foreign(plan, found.blocks.values())
     add_neighbours(plan, found.neighbours)
     for block in blocks.values():
-        if id(block) not in plan.replace:
-            plan.replace[id(block)] = partial(ready, block.to_conv())
+        if id(block) not in plan.instead:
+            plan.instead[id(block)] = partial(given, block.to_conv())
     _check_finite(plan, found)
     return plan, found
 
 
 def _check_finite(plan: Plan, found: Survey) -> None:
     """Finite numbers may make a kernel that is not, as float16 ends at 65504."""
-    made = {found.names[key]: make for key, make in plan.replace.items()}
+    made = {found.names[key]: make for key, make in plan.instead.items()}
     for edit in plan.edits:
         made |= {f"{found.names[id(edit.block.module)]}.{name}": make for name, make in edit.sets.items()}
     for name, make in made.items():
@@ -261,20 +261,20 @@ def skeleton(model: nn.Module) -> nn.Module:
     for block in find_blocks(model).values():
         conv: nn.Module = block.spec.new_conv()
         conv.fused_from = type(block).__name__  # type: ignore[assignment]
-        plan.replace[id(block)] = partial(ready, conv)
+        plan.instead[id(block)] = partial(given, conv)
     return _apply(model, plan)
 
 
 def _apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Carries a plan out on the model itself."""
-    if id(model) in plan.replace:
+    if id(model) in plan.instead:
         raise FuseError(
             f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
             "the convolution that fuse(block) returns"
         )
-    made = {key: make(_itself) for key, make in plan.replace.items()}
+    made = {key: make(_itself) for key, make in plan.instead.items()}
     _keep_all_hooks(model, made, None)
-    replace(model, made)
+    exchange(model, made)
     for edit in plan.edits:
         edit.apply(edit.block.module, _itself)
     return model
@@ -284,7 +284,7 @@ def _itself(module: nn.Module) -> nn.Module:
     return module
 
 
-def replace(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
+def exchange(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
     """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):

@@ -22,7 +22,7 @@ from ..modules._guard import why_replaced
 from ..modules._hooks import keep_hooks
 from ..modules._match import Match, matcher
 from ._absorb import absorb
-from ._fuse import replace, unwrap
+from ._fuse import exchange, unwrap
 
 _PLAIN = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
@@ -106,7 +106,7 @@ def swap_convs(
     for conv in found.values():
         if id(conv) in blocks:
             keep_hooks(conv, blocks[id(conv)], None)
-    replace(model, blocks)
+    exchange(model, blocks)
     if calibrate is not None:
         _calibrate(model, list(blocks.values()), calibrate)
     return report

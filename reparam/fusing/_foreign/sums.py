@@ -9,8 +9,8 @@ from ...algebra import _kernels as kernels
 from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp
 from ...errors import NotLinearError
-from .affine import Affine, inputs, outputs, pointwise, spread
-from .parts import Part
+from .addends import Addend
+from .affine import Affine, inputs, outputs, pointwise, repeated
 
 
 def add(a: Affine, b: Affine) -> Affine:
@@ -39,9 +39,9 @@ def add(a: Affine, b: Affine) -> Affine:
         shape = (outputs(a.op), inputs(a.op) // groups, *size)
         zeros = op.kernel.bias.new_zeros(shape)
         empty = replace(whole, op=op._replace(kernel=Kernel(zeros, op.kernel.bias)))
-        return replace(empty, more=(_part(a, start_a, grid, groups), _part(b, start_b, grid, groups)))
+        return replace(empty, more=(_addend(a, start_a, grid, groups), _addend(b, start_b, grid, groups)))
     op = op._replace(kernel=Kernel(a.op.kernel.weight, op.kernel.bias))
-    return replace(whole, op=op, scale=a.scale, more=(*a.more, _part(b, start_b, grid, groups)))
+    return replace(whole, op=op, scale=a.scale, more=(*a.more, _addend(b, start_b, grid, groups)))
 
 
 def _covers(value: Affine, size: tuple[int, ...], groups: int) -> bool:
@@ -49,7 +49,7 @@ def _covers(value: Affine, size: tuple[int, ...], groups: int) -> bool:
     return value.op.kernel.size == size and value.op.groups == groups
 
 
-def _part(value: Affine, start: tuple[int, ...], grid: tuple[int, ...], groups: int) -> Part:
+def _addend(value: Affine, start: tuple[int, ...], grid: tuple[int, ...], groups: int) -> Addend:
     value = value.settled() if value.more else value
     op, scale = value.op, value.scale
     depthwise = op.groups == outputs(op) == inputs(op) != groups
@@ -57,7 +57,7 @@ def _part(value: Affine, start: tuple[int, ...], grid: tuple[int, ...], groups: 
         op, scale = op._replace(kernel=kernels.regroup(value.settled().op.kernel, op.groups, groups)), None
     steps = [d // g if k > 1 else 1 for k, d, g in zip(op.kernel.size, op.dilation, grid)]
     taps = [slice(s, s + step * (k - 1) + 1, step) for s, step, k in zip(start, steps, op.kernel.size)]
-    return Part(op.kernel.weight, scale, (slice(None), slice(None), *taps), depthwise)
+    return Addend(op.kernel.weight, scale, (slice(None), slice(None), *taps), depthwise)
 
 
 def _level(a: Affine, b: Affine) -> tuple[Affine, Affine]:
@@ -67,7 +67,7 @@ def _level(a: Affine, b: Affine) -> tuple[Affine, Affine]:
     channels = max(outputs(a.op), outputs(b.op))
 
     def raised(value: Affine) -> Affine:
-        op = spread(value.op, channels)
+        op = repeated(value.op, channels)
         if not value.ndim:
             ones = (1,) * ndim
             op = LinearOp(Kernel(op.kernel.weight.reshape(-1, 1, *ones), op.kernel.bias), ones, ones, op.groups)
