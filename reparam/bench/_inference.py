@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from ..deploy._threads import torch_threads
 from ..errors import ExportError, SpecError
 from ..fusing._fuse import plain_copy
 from ..fusing._inspect import inspect_model
+from ..modules._hooks import copy_module
 from ._race import race, ratio
 
 Way = tuple[str, str]
@@ -147,7 +147,7 @@ def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Pass
     ways: dict[Way, Pass] = {}
     if inspect_model(net).blocks:
         for graph, fold in (("branches", False), ("folded", True)):
-            graph_net = copy.deepcopy(net).eval()
+            graph_net = copy_module(net).eval()
             set_fold(graph_net, fold)
             ways[graph, EAGER] = partial(_eager, graph_net, x)
     ways["fused", EAGER] = partial(_eager, plain, x)

@@ -11,7 +11,8 @@ from torch import nn
 
 from ..errors import StatisticsError
 from ._known_norm import why_unknown
-from ._norm import BatchNorm, FrozenStatsBN, Population, PopulationBN, norms, why_unseen
+from ._norm import BatchNorm, FrozenStatsBN, PopulationBN, norms, why_unseen
+from ._population import Population
 
 
 def freeze_bn_stats(model: nn.Module) -> list[str]:

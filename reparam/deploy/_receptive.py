@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
+from ..modules._hooks import copy_module
 
 _SIZES = (16, 24, 48, 96, 160, 320)
 """Of the images that the radius is looked for on: most networks that take only multiples of a number take these."""
@@ -74,7 +74,7 @@ class _Copy:
         self.name, self.channels = type(model).__name__, channels
         self.sizes: list[int] = []
         for self.dtype in _ROUNDING:
-            self.net = copy.deepcopy(model).to("cpu", self.dtype).eval()
+            self.net = copy_module(model).to("cpu", self.dtype).eval()
             problem = self._try_sizes()
             if self.sizes:
                 return

@@ -100,8 +100,8 @@ def network_of(contents: Contents, **options: Any) -> Network:
     if blueprint.asks_range and img_range is None:
         raise CheckpointError(
             f"looks like {name} ({_listed(blueprint)}), but no key tells the range of its images: pass img_range=255 "
-            "for a file of the authors' code, which trains on 0 to 255, and img_range=1 for one of BasicSR (to make a file "
-            "that says it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
+            "for a file of the authors' code, which trains on 0 to 255, and img_range=1 for one of BasicSR (to make a "
+            "file that says it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
         )
     return net.eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,8 @@ from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..fusing._find import find_blocks
 from ..fusing._fuse import fuse, made_up_image
+from ..modules._hooks import copy_module
+from ..numerics._precision import module_in_float64
 from ._checkpoint import Path, blueprint_of, check_target, network_of, save_checkpoint
 from ._layouts import Options
 from ._layouts.base import PerBlock
@@ -156,7 +157,7 @@ def _fuse_network(contents: Contents, target: Path, told: Options, options: dict
 
 @torch.no_grad()
 def _row(name: str, kind: str, block: Branch, kernel: Mapping[str, Tensor]) -> FusedBlock:
-    exact, conv = copy.deepcopy(block).double().eval(), block.spec.new_conv().double()
+    exact, conv = module_in_float64(copy_module(block)).eval(), block.spec.new_conv().double()
     set_fold(exact, False)  # run the branches: a folded block would be compared with itself
     conv.load_state_dict(kernel)
     size = [4 * k + 3 for k in block.spec.kernel_size]

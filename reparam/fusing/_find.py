@@ -14,6 +14,9 @@ from ._foreign import ForeignBlock, Survey, survey
 from ._foreign.neighbours import Neighbours
 from ._foreign.trace import is_any_norm
 
+WhatIsFused = tuple[dict[str, Branch], Survey]
+"""Blocks of this library by dotted name, and all else."""
+
 _SWAPPED = "it is of another code, and stays next to what swap_convs put in, so that its keys do; foreign=True takes it"
 _OUTSIDE = (
     "batch norms outside of blocks stay next to blocks of this library, so that other layers keep their keys; "
@@ -39,7 +42,7 @@ def find_blocks(model: nn.Module) -> dict[str, Branch]:
 
 def find_all(
     model: nn.Module, batch_norms: bool | None = None, foreign: bool | None = None, skip: Match | None = None
-) -> tuple[dict[str, Branch], Survey]:
+) -> WhatIsFused:
     """The blocks of this library that are fused, and all else that is; arguments are those of `fuse`.
 
     Raises:

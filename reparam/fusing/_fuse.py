@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -14,14 +14,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from ..blocks._block import set_fold
+from ..branches import Branch
 from ..errors import FuseError
 from ..modules._hooks import copy_module, drop_shared_hooks, keep_hooks, leave_hooks_out, put_hooks_in
+from ..modules._like import tensor_like
 from ..modules._match import Match
 from ..modules._sound import unsound_in
 from ..numerics._running import of_dtype
-from ._find import find_all, find_blocks
+from ._find import WhatIsFused, find_all, find_blocks
 from ._foreign import Plan, Survey, add_foreign, add_neighbours, given
-from ._inspect import inspect_model, problems_in
+from ._inspect import problems_in
 from ._prove import CannotRunError, Spans, check_rounded, prove
 
 
@@ -102,13 +104,14 @@ def fuse(
             f"cannot fuse a {type(model).__name__} in place, as the wrapper holds on to what would be replaced; fuse "
             "the model inside of it, or leave inplace=False for a fused copy without the wrapper"
         )
-    plan_of = partial(_plan, batch_norms=batch_norms, foreign=foreign, skip=skip, strict=strict)
+    find = partial(find_all, batch_norms=batch_norms, foreign=foreign, skip=skip)
+    plan = _plan(inner, *find(inner), strict)
     if inplace and example is None:
-        return _apply(inner, plan_of(inner)[0])
-    plain = _fused_copy(inner, plan_of(inner)[0])
+        return _apply(inner, plan)
+    plain = _fused_copy(inner, plan)
     if example is not None:
-        _prove(inner, plain, example, plan_of)
-    return _apply(inner, plan_of(inner)[0]) if inplace else plain
+        _prove(inner, plain, example, find)
+    return _apply(inner, plan) if inplace else plain  # the copy is given up then, so that its layers may be used
 
 
 def _fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
@@ -126,13 +129,11 @@ def _fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
     return plain
 
 
-PlanOf = Callable[[nn.Module], tuple[Plan, Survey]]
-
-
-def _prove(model: nn.Module, plain: nn.Module, example: Any, plan_of: PlanOf) -> None:
+def _prove(model: nn.Module, plain: nn.Module, example: Any, find: Callable[[nn.Module], WhatIsFused]) -> None:
     """Raises a FuseError unless `plain` is `model` on an example; see `fuse`."""
     exact = of_dtype(torch.float64, copy_module(model)).eval()
-    plan, found = plan_of(exact)
+    blocks, found = find(exact)
+    plan = _plan(exact, blocks, found)
     fused = _fused_copy(exact, plan)
     for side in (exact, fused):
         drop_shared_hooks(side, model)
@@ -155,15 +156,12 @@ def _stays(found: Survey) -> str:
     return "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
 
 
-def _plan(
-    model: nn.Module, *, batch_norms: bool | None, foreign: bool | None, skip: Match | None, strict: bool
-) -> tuple[Plan, Survey]:
-    """What becomes of the modules of a model, and what that was decided on.
+def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict: bool = False) -> Plan:
+    """What becomes of the modules of a model in which these were found.
 
     Raises:
         FuseError: if nothing does, or something cannot now.
     """
-    blocks, found = find_all(model, batch_norms, foreign, skip)
     nothing = not (blocks or found.blocks or found.neighbours or found.refused)
     nothing = nothing and not any("fused_from" in vars(module) for module in model.modules())
     stays = _stays(found) if nothing or strict else ""
@@ -184,7 +182,7 @@ def _plan(
         if id(block) not in plan.instead:
             plan.instead[id(block)] = partial(given, block.to_conv())
     _check_finite(plan, found)
-    return plan, found
+    return plan
 
 
 def _check_finite(plan: Plan, found: Survey) -> None:
@@ -237,14 +235,14 @@ def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         FuseError: if a batch norm of a block uses batch statistics or never saw a batch, or the proof fails.
     """
     inner = unwrap(model)
-    report = inspect_model(inner)
-    if not report.blocks and not report.batch_norms:
+    blocks, found = find_all(inner)
+    if not (blocks or found.blocks or found.neighbours):
         return copy_module(inner).eval()
-    like = next(inner.parameters())
-    try:
-        return fuse(inner, example=None if example is None else example.to(like.device)).eval()
-    except CannotRunError:  # not every network runs in float64, or on whatever was made up for it
-        return fuse(inner).eval()
+    plain = _fused_copy(inner, _plan(inner, blocks, found))
+    if example is not None:
+        with suppress(CannotRunError):  # not every network runs in float64, or on whatever was made up for it
+            _prove(inner, plain, example.to(tensor_like(inner).device), find_all)
+    return plain.eval()
 
 
 def made_up_image(net: nn.Module) -> Tensor | None:

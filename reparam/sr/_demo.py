@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
-from skimage import color, data, metrics
+from skimage import color, data
 from torch import Tensor, nn
 
 from ..bn._freeze import freeze_bn_stats, unfreeze_bn_stats
@@ -24,6 +24,7 @@ from ..files._writing import written
 from ..fusing._fuse import fuse
 from ..fusing._verify import VerifyReport, verify
 from ..models import create_model
+from ._psnr import psnr_db
 
 MODEL = "repsr_m4c16_x2"
 SCALE, PATCH, BATCH, LEARNING_RATE, FREEZE_AT = 2, 32, 16, 4e-3, 0.9
@@ -84,7 +85,8 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
     methods: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": bicubic, "train graph": net, "fused": plain}
     outputs = {name: {how: enlarge(f, low) for how, f in methods.items()} for name, (low, _) in pairs.items()}
     scores = {
-        name: {how: psnr_db(image, pairs[name][1]) for how, image in images.items()} for name, images in outputs.items()
+        name: {how: luma_psnr_db(image, pairs[name][1]) for how, image in images.items()}
+        for name, images in outputs.items()
     }
     report = verify(net, plain, pairs["coffee"][0][None])
     thawed = copy.deepcopy(net).train()
@@ -168,10 +170,10 @@ def enlarge(model: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
     return to_8_bit(model(low[None])[0])
 
 
-def psnr_db(image: Tensor, original: Tensor) -> float:
+def luma_psnr_db(image: Tensor, original: Tensor) -> float:
     """PSNR on the luma of BT.601 (16 to 235), without a border of `SCALE` pixels."""
-    luma = [color.rgb2ycbcr(x.permute(1, 2, 0).numpy())[SCALE:-SCALE, SCALE:-SCALE, 0] for x in (original, image)]
-    return float(metrics.peak_signal_noise_ratio(*luma, data_range=255))
+    luma = [color.rgb2ycbcr(x.permute(1, 2, 0).numpy())[SCALE:-SCALE, SCALE:-SCALE, 0] for x in (image, original)]
+    return psnr_db(*luma, peak=255)
 
 
 def training_step(model: nn.Module, x: Tensor) -> None:
