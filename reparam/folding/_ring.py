@@ -1,4 +1,16 @@
-"""The ring around an image: the positions outside of it whose patches reach into it."""
+"""The ring around an image: the positions outside of it whose patches reach into it.
+
+A position d outside of the image reaches `few` = k // 2 + 1 - d rows into it, with its last `few` rows of taps if it is
+above and its first ones if it is below. So the positions of one d are a line, and two opposite lines go together. Of a
+5x5 kernel, by `few`; the corners belong to the lines above and below, as each position must count once:
+
+    1 1 1 1 1 1 1 1 1     axis 2
+    2 2 2 2 2 2 2 2 2
+    1 2 x x x x x 2 1     axis 3
+    1 2 x x x x x 2 1
+    2 2 2 2 2 2 2 2 2     axis 2
+    1 1 1 1 1 1 1 1 1
+"""
 
 from __future__ import annotations
 
@@ -38,6 +50,7 @@ def ring(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[Sides]:
     high, wide = kernel_size
     for few in range(high // 2, 0, -1):
         sides = Sides(2, few, x)
+        # Positions go over both corners, k // 2 farther than the image, and their patches as far again.
         padded = F.pad(torch.stack(sides.parts(x)), (2 * (wide // 2),) * 2)
         yield sides._replace(windows=padded.unfold(4, wide, 1).transpose(4, 5))
     for few in range(wide // 2, 0, -1):
