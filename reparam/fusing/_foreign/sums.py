@@ -28,6 +28,7 @@ def add(a: Affine, b: Affine) -> Affine:
         raise NotLinearError(f"strides {a.op.stride} and {b.op.stride}, or channels, or padding modes differ")
     if inputs(a.op) != inputs(b.op):
         raise NotLinearError(f"inputs of {inputs(a.op)} and {inputs(b.op)} channels meet")
+    # A value that has all taps and groups of the sum takes the other one in; else both go into zeros.
     axes = [_axis(a, b, axis) for axis in range(a.ndim)]
     size, grid, pads, start_a, start_b = (tuple(parts) for parts in zip(*axes))
     groups = gcd(a.op.groups, b.op.groups)
@@ -77,7 +78,16 @@ def _level(a: Affine, b: Affine) -> tuple[Affine, Affine]:
 
 
 def _axis(a: Affine, b: Affine, axis: int) -> tuple[int, int, tuple[int, int], int, int]:
-    """Of the sum, along one axis: taps, their distance, the pads, and where the taps of a and of b begin."""
+    """Of the sum, along one axis: taps, their distance, the pads, and where the taps of a and of b begin.
+
+    Taps are counted from the pixel under an output, so that `a` with 3 taps at dilation 2 and 2 pads begins at -2, and
+    `b` with 3 taps and 1 pad at -1. The pads that taps leave spare decide the size of the output, and must be the same.
+
+        pixel     -2 -1  0  1  2
+        a          a  .  a  .  a     begins at tap 0
+        b          .  b  b  b  .     begins at tap 1
+        a + b      5 taps at dilation gcd(2, 1, -2 - -1) = 1, 2 pads
+    """
     first, last, spare, steps = [], [], [], []
     for value in (a, b):
         low, high = value.pads[axis] if value.pads else (0, 0)
