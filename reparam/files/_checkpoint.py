@@ -18,8 +18,10 @@ from ..fusing._fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._net import SRNet
 from ..models._registry import Network
+from ._found_blocks import looked_for
+from ._keys import matched
 from ._networks import LAYOUTS, Blueprint, recognise
-from ._state_dict import looked_for, matched, refuse_unsound
+from ._state_dict import refuse_unsound
 from ._tensor_files import Contents, read_file, write_file
 
 _NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)

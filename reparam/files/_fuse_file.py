@@ -17,9 +17,10 @@ from ..fusing._fuse import fuse, made_up_image
 from ..modules._hooks import copy_module
 from ..numerics._precision import module_in_float64
 from ._checkpoint import Path, blueprint_of, check_target, network_of, save_checkpoint
+from ._found_blocks import find_blocks_in, set_eps
 from ._layouts import Options
 from ._layouts.base import PerBlock
-from ._state_dict import find_blocks_in, fuse_found, set_eps
+from ._state_dict import fuse_found
 from ._tensor_files import Contents, read_file, write_file
 from ._writing import check_targets
 

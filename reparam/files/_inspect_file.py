@@ -11,8 +11,8 @@ from ..fusing._inspect import inspect_model
 from ..models._registry import Network
 from ..modules._sound import unsound
 from ._checkpoint import Path, blueprint_of, network_of
+from ._found_blocks import find_blocks_in, recognised
 from ._fuse_file import numbers_of
-from ._state_dict import find_blocks_in, recognised
 from ._tensor_files import Contents, read_file
 
 

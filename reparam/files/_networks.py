@@ -13,8 +13,8 @@ from ..errors import CheckpointError
 from ..fusing._fuse import skeleton
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._registry import Network
+from ._found_blocks import parts_in
 from ._layouts import Names, Options, Tensors
-from ._state_dict import parts_in
 
 
 class Blueprint(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,11 +15,12 @@ from torch.optim.swa_utils import AveragedModel
 from ..blocks._block import set_fold
 from ..branches import Branch
 from ..errors import FuseError
-from ..modules._hooks import copy_module, drop_shared_hooks, keep_hooks, leave_hooks_out, put_hooks_in
+from ..modules._hooks import copy_module, drop_shared_hooks
 from ..modules._like import tensor_like
 from ..modules._match import Match
 from ..modules._sound import unsound_in
 from ..numerics._running import of_dtype
+from ._carry_out import fuse_in_place, fused_copy
 from ._find import WhatIsFused, find_all, find_blocks
 from ._foreign import Plan, Survey, add_foreign, add_neighbours, given
 from ._inspect import problems_in
@@ -107,26 +107,11 @@ def fuse(
     find = partial(find_all, batch_norms=batch_norms, foreign=foreign, skip=skip)
     plan = _plan(inner, *find(inner), strict)
     if inplace and example is None:
-        return _apply(inner, plan)
-    plain = _fused_copy(inner, plan)
+        return fuse_in_place(inner, plan)
+    plain = fused_copy(inner, plan)
     if example is not None:
         _prove(inner, plain, example, find)
-    return _apply(inner, plan) if inplace else plain  # the copy is given up then, so that its layers may be used
-
-
-def _fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
-    """Carries a plan out on a copy."""
-    # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
-    memo: dict[int, Any] = {}
-    leave_hooks_out(model, memo)
-    plan.fill(memo)
-    made = {key: memo[key] for key in plan.instead}
-    plain = copy.deepcopy(model, memo)
-    for edit in plan.edits:
-        edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
-    put_hooks_in(model, memo)
-    _keep_all_hooks(model, made, memo)
-    return plain
+    return fuse_in_place(inner, plan) if inplace else plain  # the copy is given up then, so that its layers may be used
 
 
 def _prove(model: nn.Module, plain: nn.Module, example: Any, find: Callable[[nn.Module], WhatIsFused]) -> None:
@@ -134,7 +119,7 @@ def _prove(model: nn.Module, plain: nn.Module, example: Any, find: Callable[[nn.
     exact = of_dtype(torch.float64, copy_module(model)).eval()
     blocks, found = find(exact)
     plan = _plan(exact, blocks, found)
-    fused = _fused_copy(exact, plan)
+    fused = fused_copy(exact, plan)
     for side in (exact, fused):
         drop_shared_hooks(side, model)
     set_fold(exact, False)  # run the branches: a folded block would be compared with itself
@@ -152,10 +137,6 @@ def _spans(found: Survey) -> Spans:
     return {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
 
 
-def _stays(found: Survey) -> str:
-    return "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
-
-
 def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict: bool = False) -> Plan:
     """What becomes of the modules of a model in which these were found.
 
@@ -164,7 +145,8 @@ def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict:
     """
     nothing = not (blocks or found.blocks or found.neighbours or found.refused)
     nothing = nothing and not any("fused_from" in vars(module) for module in model.modules())
-    stays = _stays(found) if nothing or strict else ""
+    left = found.left if nothing or strict else {}
+    stays = "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in left.items())
     if nothing:
         raise FuseError(
             f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
@@ -238,7 +220,7 @@ def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     blocks, found = find_all(inner)
     if not (blocks or found.blocks or found.neighbours):
         return copy_module(inner).eval()
-    plain = _fused_copy(inner, _plan(inner, blocks, found))
+    plain = fused_copy(inner, _plan(inner, blocks, found))
     if example is not None:
         with suppress(CannotRunError):  # not every network runs in float64, or on whatever was made up for it
             _prove(inner, plain, example.to(tensor_like(inner).device), find_all)
@@ -260,38 +242,4 @@ def skeleton(model: nn.Module) -> nn.Module:
         conv: nn.Module = block.spec.new_conv()
         conv.fused_from = type(block).__name__  # type: ignore[assignment]
         plan.instead[id(block)] = partial(given, conv)
-    return _apply(model, plan)
-
-
-def _apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Carries a plan out on the model itself."""
-    if id(model) in plan.instead:
-        raise FuseError(
-            f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
-            "the convolution that fuse(block) returns"
-        )
-    made = {key: make(_itself) for key, make in plan.instead.items()}
-    _keep_all_hooks(model, made, None)
-    exchange(model, made)
-    for edit in plan.edits:
-        edit.apply(edit.block.module, _itself)
-    return model
-
-
-def _itself(module: nn.Module) -> nn.Module:
-    return module
-
-
-def exchange(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
-    """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in others:
-                setattr(parent, name, others[id(child)])
-    return model
-
-
-def _keep_all_hooks(model: nn.Module, made: Mapping[int, nn.Module], memo: dict[int, Any] | None) -> None:
-    for module in model.modules():
-        if id(module) in made:
-            keep_hooks(module, made[id(module)], memo)
+    return fuse_in_place(model, plan)

@@ -89,6 +89,13 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
         for name, images in outputs.items()
     }
     report = verify(net, plain, pairs["coffee"][0][None])
+    weights, picture = _write(out, plain, *pairs["coffee"], outputs["coffee"])
+    sizes = tuple(sum(p.numel() for p in model.parameters()) for model in (net, plain))
+    return DemoResult(scores, sizes, *_times_ms(net, plain), report, weights, picture)
+
+
+def _times_ms(net: nn.Module, plain: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Of training steps on batch statistics and on frozen ones, and of inference."""
     thawed = copy.deepcopy(net).train()
     unfreeze_bn_stats(thawed)
     batch_step_ms, frozen_step_ms = (
@@ -96,21 +103,22 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
         for model in (thawed, net)
     )
     inference_ms = time_pair_ms(lambda model: enlarge(model, torch.rand(3, 256, 256)), net, plain)
+    return batch_step_ms, frozen_step_ms, inference_ms
 
+
+def _write(out: Path, plain: nn.Module, low: Tensor, high: Tensor, enlarged: dict[str, Tensor]) -> tuple[Path, Path]:
     weights, picture = files_in(out)
     with written(weights) as unfinished:
         save_file(plain.state_dict(), unfinished)
-    low, high = pairs["coffee"]
     columns = {
         "low resolution": low,
-        "bicubic": outputs["coffee"]["bicubic"],
-        "RepSR, fused": outputs["coffee"]["fused"],
+        "bicubic": enlarged["bicubic"],
+        "RepSR, fused": enlarged["fused"],
+        "original": high,
     }
-    sheet = side_by_side(columns | {"original": high}, crop=(205, 190, 140, 105))
     with written(picture) as unfinished:
-        sheet.save(unfinished)
-    sizes = tuple(sum(p.numel() for p in model.parameters()) for model in (net, plain))
-    return DemoResult(scores, sizes, batch_step_ms, frozen_step_ms, inference_ms, report, weights, picture)
+        side_by_side(columns, crop=(205, 190, 140, 105)).save(unfinished)
+    return weights, picture
 
 
 def as_pair(photo: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -171,12 +171,9 @@ def _check_padding(first: Affine, second: Affine) -> None:
     if first.is_padded and (crops or second.padding_mode != "zeros"):
         raise NotLinearError("padding follows cropping, so that the border is another")
     bias = first.op.kernel.bias
-    if second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair) and _some(bias):
+    zeros = second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair)
+    if zeros and not bias.is_meta and bias.detach().any():
         raise NotLinearError("zeros are padded to what has a bias, so that the border is another")
-
-
-def _some(bias: Tensor) -> bool:
-    return not bias.is_meta and bool(bias.detach().any())
 
 
 def _then(first: LinearOp, second: LinearOp) -> LinearOp:

@@ -21,7 +21,7 @@ from .affine import Affine
 from .blocks import ForeignBlock
 from .exact import exact
 from .layers import norm_scale_shift
-from .neighbours import Neighbours
+from .pairs import Neighbours
 from .recipes import Recipe, Row
 
 Keep = Callable[[nn.Module], nn.Module]
@@ -58,8 +58,7 @@ class Plan:
     def fill(self, memo: dict[int, Any]) -> None:
         """Makes a deepcopy with this memo put everything in its place, but for the edits."""
         for edit in self.edits:
-            for conv in edit.block.values:
-                memo.update((id(part), nn.Identity()) for part in edit.block.parts(conv))  # no copies for nothing
+            memo.update((id(part), nn.Identity()) for part in edit.block.gone)  # no copies for nothing
         for key, make in self.instead.items():
             memo[key] = make(partial(copy.deepcopy, memo=memo))
 
