@@ -80,11 +80,11 @@ def bench_blocks(
     plain = saved_bytes(conv, x)
     rows = []
     for way, block in ways.items():
-        ready = copy.deepcopy(block).eval()
+        in_eval = copy.deepcopy(block).eval()
         start = time.perf_counter()
-        fused = fuse(ready)
+        fused = fuse(in_eval)
         fuse_ms = 1000 * (time.perf_counter() - start)
-        error = verify(ready, fused, x.detach()[:1]).total.relative
+        error = verify(in_eval, fused, x.detach()[:1]).total.relative
         saved = saved_bytes(block, x) / plain
         rows.append(BlockCost(way[0], channels, way[1], way[2], ratio(times, way, ""), saved, fuse_ms, error))
     return rows

@@ -11,7 +11,8 @@ from torch import nn
 
 from ..errors import StatisticsError
 from ._known_norm import why_unknown
-from ._norm import BatchNorm, FrozenStatsBN, Population, PopulationBN, norms, why_unseen
+from ._norm import BatchNorm, FrozenStatsBN, PopulationBN, norms, why_unseen
+from ._population import Population
 
 
 def freeze_bn_stats(model: nn.Module) -> list[str]:
@@ -127,6 +128,18 @@ def collect_bn_stats(
     return used, populations
 
 
+def refuse_few(
+    found: Iterable[tuple[str, BatchNorm]], populations: Iterable[Population], used: int, what: str, then: str = ""
+) -> None:
+    """Raises a StatisticsError if a batch norm saw too little for a variance."""
+    for (name, _), population in zip(found, populations):
+        if population.count < 2:
+            raise StatisticsError(
+                f"cannot {what} batch norm {name!r}: {used} batches gave it {population.count} values per channel, "
+                f"and it needs two or more{then}"
+            )
+
+
 @torch.no_grad()
 def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
     """Re-estimates the statistics of every batch norm from `batches`, as the statistics of the whole population.
@@ -148,12 +161,7 @@ def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
     """
     found = [(name, bn) for name, bn in known_norms(model, "recalibrate") if bn.running_mean is not None]
     used, populations = collect_bn_stats(model, found, batches)
-    for (name, _), population in zip(found, populations):
-        if population.count < 2:
-            raise StatisticsError(
-                f"cannot recalibrate batch norm {name!r}: {used} batches gave it {population.count} values per "
-                "channel, and it needs two or more; the statistics were left as they were"
-            )
+    refuse_few(found, populations, used, "recalibrate", "; the statistics were left as they were")
     for (_, bn), population in zip(found, populations):
         mean, var = population.mean_var()
         bn.running_mean.copy_(mean)  # type: ignore[union-attr]  # those without were left out

@@ -4,6 +4,15 @@ One long float32 sum over all positions would lose what a high-pass kernel needs
 is a hundredth or less of the terms that it is added up from. So each image is laid out in one line, zeros between its
 rows, in which a distance is a shift; a product of matrices sums over some rows of one image in the dtype of x, and
 those sums are added in float64. As products of matrices, they take no longer than the convolution that they stand for.
+
+An image of two rows, a b c and d e f, laid out for distances up to one row and one column:
+
+                  0 0 0 0 0 a b c 0 d e f 0 0 0 0 0 0
+    all of it:              a b c 0 d e f 0
+    at (1, 1):              e f 0 0 0 0 0 0     1 * 4 + 1 = 5 farther: a meets e, b meets f
+    at (1, -1):             0 d e f 0 0 0 0     1 * 4 - 1 = 3 farther: b meets d, c meets e
+
+The zeros after a row are also those before the next: what leaves the image on one side does not come back on the other.
 """
 
 from __future__ import annotations

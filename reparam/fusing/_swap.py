@@ -15,15 +15,16 @@ from torch.nn.modules.conv import _ConvNd
 from ..algebra._axes import CONV
 from ..algebra._kernels import Kernel
 from ..blocks._conv_block import ConvBlock
-from ..bn._freeze import collect_bn_stats
+from ..bn._freeze import collect_bn_stats, refuse_few
 from ..bn._norm import move_statistics, norms
 from ..branches import Branch
-from ..errors import ReparamError, SpecError, StatisticsError
+from ..errors import ReparamError, SpecError
 from ..modules._guard import why_replaced
 from ..modules._hooks import keep_hooks
 from ..modules._match import Match, matcher
 from ._absorb import absorb
-from ._fuse import replace, unwrap
+from ._carry_out import exchange
+from ._fuse import unwrap
 
 _PLAIN = tuple(CONV.values())
 
@@ -107,7 +108,7 @@ def swap_convs(
     for conv in found.values():
         if id(conv) in blocks:
             keep_hooks(conv, blocks[id(conv)], None)
-    replace(model, blocks)
+    exchange(model, blocks)
     if calibrate is not None:
         _calibrate(model, list(blocks.values()), calibrate)
     return report
@@ -192,11 +193,6 @@ def _calibrate(model: nn.Module, blocks: Sequence[nn.Module], batches: Iterable[
     names = {bn: name for name, bn in norms(model)}
     found = [(names[bn], bn) for block in blocks for _, bn in norms(block) if bn.weight is not None]
     used, populations = collect_bn_stats(model, found, batches, passive=True)
-    for (name, _), population in zip(found, populations):
-        if population.count < 2:
-            raise StatisticsError(
-                f"cannot calibrate batch norm {name!r}: {used} batches gave it {population.count} values per channel, "
-                "and it needs two or more"
-            )
+    refuse_few(found, populations, used, "calibrate")
     for (_, bn), population in zip(found, populations):
         move_statistics(bn, *population.mean_var(), batches=used)

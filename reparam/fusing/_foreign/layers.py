@@ -176,10 +176,6 @@ def _conv_function(x: Affine, weight: Tensor, *args: Any, **kwargs: Any) -> Affi
     return after(x, _conv(weight, *args, **kwargs))
 
 
-def _linear_function(x: Affine, weight: Tensor, bias: Tensor | None = None) -> Affine:
-    return after(x, _linear(weight, bias))
-
-
 def _pad_function(x: Affine, pad: Any, mode: str = "constant", value: float | None = None) -> Affine:
     if value:
         raise NotLinearError(f"{value} is padded")
@@ -219,7 +215,7 @@ FUNCTIONS: dict[Any, Callable[..., Affine]] = {
     F.conv1d: _conv_function,
     F.conv2d: _conv_function,
     F.conv3d: _conv_function,
-    F.linear: _linear_function,
+    F.linear: lambda x, weight, bias=None: after(x, _linear(weight, bias)),
     F.pad: _pad_function,
     F.dropout: _dropout,
     operator.getitem: _crop,
@@ -227,13 +223,7 @@ FUNCTIONS: dict[Any, Callable[..., Affine]] = {
 FUNCTIONS |= dict.fromkeys((operator.add, operator.iadd, torch.add), _plus)
 FUNCTIONS |= dict.fromkeys((operator.mul, operator.imul, torch.mul), _times)
 FUNCTIONS |= dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _divided)
-FUNCTIONS |= dict.fromkeys(
-    (operator.sub, operator.isub, torch.sub), lambda a, b, alpha=1: _plus(a, _negative(b), alpha)
-)
+FUNCTIONS |= dict.fromkeys((operator.sub, operator.isub, torch.sub), lambda a, b, alpha=1: _plus(a, b, -alpha))
 METHODS: dict[str, Callable[..., Affine]] = {"flatten": _of_rows, "reshape_as": _as_it_is, "contiguous": _as_it_is}
 METHODS |= dict.fromkeys(("add", "add_"), _plus) | dict.fromkeys(("mul", "mul_"), _times)
 METHODS |= {"clone": _as_it_is, "sub": FUNCTIONS[operator.sub], "div": _divided}
-
-
-def _negative(value: Any) -> Any:
-    return _times(value, -1) if isinstance(value, Affine) else -value
