@@ -25,6 +25,7 @@ from reparam import (
     create_model,
     export,
     freeze_bn_stats,
+    fuse,
     load_checkpoint,
     save_checkpoint,
     swap_convs,
@@ -395,15 +396,13 @@ def test_the_commands(net, tmp_path):
 
 
 def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
-    import reparam.cli._commands
-
     def wrong(model):
-        plain = reparam.fuse(model)
+        plain = fuse(model)
         plain.body[0].weight.data *= 1.01
         return plain
 
     save_checkpoint(net, tmp_path / "net.safetensors")
-    monkeypatch.setattr(reparam.cli._commands, "fuse_network", wrong)
+    monkeypatch.setattr("reparam.fusing.fuse", wrong)
     result = command("verify", tmp_path / "net.safetensors")
     assert result.exit_code == 1 and "LARGER THAN ROUNDING" in result.output
     result = command("verify", tmp_path / "net.safetensors", "--json")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .._tables import table
 from ..algebra._axes import CONV
 from ..algebra._kernels import Kernel
 from ..blocks._conv_block import ConvBlock
@@ -39,10 +40,10 @@ class SwapReport:
     """Dotted names of what was asked for and could not be swapped, each with the reason."""
 
     def __str__(self) -> str:
-        width = max(map(len, [*self.swapped, *self.skipped]), default=0)
-        lines = [f"{len(self.swapped)} convolutions swapped, {len(self.skipped)} skipped"]
-        lines += [f"{name:{width}}  swapped" for name in self.swapped]
-        return "\n".join(lines + [f"{name:{width}}  skipped: {why}" for name, why in self.skipped.items()])
+        rows = [*((name, "swapped") for name in self.swapped)]
+        rows += [(name, f"skipped: {why}") for name, why in self.skipped.items()]
+        title = f"{len(self.swapped)} convolutions swapped, {len(self.skipped)} skipped"
+        return f"{title}\n{table({'convolution': '', '': ''}, rows)}"
 
 
 def swap_convs(
