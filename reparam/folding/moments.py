@@ -92,7 +92,8 @@ def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
 class _Moments(torch.autograd.Function):
     """Mean (D,) and covariance (D, D) of the patches of x, of which only x itself is kept for the backward pass.
 
-    It is kept as it came: under autocast that is the half-precision copy which the convolution keeps too. Written out, as autograd would keep each of the many small pieces and run twice as many operations.
+    It is kept as it came: under autocast that is the half-precision copy which the convolution keeps too. Written out,
+    as autograd would keep each of the many small pieces and run twice as many operations.
     """
 
     @staticmethod
