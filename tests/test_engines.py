@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from helpers import made
+from torch import nn
 from typer.testing import CliRunner
 
 import reparam.deploy._engines as engines
-from reparam import SpecError, Upscaler
+from reparam import SpecError, Upscaler, export
 from reparam.bench import bench_inference
 from reparam.cli import app
 from reparam.deploy._cache import cache_folder, cached, keep
+from reparam.deploy._exporter import holds
+from reparam.deploy._receptive import locality
 from reparam.deploy._threads import torch_threads
 from reparam.sr._upscale.memory import ran_out
 
@@ -87,6 +90,38 @@ def test_an_engine_that_cannot_run_a_network_is_not_the_fastest(tmp_path, monkey
     failing = "torch"  # what it cannot do, the network cannot
     with pytest.raises(RuntimeError, match="so it is"):
         engines.fastest_engine(NET, 3, threads=2)
+
+
+class Log:
+    """Something that cannot be copied, as a lock, an open file or a connection cannot."""
+
+    def __init__(self):
+        self.lock, self.seen = threading.Lock(), 0
+
+    def note(self, module, args, y):
+        with self.lock:
+            self.seen += 1
+
+
+def test_a_hook_that_cannot_be_copied_is_in_nobodys_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    net, log = made("plain_m1c4_x2"), Log()
+    net.body[0].register_forward_hook(log.note)
+    x = np.random.default_rng(0).random((1, 3, 8, 9), dtype=np.float32)
+    wanted = net(torch.from_numpy(x)).detach().numpy()
+    assert np.allclose(engines.make_engine(net, "torch")(x), wanted, atol=1e-6)
+    assert locality(net, 3) == (3, 1)
+    export(net, tmp_path / "net.pt2")
+    assert holds(tmp_path / "net.pt2", net)
+    report = bench_inference(net, 8, 9, engines=["torch"], rounds=1)
+    assert [row.graph for row in report.rows] == ["fused", "fused"] and log.seen > 1
+
+
+def test_a_network_without_numbers_of_its_own_runs():
+    x = np.random.default_rng(0).random((1, 4, 3, 5), dtype=np.float32)
+    net = nn.PixelShuffle(2)
+    assert engines.fastest_engine(net, 4, threads=1) in engines.installed_engines()
+    assert np.array_equal(engines.make_engine(net, "torch")(x), net(torch.from_numpy(x)).numpy())
 
 
 @pytest.mark.parametrize(("suffix", "engine"), [(".onnx", "onnxruntime"), (".xml", "openvino")])

@@ -26,8 +26,8 @@ from test_golden import (
 from torch import Tensor, nn
 
 from reparam import CheckpointError, FuseError, QARepVGGBlock, fuse, fuse_state_dict
+from reparam.files._found_blocks import FoundBlock, find_blocks_in
 from reparam.files._layouts import LAYOUTS, Options
-from reparam.files._state_dict import FoundBlock, find_blocks_in
 
 StateDict = dict[str, Tensor]
 

@@ -109,7 +109,7 @@ def test_spread_is_one_filter_per_channel_afterwards(seed, both, groups):
     first, depthwise = random_kernel(4, 6, both[0], groups, seed), random_kernel(4, 4, both[1], 4, seed + 1)
     x = torch.randn(2, 6, 4, 5).double()
     expected = valid(valid(x, first, groups), depthwise, 4)
-    assert_close(valid(x, kernels.spread(first, depthwise), groups), expected)
+    assert_close(valid(x, kernels.compose_depthwise(first, depthwise), groups), expected)
 
 
 def point(kernel: Kernel) -> Kernel:
@@ -133,7 +133,7 @@ OPERATIONS = {  # of a kernel of 4 to 6 channels in 2 groups, and of a scale and
     "compose": lambda a, *_: kernels.compose(a, after(a), 2, (2, 1)),
     "compose, 1x1 last": lambda a, *_: kernels.compose(a, point(after(a)), 2, (1, 1)),
     "compose, 1x1 first": lambda a, *_: kernels.compose(point(a), after(a), 2, (2, 1)),
-    "spread": lambda a, *_: kernels.spread(a, point(Kernel(a.weight[:, :1], a.bias))),
+    "compose_depthwise": lambda a, *_: kernels.compose_depthwise(a, point(Kernel(a.weight[:, :1], a.bias))),
 }
 
 

@@ -31,9 +31,9 @@ from reparam import (
     fuse_state_dict,
     inspect_file,
 )
-from reparam.blocks._block import ConvBlock
+from reparam.blocks._conv_block import ConvBlock
+from reparam.files._found_blocks import find_blocks_in
 from reparam.files._layouts import Options
-from reparam.files._state_dict import find_blocks_in
 
 StateDict = dict[str, Tensor]
 BUILD = vars(blocks)

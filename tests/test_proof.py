@@ -12,6 +12,7 @@ from helpers import assert_close, made, randomise
 from timm.models import byobnet
 from torch import nn
 
+import reparam
 from reparam import (
     ECB,
     Branch,
@@ -439,6 +440,26 @@ class TestProof:
         with pytest.raises(FuseError, match="the model itself fails on the example: .*to have 3 channels, but got 1"):
             fuse(model, example=torch.rand(1, 1, 9, 9))
         assert type(plain_copy(model, torch.rand(1, 1, 9, 9)).block) is nn.Conv2d  # no proof, where it was made up
+
+    @pytest.mark.parametrize(
+        ("make", "times"),
+        [
+            (fuse, 1),
+            (plain_copy, 1),
+            (lambda model: plain_copy(model, photo()), 2),  # and the copy in float64, on its own
+            (lambda model: fuse(model, example=photo()), 2),
+            (lambda model: fuse(model, example=photo(), inplace=True), 2),
+        ],
+    )
+    def test_what_is_fused_is_worked_out_once(self, make, times, monkeypatch):
+        searched, find = [], reparam.fusing._fuse.find_all
+        monkeypatch.setattr(
+            reparam.fusing._fuse, "find_all", lambda model, **options: searched.append(model) or find(model, **options)
+        )
+        model = Model(simple)
+        wanted = model(photo())
+        assert_close(make(model)(photo()), wanted)
+        assert len(searched) == times
 
     def test_a_model_that_gives_nan(self):
         model = Model(lambda self, x: simple(self, x).log())

@@ -69,7 +69,7 @@ def train(
     model: Annotated[str, Option(help="Name for create_model; the scale and _y for luma are part of it.")] = (
         "repsr_m4c16_x2"
     ),
-    options: Annotated[dict, Option(parser=json.loads, help="Further arguments of the network, as JSON.")] = "{}",  # type: ignore[assignment]
+    options: Annotated[dict, Option(parser=json.loads, help="Further arguments of the network, as JSON.")] = "{}",  # type: ignore[assignment]  # what the parser is given
     steps: Annotated[int, Option(min=1, help="Training steps in all.")] = 100_000,
     batch: Annotated[int, Option(min=1, help="Patches in a batch, all processes together.")] = 32,
     patch: Annotated[int, Option(min=1, help="Height and width of a patch, in low-resolution pixels.")] = 64,

@@ -1,6 +1,6 @@
 """A linear map of patches, and what can be done to it."""
 
-from ._kernels import Kernel, add, affine, affine_before, compose, dilate, embed, identity, regroup, spread
+from ._kernels import Kernel, add, affine, affine_before, compose, compose_depthwise, dilate, embed, identity, regroup
 from ._linear import LinearOp, linear_op
 from ._spec import ConvSpec
 
@@ -12,10 +12,10 @@ __all__ = [
     "affine",
     "affine_before",
     "compose",
+    "compose_depthwise",
     "dilate",
     "embed",
     "identity",
     "linear_op",
     "regroup",
-    "spread",
 ]

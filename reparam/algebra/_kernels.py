@@ -39,7 +39,10 @@ def identity(channels: int, groups: int, ndim: int, like: Tensor) -> Kernel:
 
 
 def embed(kernel: Kernel, size: tuple[int, ...]) -> Kernel:
-    """The same function written with more taps: zeros around the kernel, centre tap on centre tap."""
+    """The same function written with more taps: zeros around the kernel, centre tap on centre tap.
+
+    a b to five taps is 0 0 a b 0, as the centre of an even size is the tap before the middle.
+    """
     if kernel.size == size:
         return kernel
     if any(small > big for small, big in zip(kernel.size, size)):
@@ -75,7 +78,7 @@ def affine_before(scale: Tensor, shift: Tensor, kernel: Kernel, groups: int = 1)
 
 
 def dilate(kernel: Kernel, factors: tuple[int, ...]) -> Kernel:
-    """The same function with taps written `factors` times as densely: zeros between the taps."""
+    """The same function with taps written `factors` times as densely: a b c by 2 is a 0 b 0 c."""
     if all(factor == 1 for factor in factors):
         return kernel
     size = [factor * (k - 1) + 1 for factor, k in zip(factors, kernel.size)]
@@ -86,7 +89,14 @@ def dilate(kernel: Kernel, factors: tuple[int, ...]) -> Kernel:
 
 
 def regroup(kernel: Kernel, groups: int, to: int) -> Kernel:
-    """A kernel of `groups` groups written with fewer, `to`, groups (1: dense): zeros between the old groups."""
+    """A kernel of `groups` groups written with fewer, `to`, groups: zeros between the old groups.
+
+    Rows are outputs, columns inputs of their group; three groups of one output and two inputs, made dense:
+
+        a b        a b 0 0 0 0
+        c d   ->   0 0 c d 0 0
+        e f        0 0 0 0 e f
+    """
     if groups == to:
         return kernel
     each = groups // to  # old groups in a new one
@@ -121,6 +131,10 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
         weight = dilate(Kernel(weight, second.bias), dilation).weight
     else:
         # Composing is a full convolution of the two kernels, and torch's convolution is a correlation: flip one.
+        #
+        #     first, padded      0 0 a b c 0 0
+        #     second, flipped    w v u . . . .     t = 0: a u
+        #                        . w v u . . .     t = 1: a v + b u, which are t1 + t2 = 1
         spatial = tuple(range(2, second.weight.dim()))
         full = tuple((d * (k - 1),) * 2 for d, k in zip(dilation, second.size))
         image = rearrange(inner, "g m i ... -> i (g m) ...")
@@ -132,7 +146,7 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
     return Kernel(weight, second.bias + shift.flatten())
 
 
-def spread(first: Kernel, depthwise: Kernel) -> Kernel:
+def compose_depthwise(first: Kernel, depthwise: Kernel) -> Kernel:
     """`compose` with one filter per channel, where one of the two has one tap: W[o, i, t] = W2[o, 0, t] W1[o, i, t]."""
     weight = first.weight * depthwise.weight
     return Kernel(weight, depthwise.bias + depthwise.weight.flatten(1).sum(1) * first.bias)

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..errors import NotLinearError, SpecError
 from . import _kernels as kernels
+from ._axes import pool_axes
 from ._kernels import Kernel
 from ._spec import ConvSpec, Pads, convolve
 
@@ -83,7 +84,7 @@ def _(module: _ConvNd, channels: int, like: Tensor) -> LinearOp:
 @linear_op.register(nn.AvgPool2d)
 @linear_op.register(nn.AvgPool3d)
 def _(module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, channels: int, like: Tensor) -> LinearOp:
-    ndim = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
+    ndim = pool_axes(module)
     size, stride, padding = (
         (v,) * ndim if isinstance(v, int) else tuple(v) for v in (module.kernel_size, module.stride, module.padding)
     )
@@ -108,12 +109,20 @@ def then(first: LinearOp, second: LinearOp) -> LinearOp:
     if second.groups == second.kernel.weight.shape[0] == channels:  # as a product, not a sum of almost only zeros
         stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
         if all(k == 1 for k in second.kernel.size):
-            return LinearOp(kernels.spread(first.kernel, second.kernel), stride, first.dilation, first.groups)
+            return LinearOp(
+                kernels.compose_depthwise(first.kernel, second.kernel), stride, first.dilation, first.groups
+            )
         if all(k == 1 for k in first.kernel.size):
             dilation = tuple(d * s for d, s in zip(second.dilation, first.stride))
-            return LinearOp(kernels.spread(first.kernel, second.kernel), stride, dilation, first.groups)
+            return LinearOp(kernels.compose_depthwise(first.kernel, second.kernel), stride, dilation, first.groups)
     groups = gcd(first.groups, second.groups)
-    # Where taps lie, in pixels of the input; a kernel of one tap fits every grid, which gcd's neutral 0 says.
+    # Taps of both on one grid, in pixels of the input, where the outputs of `first` lie s1 apart:
+    #
+    #     first    3 taps, d1 = 2         1 . 1 . 1
+    #     second   2 taps, d2 * s1 = 3    2 . . 2
+    #     both     grid gcd(2, 3) = 1     * . * * * * . *     0, 2, 4 and 3, 5, 7
+    #
+    # A kernel of one tap fits every grid, which gcd's neutral 0 says.
     coarse = [d * s for d, s in zip(second.dilation, first.stride)]
     grid = tuple(
         gcd(d1 if k1 > 1 else 0, d2 if k2 > 1 else 0) or 1
@@ -138,6 +147,13 @@ def place(op: LinearOp, ring: Pads, spec: ConvSpec) -> Kernel:
         op: what has run so far, of stride 1.
         ring: what the rest of the chain crops of its output, as negative pads.
         spec: of the whole chain, dense and without dilation.
+
+    A position of the output has a patch, and of what the first part makes of that patch one value is its own; here a
+    1x1 convolution, a, in front of a 3x3 one, which crops one value on each side:
+
+        patch    x x x
+        made     1 1 1     ring = -1 on both sides
+        kernel   0 a 0     the first part, where the output is
     """
     kernel = kernels.regroup(op.kernel, op.groups, spec.groups)
     around = [-pixels for pair in reversed(ring) for pixels in pair]

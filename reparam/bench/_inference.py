@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -22,11 +21,12 @@ from ..deploy._threads import torch_threads
 from ..errors import ExportError, SpecError
 from ..fusing._fuse import plain_copy
 from ..fusing._inspect import inspect_model
+from ..modules._hooks import copy_module
 from ._race import race, ratio
 
 Way = tuple[str, str]
 """Graph and engine."""
-Run = Callable[[], np.ndarray]
+Pass = Callable[[], np.ndarray]
 
 EAGER = "torch-eager"
 _LIMIT, _LIMIT_BF16, _LIMIT_FILE = 1e-4, 5e-2, 0.5
@@ -152,12 +152,12 @@ def bench_inference(
     return InferenceReport(tuple(rows), failed, operations, limit, tuple(x.shape), used)
 
 
-def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Run]:
+def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Pass]:
     """The train graph, if there is one, branch by branch and folded, and the fused network."""
-    ways: dict[Way, Run] = {}
+    ways: dict[Way, Pass] = {}
     if inspect_model(net).blocks:
         for graph, fold in (("branches", False), ("folded", True)):
-            graph_net = copy.deepcopy(net).eval()
+            graph_net = copy_module(net).eval()
             set_fold(graph_net, fold)
             ways[graph, EAGER] = partial(_eager, graph_net, x)
     ways["fused", EAGER] = partial(_eager, plain, x)
@@ -166,9 +166,9 @@ def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Run]
 
 def _engines(
     plain: nn.Module, x: torch.Tensor, names: Sequence[str], threads: int
-) -> tuple[dict[Way, Run], dict[str, str]]:
+) -> tuple[dict[Way, Pass], dict[str, str]]:
     """The fused network on each engine, and why those fail that do."""
-    ways: dict[Way, Run] = {}
+    ways: dict[Way, Pass] = {}
     failed: dict[str, str] = {}
     for name in names:
         try:
@@ -183,7 +183,7 @@ def _engines(
     return ways, failed
 
 
-def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads: int) -> dict[Way, Run]:
+def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads: int) -> dict[Way, Pass]:
     """Each file on each engine that runs it."""
     if wrong := [file for file in files if file.suffix not in FILE_ENGINES]:
         raise SpecError(f"files of {' and '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
@@ -195,7 +195,7 @@ def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads
     }
 
 
-def _errors(ways: dict[Way, Run]) -> dict[Way, float]:
+def _errors(ways: dict[Way, Pass]) -> dict[Way, float]:
     """How far each output is from that of the fused network in torch."""
     wanted = ways["fused", EAGER]()
     errors = {}

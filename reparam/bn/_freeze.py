@@ -11,7 +11,8 @@ from torch import nn
 
 from ..errors import StatisticsError
 from ._known_norm import why_unknown
-from ._norm import BatchNorm, FrozenStatsBN, Population, PopulationBN, norms, why_unseen
+from ._norm import BatchNorm, FrozenStatsBN, PopulationBN, norms, why_unseen
+from ._population import Population
 
 
 def freeze_bn_stats(model: nn.Module) -> list[str]:
@@ -52,7 +53,7 @@ def freeze_bn_stats(model: nn.Module) -> list[str]:
             raise StatisticsError(f"cannot freeze batch norm {name!r}: {why}")
     for _, bn in found:
         if not isinstance(bn, FrozenStatsBN):
-            bn._unfrozen_class = type(bn)  # type: ignore[assignment]
+            bn._unfrozen_class = type(bn)  # type: ignore[assignment]  # no tensor, as mypy takes attributes of modules for
             bn.__class__ = FrozenStatsBN
     return [name for name, _ in found]
 
@@ -99,7 +100,7 @@ def _collecting(bn: BatchNorm, passive: bool) -> Iterator[Population]:
     kind = type(bn)
     population = Population()
     bn.__class__ = PopulationBN
-    bn.population, bn.passive = population, passive  # type: ignore[assignment]
+    bn.population, bn.passive = population, passive  # type: ignore[assignment]  # as above
     try:
         yield population
     finally:
@@ -127,6 +128,18 @@ def collect_bn_stats(
     return used, populations
 
 
+def refuse_few(
+    found: Iterable[tuple[str, BatchNorm]], populations: Iterable[Population], used: int, what: str, then: str = ""
+) -> None:
+    """Raises a StatisticsError if a batch norm saw too little for a variance."""
+    for (name, _), population in zip(found, populations):
+        if population.count < 2:
+            raise StatisticsError(
+                f"cannot {what} batch norm {name!r}: {used} batches gave it {population.count} values per channel, "
+                f"and it needs two or more{then}"
+            )
+
+
 @torch.no_grad()
 def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
     """Re-estimates the statistics of every batch norm from `batches`, as the statistics of the whole population.
@@ -148,16 +161,11 @@ def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
     """
     found = [(name, bn) for name, bn in known_norms(model, "recalibrate") if bn.running_mean is not None]
     used, populations = collect_bn_stats(model, found, batches)
-    for (name, _), population in zip(found, populations):
-        if population.count < 2:
-            raise StatisticsError(
-                f"cannot recalibrate batch norm {name!r}: {used} batches gave it {population.count} values per "
-                "channel, and it needs two or more; the statistics were left as they were"
-            )
+    refuse_few(found, populations, used, "recalibrate", "; the statistics were left as they were")
     for (_, bn), population in zip(found, populations):
         mean, var = population.mean_var()
-        bn.running_mean.copy_(mean)  # type: ignore[union-attr]
-        bn.running_var.copy_(var)  # type: ignore[union-attr]
+        bn.running_mean.copy_(mean)  # type: ignore[union-attr]  # those without were left out
+        bn.running_var.copy_(var)  # type: ignore[union-attr]  # likewise
         if bn.num_batches_tracked is not None:
             bn.num_batches_tracked.add_(used)
     return used

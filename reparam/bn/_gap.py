@@ -104,7 +104,7 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
             )
         mean, var = population.mean_var()
         stored_mean = in_float64(bn.running_mean)  # type: ignore[arg-type]  # those without were left out
-        stored_var = in_float64(bn.running_var) + bn.eps  # type: ignore[arg-type]
+        stored_var = in_float64(bn.running_var) + bn.eps  # type: ignore[arg-type]  # likewise
         shift = (mean - stored_mean).abs() / stored_var.sqrt()
         log_ratio = ((var + bn.eps) / stored_var).log()
         worst = log_ratio[log_ratio.abs().argmax()]

@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from ..algebra._axes import NORM
 from ..errors import SpecError, StatisticsError
 from ..numerics._precision import in_float64
 from ._known_norm import why_unknown
+from ._population import Population
 
 BatchNorm = _NormBase
 """What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
 
-TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CLASS: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+TORCH_NORMS = tuple(NORM.values())
 
 Norms = Sequence[BatchNorm]
 """Batch norms of one kind and one eps, whose channels lie side by side."""
@@ -84,29 +85,6 @@ class FrozenStatsBN(_NormBase):
         return x
 
 
-class Population:
-    """Mean and variance of all that was seen, pooled exactly (Chan, Golub, LeVeque, 1979) in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.sum_squares: Tensor | float = 0.0  # of the deviations from the mean
-
-    def add(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Takes in a batch with this mean and biased variance per channel, of `count` values each."""
-        if not count:
-            return
-        delta = in_float64(mean) - self.mean
-        total = self.count + count
-        self.sum_squares = self.sum_squares + in_float64(var) * count + delta.square() * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
-
-    def mean_var(self) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance per channel, float64; of two values or more."""
-        return torch.as_tensor(self.mean), torch.as_tensor(self.sum_squares) / (self.count - 1)
-
-
 class PopulationBN(_NormBase):
     """What every batch norm becomes while it is recalibrated: it uses batch statistics and collects them."""
 
@@ -128,7 +106,7 @@ def make_norm(choice: NormChoice, channels: int, ndim: int) -> BatchNorm | None:
     """The norm that an argument `bn` asks for, or None."""
     if choice is False:
         return None
-    norm = _CLASS[ndim](channels) if choice is True else choice(channels)
+    norm = NORM[ndim](channels) if choice is True else choice(channels)
     if not is_norm(norm):
         raise SpecError(f"bn must make a batch norm, but {choice!r} made a {type(norm).__name__}")
     if why := why_unknown(norm):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +21,8 @@ import torch
 from torch import nn
 
 from ..errors import SpecError
+from ..modules._hooks import copy_module
+from ..modules._like import tensor_like
 from ._cache import cached, keep
 from ._exporter import export, holds
 from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino
@@ -36,15 +37,15 @@ other processors."""
 
 
 def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Run:
-    net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    net = copy_module(net).to(memory_format=torch.channels_last)
     run = torch.compile(net) if compiled else net
-    weight = next(net.parameters())
+    like = tensor_like(net)
 
     @torch.inference_mode()
     def engine(x: np.ndarray) -> np.ndarray:
         with torch_threads(threads):
             # Of one channel, `to` would leave the strides as they are, and the network would run in the other layout.
-            image = torch.empty(x.shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
+            image = torch.empty(x.shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
             return run(image.copy_(torch.from_numpy(x))).float().cpu().contiguous().numpy()
 
     return engine
@@ -147,7 +148,7 @@ def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
     the cache, for this machine, the versions of the engines, and networks of the same shape.
     """
     candidates = [name for name in _TRIED if find_spec(ENGINES[name].package)]
-    if len(candidates) == 1 or next(net.parameters()).device.type != "cpu":
+    if len(candidates) == 1 or tensor_like(net).device.type != "cpu":
         return "torch"
     versions = {name: importlib.metadata.version(name) for name in candidates}
     shapes = [tuple(tensor.shape) for tensor in net.state_dict().values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, ReparamError, SpecError
 from ..files._writing import check_targets, files_beside, written
 from ..fusing._fuse import plain_copy, unwrap
+from ..modules._hooks import copy_module
 from ._formats import FORMATS, Format
 from ._receptive import locality
 from ._runners import Run
@@ -115,7 +115,7 @@ def export(
 
 def holds(file: Path, net: nn.Module) -> bool:
     """Whether a file that was exported before computes what a network does, as far as one small image tells."""
-    net = copy.deepcopy(net).float().cpu()
+    net = copy_module(net).float().cpu()
     try:
         _check(format_of(file), file, net, _shapes(net, None, dynamic=False))
     except ExportError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
+from ..modules._hooks import copy_module
 
 _SIZES = (16, 24, 48, 96, 160, 320)
 """Of the images that the radius is looked for on: most networks that take only multiples of a number take these."""
@@ -74,7 +74,7 @@ class _Copy:
         self.name, self.channels = type(model).__name__, channels
         self.sizes: list[int] = []
         for self.dtype in _ROUNDING:
-            self.net = copy.deepcopy(model).to("cpu", self.dtype).eval()
+            self.net = copy_module(model).to("cpu", self.dtype).eval()
             problem = self._try_sizes()
             if self.sizes:
                 return
@@ -149,7 +149,9 @@ def _farthest(touched: Tensor, distance: Tensor) -> int:
 def _can_cut(net: _Copy, radius: int, step: int) -> bool:
     """Whether cutting off `step` rows and columns, at the beginning or the end, changes only what is near the cut."""
     near = radius + step
-    sizes = {tuple(_round_up(max(size, 3 * near), unit) for size in _CUT_SIZES) for unit in (_CUT_SIZES[1] // 2, step)}
+    sizes = {  # rounded up to multiples of the unit
+        tuple(-(-max(size, 3 * near) // unit) * unit for size in _CUT_SIZES) for unit in (_CUT_SIZES[1] // 2, step)
+    }
     tried = [_cut_changes_little(net, height, width, near, step) for height, width in sizes]
     return any(tried) and False not in tried
 
@@ -172,7 +174,3 @@ def _cut_changes_little(net: _Copy, height: int, width: int, near: int, step: in
         (earlier[..., :-skip, :-skip], whole[..., : -skip - cut, : -skip - cut]),
     )
     return all(bool(((one - other).abs() <= rounding).all()) for one, other in pairs)
-
-
-def _round_up(size: int, unit: int) -> int:
-    return -(-size // unit) * unit

@@ -18,8 +18,10 @@ from ..fusing._fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._net import SRNet
 from ..models._registry import Network
-from ._networks import LAYOUTS, Recipe, recognise
-from ._state_dict import looked_for, matched, refuse_unsound
+from ._found_blocks import looked_for
+from ._keys import matched
+from ._networks import LAYOUTS, Blueprint, recognise
+from ._state_dict import refuse_unsound
 from ._tensor_files import Contents, read_file, write_file
 
 _NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)
@@ -78,47 +80,47 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
 def network_of(contents: Contents, **options: Any) -> Network:
     """The network of a file that was read; see `load_checkpoint`."""
     tensors = contents.state_dict
-    known = recipe_of(contents)
+    known = blueprint_of(contents)
     if known is None:
         kinds = ", ".join(dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in LAYOUTS))
         raise CheckpointError(f"no known network; looked for {kinds}. {looked_for(tensors)}")
-    name, recipe = known
-    img_range = options.pop("img_range", None) if issubclass(recipe.network, SRNet) else None
-    _check_told(name, recipe, options)
-    recipe = recipe._replace(options={**recipe.options, **options})
+    name, blueprint = known
+    img_range = options.pop("img_range", None) if issubclass(blueprint.network, SRNet) else None
+    _check_told(name, blueprint, options)
+    blueprint = blueprint._replace(options={**blueprint.options, **options})
     try:
         with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
-            wanted = recipe.build().state_dict()
-        ours = matched(wanted, tensors, {key: key for key in tensors} if recipe.names is None else recipe.names)
-        net = recipe.build()
+            wanted = blueprint.build().state_dict()
+        ours = matched(wanted, tensors, {key: key for key in tensors} if blueprint.names is None else blueprint.names)
+        net = blueprint.build()
         for place, bn in norms(net):
             bn.eps = _eps(contents.note.get("eps", {}).get(place, bn.eps))
         net.to(reduce(torch.promote_types, (tensor.dtype for tensor in ours.values() if tensor.is_floating_point())))
         net.load_state_dict(ours if img_range is None else _of_range_one(ours, net, float(img_range)))
     except Exception as error:  # options that anyone may have written run torch into anything
-        raise CheckpointError(f"looks like {name} ({_listed(recipe)}), but does not fit: {error}") from error
-    if recipe.asks_range and img_range is None:
+        raise CheckpointError(f"looks like {name} ({_listed(blueprint)}), but does not fit: {error}") from error
+    if blueprint.asks_range and img_range is None:
         raise CheckpointError(
-            f"looks like {name} ({_listed(recipe)}), but no key tells the range of its images: pass img_range=255 for "
-            "a file of the authors' code, which trains on 0 to 255, and img_range=1 for one of BasicSR (to make a file "
-            "that says it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
+            f"looks like {name} ({_listed(blueprint)}), but no key tells the range of its images: pass img_range=255 "
+            "for a file of the authors' code, which trains on 0 to 255, and img_range=1 for one of BasicSR (to make a "
+            "file that says it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
         )
     return net.eval()
 
 
-def _listed(recipe: Recipe) -> str:
-    return ", ".join(f"{key}={value}" for key, value in recipe.options.items())
+def _listed(blueprint: Blueprint) -> str:
+    return ", ".join(f"{key}={value}" for key, value in blueprint.options.items())
 
 
-def _check_told(name: str, recipe: Recipe, options: Mapping[str, Any]) -> None:
+def _check_told(name: str, blueprint: Blueprint, options: Mapping[str, Any]) -> None:
     """Refuses to guess what no key tells, and the file does not say of itself."""
-    start = f"looks like {name} ({_listed(recipe)}), but"
-    if issubclass(recipe.network, SRNet) and not {"act"} & {*recipe.options, *options}:
+    start = f"looks like {name} ({_listed(blueprint)}), but"
+    if issubclass(blueprint.network, SRNet) and not {"act"} & {*blueprint.options, *options}:
         raise CheckpointError(
             f"{start} there are no slopes of PReLU, so that the activation is another "
             "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
         )
-    colors = recipe.options.get("colors", 3)
+    colors = blueprint.options.get("colors", 3)
     if name not in _CLASSES and colors not in (1, 3) and "colors" not in options:
         raise CheckpointError(
             f"{start} {colors} channels are no image of 1 or 3: its code may unshuffle pixels before the first "
@@ -144,7 +146,7 @@ def _eps(value: Any) -> float:
     return float(value)
 
 
-def recipe_of(contents: Contents) -> tuple[str, Recipe] | None:
+def blueprint_of(contents: Contents) -> tuple[str, Blueprint] | None:
     """What to build for a file, by what it says of itself or by its keys; None if that is unknown."""
     return _noted(contents) or recognise(contents.state_dict)
 
@@ -183,10 +185,10 @@ def _check_bare(model: Any, note: Mapping[str, Any]) -> None:
     lost = [f"eps={eps} of {name}" for name, eps in note.get("eps", {}).items()]
     known = recognise(model.state_dict()) if "model" in note else None
     if known:
-        recipe = known[1]
-        told = {"act": model.options["act"]} if issubclass(recipe.network, SRNet) else {}
+        blueprint = known[1]
+        told = {"act": model.options["act"]} if issubclass(blueprint.network, SRNet) else {}
         with torch.device("meta"):
-            again = recipe._replace(options={**recipe.options, **told}).build()
+            again = blueprint._replace(options={**blueprint.options, **told}).build()
         matters = PlainSR().options if note["fused"] else model.options  # not what the blocks were made of
         for key, value in ((key, value) for key, value in model.options.items() if key in matters):
             if json.dumps(again.options.get(key, value), default=str) != json.dumps(value, default=str):
@@ -227,7 +229,7 @@ def _note(model: nn.Module) -> dict[str, Any]:
     keys = {key: tensor.shape for key, tensor in model.state_dict().items()}
     for fused in (False, True):
         with torch.device("meta"):
-            built = Recipe(type(model), options, None, fused).build().state_dict()
+            built = Blueprint(type(model), options, None, fused).build().state_dict()
         if {key: tensor.shape for key, tensor in built.items()} == keys:
             return {**note, "model": type(model).__name__, "options": options, "fused": fused}
     return note  # it was changed after it was built
@@ -241,7 +243,7 @@ def _is_plain(value: Any) -> bool:
     return True
 
 
-def _noted(contents: Contents) -> tuple[str, Recipe] | None:
+def _noted(contents: Contents) -> tuple[str, Blueprint] | None:
     """What the file says of itself."""
     note = contents.note
     if "model" not in note:
@@ -257,4 +259,4 @@ def _noted(contents: Contents) -> tuple[str, Recipe] | None:
         most = len(contents.state_dict) if key == "num_blocks" else total + 255  # img_range is no size
         if key == "device" or (isinstance(value, (int, float)) and value > most):
             raise CheckpointError(f"the file says {key}={value}, which does not belong to a network of {total} numbers")
-    return name, Recipe(_CLASSES[name], options, None, bool(note.get("fused")))
+    return name, Blueprint(_CLASSES[name], options, None, bool(note.get("fused")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
@@ -17,10 +16,13 @@ from ..errors import CheckpointError, FuseError
 from ..fusing._find import find_blocks
 from ..fusing._fuse import fuse, made_up_image
 from ..models._registry import Network
-from ._checkpoint import Path, check_target, network_of, recipe_of, save_checkpoint
+from ..modules._hooks import copy_module
+from ..numerics._precision import module_in_float64
+from ._checkpoint import Path, blueprint_of, check_target, network_of, save_checkpoint
+from ._found_blocks import find_blocks_in, set_eps
 from ._layouts import Options
 from ._layouts.base import PerBlock
-from ._state_dict import find_blocks_in, fuse_found, set_eps
+from ._state_dict import fuse_found
 from ._tensor_files import Contents, read_file, write_file
 from ._writing import check_targets
 
@@ -128,7 +130,7 @@ def _with_identity(identity: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def _network(contents: Contents) -> str | None:
     try:
-        known = recipe_of(contents)
+        known = blueprint_of(contents)
     except CheckpointError:  # its blocks could be fused all the same
         return None
     return known[1].network.__name__ if known else None
@@ -137,7 +139,7 @@ def _network(contents: Contents) -> str | None:
 def _is_ours(contents: Contents, options: dict[str, Any]) -> bool:
     """Whether the file holds one of our networks, with blocks: its keys are ours already, and a note describes it."""
     try:
-        known = recipe_of(contents)
+        known = blueprint_of(contents)
         return known is not None and known[1].names is None and bool(find_blocks(network_of(contents, **options)))
     except CheckpointError:  # another network that has blocks in the same places
         return False
@@ -164,7 +166,7 @@ def _fuse_network(contents: Contents, target: Path, told: Options, options: dict
 
 @torch.no_grad()
 def _row(name: str, kind: str, block: Branch, kernel: Mapping[str, Tensor]) -> FusedBlock:
-    exact, conv = copy.deepcopy(block).double().eval(), block.spec.new_conv().double()
+    exact, conv = module_in_float64(copy_module(block)).eval(), block.spec.new_conv().double()
     set_fold(exact, False)  # run the branches: a folded block would be compared with itself
     conv.load_state_dict(kernel)
     size = [4 * k + 3 for k in block.spec.kernel_size]

@@ -10,9 +10,9 @@ from ..errors import CheckpointError
 from ..fusing._inspect import inspect_model
 from ..models._registry import Network
 from ..modules._sound import unsound
-from ._checkpoint import Path, network_of, recipe_of
+from ._checkpoint import Path, blueprint_of, network_of
+from ._found_blocks import find_blocks_in, recognised
 from ._fuse_file import numbers_of
-from ._state_dict import find_blocks_in, recognised
 from ._tensor_files import Contents, read_file
 
 
@@ -78,7 +78,7 @@ def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
 def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[str, int], int]:
     """Name, blocks by kind, and the numbers that fusing saves."""
     try:
-        if recipe_of(contents) is None:
+        if blueprint_of(contents) is None:
             return None, {}, 0
         net = _built(contents, problems)
     except CheckpointError as error:

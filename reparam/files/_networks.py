@@ -13,11 +13,11 @@ from ..errors import CheckpointError
 from ..fusing._fuse import skeleton
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._registry import Network
+from ._found_blocks import parts_in
 from ._layouts import Names, Options, Tensors
-from ._state_dict import parts_in
 
 
-class Recipe(NamedTuple):
+class Blueprint(NamedTuple):
     """What to build for a state dict, and how its keys become ours."""
 
     network: type[Network]
@@ -40,7 +40,7 @@ class NetworkLayout(NamedTuple):
 
     name: str
     marks: tuple[str, ...]
-    read: Callable[[Tensors], Recipe]
+    read: Callable[[Tensors], Blueprint]
 
 
 LAYOUTS: list[NetworkLayout] = []
@@ -48,14 +48,14 @@ LAYOUTS: list[NetworkLayout] = []
 
 
 def _layout(name: str, *marks: str):
-    def register(read: Callable[[Tensors], Recipe]) -> Callable[[Tensors], Recipe]:
+    def register(read: Callable[[Tensors], Blueprint]) -> Callable[[Tensors], Blueprint]:
         LAYOUTS.append(NetworkLayout(name, marks, read))
         return read
 
     return register
 
 
-def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, Recipe] | None:
+def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, Blueprint] | None:
     """The first layout that fits, read; None if there is none.
 
     Raises:
@@ -113,66 +113,66 @@ def _inner(t: Tensors, places: Mapping[str, str]) -> Names:
 
 
 @_layout("ECBSR", "backbone.0.conv3x3.weight", "backbone.0.conv1x1_3x3.k0")
-def _ecbsr(t: Tensors) -> Recipe:
+def _ecbsr(t: Tensors) -> Blueprint:
     last = _count(t, "backbone.{}.") - 1
     convs = ("backbone.0.conv3x3.weight", f"backbone.{last}.conv3x3.weight")
     options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     options["expansion"] = _conv(t, "backbone.0.conv1x1_3x3.k0")[0] / options["channels"]
     names = _inner(t, {f"backbone.{index}": f"body.{2 * index}" for index in range(last + 1)})
     names |= {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)}
-    return Recipe(ECBSR, options, names, asks_range=True)
+    return Blueprint(ECBSR, options, names, asks_range=True)
 
 
-def _ecbsr_fused(t: Tensors, conv: str) -> Recipe:
+def _ecbsr_fused(t: Tensors, conv: str) -> Blueprint:
     last = _count(t, "backbone.{}.") - 1
     convs = (f"backbone.0{conv}.weight", f"backbone.{last}{conv}.weight")
     options = {"num_blocks": last - 1, **_body(t, *convs, (f"backbone.{index}.act.weight" for index in range(last)))}
     names: Names = {f"backbone.{index}.act": f"body.{2 * index + 1}" for index in range(last)}
     names |= {f"backbone.{index}{conv}": f"body.{2 * index}" for index in range(last + 1)}
-    return Recipe(PlainSR, options, names, asks_range=True)
+    return Blueprint(PlainSR, options, names, asks_range=True)
 
 
 @_layout("fused ECBSR", "backbone.0.conv3x3.weight")
-def _(t: Tensors) -> Recipe:
+def _(t: Tensors) -> Blueprint:
     return _ecbsr_fused(t, ".conv3x3")
 
 
 @_layout("fused ECBSR", "backbone.0.weight")
-def _(t: Tensors) -> Recipe:
+def _(t: Tensors) -> Blueprint:
     return _ecbsr_fused(t, "")
 
 
 @_layout("RepSR of JL-DY", "M_block.0.weight", "M_block.2.branch1.0.weight")
-def _repsr_jldy(t: Tensors) -> Recipe:
+def _repsr_jldy(t: Tensors) -> Blueprint:
     options = _repsr_jldy_fused(t).options
     names = _inner(t, {f"M_block.{2 * i}": f"body.{2 * i}" for i in range(1, options["num_blocks"] + 1)})
-    return Recipe(RepSR, {**options, "plain_ends": True}, {**names, "M_block": "body"})
+    return Blueprint(RepSR, {**options, "plain_ends": True}, {**names, "M_block": "body"})
 
 
 @_layout("fused RepSR of JL-DY", "M_block.0.weight")
-def _repsr_jldy_fused(t: Tensors) -> Recipe:
+def _repsr_jldy_fused(t: Tensors) -> Blueprint:
     last = _count(t, "M_block.{}.", step=2) - 1
     convs = ("M_block.0.weight", f"M_block.{2 * last}.weight")
     slopes = (f"M_block.{2 * index + 1}.weight" for index in range(last))
     options = {"num_blocks": last - 1, "base": "bilinear", **_body(t, *convs, slopes)}
-    return Recipe(PlainSR, options, {"M_block": "body"})
+    return Blueprint(PlainSR, options, {"M_block": "body"})
 
 
 @_layout("SESR", "input.conv_kxk.kernel", "output.conv_1x1.kernel")
-def _sesr(t: Tensors) -> Recipe:
+def _sesr(t: Tensors) -> Blueprint:
     options = {"num_blocks": _count(t, "block{}."), "channels": _conv(t, "input.conv_1x1.kernel")[0]}
     options["hidden_channels"] = _conv(t, "input.conv_kxk.kernel")[0]
     options["scale"] = _scale(t, "output.conv_1x1.kernel", 1)
     convs, slopes = _sesr_places(options["num_blocks"])
-    return Recipe(SESR, options, _inner(t, convs) | slopes)
+    return Blueprint(SESR, options, _inner(t, convs) | slopes)
 
 
 @_layout("fused SESR", "input.weight", "output.weight", "prelu0.alpha")
-def _sesr_fused(t: Tensors) -> Recipe:
+def _sesr_fused(t: Tensors) -> Blueprint:
     options = {"num_blocks": _count(t, "block{}."), "channels": _conv(t, "input.weight")[0]}
     options["scale"] = _scale(t, "output.weight", 1)
     convs, slopes = _sesr_places(options["num_blocks"])
-    return Recipe(SESR, options, convs | slopes, fused=True)
+    return Blueprint(SESR, options, convs | slopes, fused=True)
 
 
 def _sesr_places(count: int) -> tuple[Names, Names]:
@@ -182,16 +182,16 @@ def _sesr_places(count: int) -> tuple[Names, Names]:
 
 
 @_layout("EDSR of BasicSR", "conv_first.weight", "body.0.conv1.weight", "conv_after_body.weight")
-def _edsr(t: Tensors) -> Recipe:
+def _edsr(t: Tensors) -> Blueprint:
     channels, colors = _conv(t, "conv_first.weight")
     twice = "upsample.2.weight" in t
     scale = 4 if twice else _scale(t, "upsample.0.weight", channels)
     options = {"num_blocks": _count(t, "body.{}."), "channels": channels, "colors": colors, "scale": scale}
-    return Recipe(EDSR, {**options, **_residual_scale(channels)}, None)
+    return Blueprint(EDSR, {**options, **_residual_scale(channels)}, None)
 
 
 @_layout("EDSR", "head.0.weight", "body.0.body.0.weight", "tail.1.weight")
-def _edsr_original(t: Tensors) -> Recipe:
+def _edsr_original(t: Tensors) -> Blueprint:
     channels, colors = _conv(t, "head.0.weight")
     count = _count(t, "body.{}.body.")
     scale = 4 if "tail.0.2.weight" in t else _scale(t, "tail.0.0.weight", channels)
@@ -200,7 +200,7 @@ def _edsr_original(t: Tensors) -> Recipe:
     names |= {f"body.{i}.body.{2 * j}": f"body.{i}.conv{j + 1}" for i in range(count) for j in (0, 1)}
     names |= {f"tail.0.{index}": f"upsample.{index}" for index in (0, 2)}
     names |= {"sub_mean": None, "add_mean": None}
-    return Recipe(EDSR, {**options, **_residual_scale(channels), **_range(t, colors)}, names)
+    return Blueprint(EDSR, {**options, **_residual_scale(channels), **_range(t, colors)}, names)
 
 
 def _residual_scale(channels: int) -> dict[str, float]:
@@ -221,22 +221,22 @@ def _range(t: Tensors, colors: int) -> dict[str, Any]:
 
 
 @_layout("SESR of reparam", "conv_first.branches.0.expand.weight", "conv_last.branches.0.expand.weight")
-def _sesr_ours(t: Tensors) -> Recipe:
+def _sesr_ours(t: Tensors) -> Blueprint:
     options = {"num_blocks": _count(t, "body.{}.branches.", step=2)}
     options["hidden_channels"], _ = _conv(t, "conv_first.branches.0.expand.weight")
     options["channels"], _ = _conv(t, "conv_first.branches.0.squeeze.weight")
     options["scale"] = _scale(t, "conv_last.branches.0.squeeze.weight", 1)
-    return Recipe(SESR, options, None)
+    return Blueprint(SESR, options, None)
 
 
 @_layout("fused SESR of reparam", "conv_first.weight", "body.1.weight", "conv_last.weight")
-def _sesr_ours_fused(t: Tensors) -> Recipe:
+def _sesr_ours_fused(t: Tensors) -> Blueprint:
     options = {"num_blocks": _count(t, "body.{}.", step=2), "channels": _conv(t, "conv_first.weight")[0]}
     options["scale"] = _scale(t, "conv_last.weight", 1)
-    return Recipe(SESR, options, None, fused=True)
+    return Blueprint(SESR, options, None, fused=True)
 
 
-def _ours(network: type[Network], t: Tensors, first: str, out: str) -> Recipe:
+def _ours(network: type[Network], t: Tensors, first: str, out: str) -> Blueprint:
     """A network of ours in training; `first` and `out` tell of its first and last block what comes in and out."""
     last = _count(t, "body.{}.branches.", step=2) - 1
     channels = _conv(t, f"body.0.{out}")[0]
@@ -244,49 +244,49 @@ def _ours(network: type[Network], t: Tensors, first: str, out: str) -> Recipe:
     options = {"num_blocks": last - 1, "channels": channels, "colors": colors}
     options["scale"] = _scale(t, f"body.{2 * last}.{out}", colors)
     act = {"act": "prelu"} if any(f"body.{2 * index + 1}.weight" in t for index in range(last)) else {}
-    return Recipe(network, {**options, **act}, None)
+    return Blueprint(network, {**options, **act}, None)
 
 
 @_layout("RepSR of reparam", "body.0.branches.0.expand.weight", "body.0.branches.0.norm.weight")
-def _(t: Tensors) -> Recipe:
-    recipe = _ours(RepSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
-    return _with_expansion(recipe, t, "body.0.branches.0.expand.weight")
+def _(t: Tensors) -> Blueprint:
+    blueprint = _ours(RepSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
+    return _with_expansion(blueprint, t, "body.0.branches.0.expand.weight")
 
 
 @_layout("ECBSR of reparam", "body.0.branches.1.expand.weight", "body.0.branches.2.filter.mask")
-def _(t: Tensors) -> Recipe:
-    recipe = _ours(ECBSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
-    return _with_expansion(recipe, t, "body.0.branches.1.expand.weight")
+def _(t: Tensors) -> Blueprint:
+    blueprint = _ours(ECBSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
+    return _with_expansion(blueprint, t, "body.0.branches.1.expand.weight")
 
 
-def _with_expansion(recipe: Recipe, t: Tensors, expand: str) -> Recipe:
-    expansion = _conv(t, expand)[0] / recipe.options["channels"]
-    return recipe._replace(options={**recipe.options, "expansion": expansion})
+def _with_expansion(blueprint: Blueprint, t: Tensors, expand: str) -> Blueprint:
+    expansion = _conv(t, expand)[0] / blueprint.options["channels"]
+    return blueprint._replace(options={**blueprint.options, "expansion": expansion})
 
 
 @_layout("RepVGGSR of reparam", "body.0.branches.0.conv.weight", "body.0.branches.1.norm.weight")
-def _(t: Tensors) -> Recipe:
+def _(t: Tensors) -> Blueprint:
     return _ours(RepVGGSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
 
 
 @_layout(
     "QARepVGGSR of reparam", "body.0.branches.0.norm.weight", "body.0.branches.1.conv.weight", "body.0.norm.weight"
 )
-def _(t: Tensors) -> Recipe:
+def _(t: Tensors) -> Blueprint:
     return _ours(QARepVGGSR, t, "branches.0.conv.weight", "branches.0.conv.weight")
 
 
 @_layout("CollapsibleSR of reparam", "body.0.branches.0.expand.weight", "body.0.branches.0.squeeze.weight")
-def _(t: Tensors) -> Recipe:
-    recipe = _ours(CollapsibleSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
-    return recipe._replace(
-        options={**recipe.options, "hidden_channels": _conv(t, "body.0.branches.0.expand.weight")[0]}
+def _(t: Tensors) -> Blueprint:
+    blueprint = _ours(CollapsibleSR, t, "branches.0.expand.weight", "branches.0.squeeze.weight")
+    return blueprint._replace(
+        options={**blueprint.options, "hidden_channels": _conv(t, "body.0.branches.0.expand.weight")[0]}
     )
 
 
 @_layout("SRVGGNetCompact", "body.0.weight", "body.2.weight")
-def _compact(t: Tensors) -> Recipe:
+def _compact(t: Tensors) -> Blueprint:
     last = _count(t, "body.{}.", step=2) - 1
     slopes = (f"body.{2 * index + 1}.weight" for index in range(last))
     sizes = _body(t, "body.0.weight", f"body.{2 * last}.weight", slopes)
-    return Recipe(PlainSR, {"num_blocks": last - 1, **sizes}, None)
+    return Blueprint(PlainSR, {"num_blocks": last - 1, **sizes}, None)

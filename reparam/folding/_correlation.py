@@ -4,6 +4,15 @@ One long float32 sum over all positions would lose what a high-pass kernel needs
 is a hundredth or less of the terms that it is added up from. So each image is laid out in one line, zeros between its
 rows, in which a distance is a shift; a product of matrices sums over some rows of one image in the dtype of x, and
 those sums are added in float64. As products of matrices, they take no longer than the convolution that they stand for.
+
+An image of two rows, a b c and d e f, laid out for distances up to one row and one column:
+
+                  0 0 0 0 0 a b c 0 d e f 0 0 0 0 0 0
+    all of it:              a b c 0 d e f 0
+    at (1, 1):              e f 0 0 0 0 0 0     1 * 4 + 1 = 5 farther: a meets e, b meets f
+    at (1, -1):             0 d e f 0 0 0 0     1 * 4 - 1 = 3 farther: b meets d, c meets e
+
+The zeros after a row are also those before the next: what leaves the image on one side does not come back on the other.
 """
 
 from __future__ import annotations
@@ -36,7 +45,12 @@ def lay_out(x: Tensor, reach: Distance, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 def products_dtype(x: Tensor) -> torch.dtype:
     """What to lay out images in: few channels in float64, which costs little."""
-    return torch.float64 if x.shape[1] <= _FEW and has_float64(x.device) else x.dtype
+    return torch.float64 if x.shape[1] <= _FEW and has_float64(x.device) else at_least_float32(x)
+
+
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """The dtype in which to sum x: its own, or float32 for half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def correlation(one: Tensor, other: Tensor, size: tuple[int, int], reach: Distance, at: Sequence[Distance]) -> Tensor:

@@ -1,4 +1,16 @@
-"""The ring around an image: the positions outside of it whose patches reach into it."""
+"""The ring around an image: the positions outside of it whose patches reach into it.
+
+A position d outside of the image reaches `few` = k // 2 + 1 - d rows into it, with its last `few` rows of taps if it is
+above and its first ones if it is below. So the positions of one d are a line, and two opposite lines go together. Of a
+5x5 kernel, by `few`; the corners belong to the lines above and below, as each position must count once:
+
+    1 1 1 1 1 1 1 1 1     axis 2
+    2 2 2 2 2 2 2 2 2
+    1 2 x x x x x 2 1     axis 3
+    1 2 x x x x x 2 1
+    2 2 2 2 2 2 2 2 2     axis 2
+    1 1 1 1 1 1 1 1 1
+"""
 
 from __future__ import annotations
 
@@ -10,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Line(NamedTuple):
+class Sides(NamedTuple):
     """Two lines of positions just outside of the image, on opposite sides, whose patches reach into it."""
 
     axis: int
@@ -33,23 +45,24 @@ class Line(NamedTuple):
         return last.narrow(axis + 3, start, few), first.narrow(axis + 3, 0, few)
 
 
-def ring(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[Line]:
-    """The ring around the image, line by line; lines above and below go over the corners."""
+def ring(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[Sides]:
+    """The ring around the image, a pair of sides at a time; lines above and below go over the corners."""
     high, wide = kernel_size
     for few in range(high // 2, 0, -1):
-        line = Line(2, few, x)
-        padded = F.pad(torch.stack(line.parts(x)), (2 * (wide // 2),) * 2)
-        yield line._replace(windows=padded.unfold(4, wide, 1).transpose(4, 5))
+        sides = Sides(2, few, x)
+        # Positions go over both corners, k // 2 farther than the image, and their patches as far again.
+        padded = F.pad(torch.stack(sides.parts(x)), (2 * (wide // 2),) * 2)
+        yield sides._replace(windows=padded.unfold(4, wide, 1).transpose(4, 5))
     for few in range(wide // 2, 0, -1):
-        line = Line(3, few, x)
-        padded = F.pad(torch.stack(line.parts(x)), (0, 0, high // 2, high // 2))
-        yield line._replace(windows=padded.unfold(3, high, 1).permute(0, 1, 2, 5, 4, 3))
+        sides = Sides(3, few, x)
+        padded = F.pad(torch.stack(sides.parts(x)), (0, 0, high // 2, high // 2))
+        yield sides._replace(windows=padded.unfold(3, high, 1).permute(0, 1, 2, 5, 4, 3))
 
 
-def unwindow(line: Line, values: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+def unwindow(sides: Sides, values: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """The transpose of `ring`: values (2, N, C, ty, tx, position) go back to where they were read."""
     high, wide = kernel_size
-    rows = line.axis == 2
+    rows = sides.axis == 2
     padding, size = (2 * (wide // 2), wide) if rows else (high // 2, high)
     by_tap = values.unbind(4 if rows else 3)  # each (2, N, C, few, position)
     positions = values.shape[5]

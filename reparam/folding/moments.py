@@ -1,20 +1,40 @@
 r"""Patch moments: all that a batch norm needs to know of an input, for any linear map of its patches.
 
 Let $p(q)$ be the patch under output position q, of all taps t and channels c, and z = W p + b one output of a
-convolution. Then over all positions and images
+convolution. Then over all M positions of all images
 
-$$E[z] = W\,E[p] + b,\qquad \mathrm{Var}[z] = W\,\mathrm{Cov}[p]\,W^\top,$$
+$$E[z] = W\,E[p] + b,\qquad \mathrm{Var}[z] = W\,\mathrm{Cov}[p]\,W^\top, \quad (1)$$
 
 so that one covariance serves every batch norm of every branch, nested ones too, and no branch has to be run. Its
 entries depend on the distance of two taps only, but for the border:
 
-$$\sum_{q\in\mathrm{image}} x[q+t]\,x[q+t']^\top = R[t'-t] - \sum_{q\notin\mathrm{image}} x[q+t]\,x[q+t']^\top,\qquad
-  R[\delta] = \sum_u x[u]\,x[u+\delta]^\top = R[-\delta]^\top.$$
+$$\sum_{q\in\mathrm{image}} x[q+t]\,x[q+t']^\top =
+  R[t'-t] - \sum_{q\notin\mathrm{image}} x[q+t]\,x[q+t']^\top, \quad (2)$$
+$$R[\delta] = \sum_u x[u]\,x[u+\delta]^\top = R[-\delta]^\top. \quad (3)$$
 
-R is one correlation of x with itself over half of the distances; the sum on the right is over a ring as wide as half
-the kernel, where only a few taps reach the image. The input is centred first, x = x' + c inside of the image, since a
-variance that is the small difference of large numbers would be lost in float32: then p = (u, e) with u the patches of
-x' and e those of the image of ones, and z = W u + (W c) e + b.
+R is one correlation of x with itself over half of the distances; the sum on the right of (2) is over a ring as wide as
+half the kernel, where only a few taps reach the image. Of a 3x3 kernel:
+
+    r r r r r r r     x: the image                                 . . . . .     the distances of two taps:
+    r x x x x x r     r: the ring, whose patches reach into it     . . . . .     o is computed,
+    r x x x x x r        with one row or column of their taps,     . . o o o     . follows by (3)
+    r x x x x x r        in the corners with one tap               o o o o o
+    r r r r r r r                                                  o o o o o
+
+The input is centred first, x = x' + c inside of the image, since a variance that is the small difference of large
+numbers would be lost in float32. Around the image x is zero and not c, so that a patch is p = (u, e), u of x' and e of
+the image of ones, and
+
+$$z = W u + (W c)\,e + b. \quad (4)$$
+
+What e and u have in common are sums of x' over boxes, where v = q + t is in the image and q and q + t' are too:
+
+$$\sum_q u[q, t]\,e[q, t'] = \sum_{v \in \mathrm{box}(t, t')} x'[v]. \quad (5)$$
+
+The gradient to x' from those to (2), G, and (5), H, reads the same sums backwards:
+
+$$\frac{\partial}{\partial x'[v]} = \sum_{t, t'} (G + G^\top)[t, t']\,x'[v + t' - t] - \mathrm{ring} +
+  \sum_{t, t'\,:\,v \in \mathrm{box}(t, t')} H[t, t']. \quad (6)$$
 """
 
 from __future__ import annotations
@@ -30,7 +50,7 @@ from torch import Tensor
 from ..algebra._kernels import Kernel
 from ..algebra._spec import ConvSpec
 from ..numerics._precision import float64_device, in_float64, rounded_like, sum_in_float64, with_all_digits
-from ._correlation import correlation, lay_out, products_dtype
+from ._correlation import at_least_float32, correlation, lay_out, products_dtype
 from ._ring import ring, unwindow
 
 
@@ -82,18 +102,18 @@ class PatchMoments:
 def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
     """Moments of the patches of x (N, C, H, W) under a zero-padded convolution that keeps the size.
 
-    Differentiable in x; half precision is raised to float32 first.
+    Differentiable in x; of half precision, they are computed in float32.
     """
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    centre = x.detach().mean((0, 2, 3))
+    centre = x.detach().to(at_least_float32(x)).mean((0, 2, 3))
     mean, covariance = _Moments.apply(x, centre, kernel_size)
-    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance, covariance.to(x.dtype))
+    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance, covariance.to(centre.dtype))
 
 
 class _Moments(torch.autograd.Function):
     """Mean (D,) and covariance (D, D) of the patches of x, of which only x itself is kept for the backward pass.
 
-    Written out, as autograd would keep each of the many small pieces and run twice as many operations.
+    It is kept as it came: under autocast that is the half-precision copy which the convolution keeps too. Written out,
+    as autograd would keep each of the many small pieces and run twice as many operations.
     """
 
     @staticmethod
@@ -108,7 +128,8 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None, None]:
         x, centre, mean = ctx.saved_tensors
-        return _gradient(x, centre, mean, of_mean, of_covariance, ctx.kernel_size), None, None
+        gradient = _gradient(x, centre, mean, of_mean, of_covariance, ctx.kernel_size)
+        return gradient.to(x.dtype), None, None
 
 
 @with_all_digits("(Tensor x, Tensor centre, int[] kernel_size) -> (Tensor, Tensor)")
@@ -120,20 +141,21 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
     lines, x = lay_out(x, reach, products_dtype(x))
     x.sub_(centre[:, None, None])
     distances = [(down, right) for down in range(high) for right in range(1 - wide if down else 0, wide)]
+    # R of (3), over the half plane that is marked o above.
     of_distance = correlation(lines, lines, (height, width), reach, distances) / count
 
-    # u with e: sums of x' over rectangles, the whole image shifted by two taps and cut to itself each time.
+    # (5); the mean of u is the box of the tap in the middle, whose positions are all in the image.
     grid = _grid_for(x, kernel_size)
     boxes = _boxes(grid.rows @ sum_in_float64(x, 0) @ grid.columns.t(), kernel_size) / count  # (C, t, t')
-    mean_u = boxes[:, :, taps // 2]  # (C, t): the tap in the middle never leaves the image
+    mean_u = boxes[:, :, taps // 2]  # (C, t)
     cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
 
     size, mean_u = channels * taps, mean_u.flatten()
     covariance = mean_u.new_empty(size + taps, size + taps)
     second = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
-    second.copy_(_pairs(of_distance, grid.distances).permute(2, 0, 3, 1))
+    second.copy_(_pairs(of_distance, grid.distances).permute(2, 0, 3, 1))  # (2), its first term
     by_tap = second.unflatten(3, (high, wide)).unflatten(1, (high, wide))
-    for outside in ring(x, kernel_size):
+    for outside in ring(x, kernel_size):  # (2), its second term
         windows = outside.windows.flatten(2, 4)  # (2, N, few taps, position)
         grams = sum_in_float64(torch.matmul(windows, windows.transpose(2, 3)), 1).div_(count)
         for place, gram in zip(outside.taps(by_tap), grams):
@@ -151,9 +173,9 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
 def _gradient(
     x: Tensor, centre: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, kernel_size: tuple[int, int]
 ) -> Tensor:
-    """The gradient to x from those to its moments; differentiable itself."""
+    """The gradient to x from those to its moments, in the dtype of the centre; differentiable itself."""
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    x = _centred(x, centre)
+    x = _centred(x.to(centre.dtype), centre)
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps = images * height * width, high * wide
     size = channels * taps
@@ -161,6 +183,7 @@ def _gradient(
     of_second, of_ue = both[:size, :size], both[:size, size:]
     of_mean_u = of_mean[:size] - of_second @ mean[:size] - of_ue @ mean[size:]
 
+    # (6): a convolution with all pairs of taps of one distance summed, the ring taken off, and the boxes put back.
     by_tap = rounded_like(of_second / count, x).reshape(channels, high, wide, channels, high, wide)
     grid = _grid_for(x, kernel_size)
     pairs = _folded_pairs(by_tap, grid.distances.to(x.device)).to(memory_format=_layout(x))
@@ -214,7 +237,7 @@ def _remembered_grid(height: int, width: int, kernel_size: tuple[int, int], devi
 
 
 class _OutputMoments(torch.autograd.Function):
-    """Mean W p and variance W Cov W^T, per row of W; only what is kept anyway is kept for the backward pass.
+    """(1): mean W p and variance W Cov W^T, per row of W; only what is kept anyway is kept for the backward pass.
 
     All of it is in float64, so that nothing is lost, on a device that would run float32 products in TF32 either.
     """
@@ -245,7 +268,7 @@ class _OutputMoments(torch.autograd.Function):
 
 
 def _rows(weight: Tensor, centre: Tensor) -> Tensor:
-    """(W, W c): the rows that act on (u, e), (out, D), float64."""
+    """(W, W c) of (4): the rows that act on (u, e), (out, D), float64."""
     weight = in_float64(weight)
     return torch.cat([weight.flatten(1), in_float64(centre) @ weight.flatten(2)], dim=1)
 
@@ -266,7 +289,7 @@ def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:
 
 
 def _folded_pairs(by_tap: Tensor, distances: Tensor) -> Tensor:
-    """The kernel (C, C, 2 k - 1, 2 k - 1) that sums over all pairs of taps of one distance."""
+    """The kernel (C, C, 2 k - 1, 2 k - 1) of (6): the sum over all pairs of taps of one distance."""
     channels, high, wide = by_tap.shape[:3]
     pairs = by_tap.flatten(4).flatten(1, 2).permute(1, 3, 0, 2).flatten(0, 1)  # (t * t', C, C)
     places = (2 * high - 1) * (2 * wide - 1)
@@ -276,7 +299,7 @@ def _folded_pairs(by_tap: Tensor, distances: Tensor) -> Tensor:
 
 
 def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
-    """(t, t'), as in `_Grid`."""
+    """(t, t'), as in `_Grid`. Of a 1x2 kernel, whose distances -1, 0, 1 are numbered 0, 1, 2: [[1, 2], [0, 1]]."""
     high, wide = kernel_size
     row, column = torch.arange(high, device=device), torch.arange(wide, device=device)
     dy = (row[None] - row[:, None] + high - 1)[:, None, :, None]
@@ -291,7 +314,10 @@ def _boxes(by_axis: Tensor, kernel_size: tuple[int, int]) -> Tensor:
 
 
 def _ranges(length: int, size: int, device: torch.device) -> Tensor:
-    """(t * t', v): whether v, q = v - t and q + t' all lie in the image [0, length); taps count from the middle."""
+    """(t * t', v): the boxes of (5), along one axis of the image [0, length); taps count from the middle.
+
+    Of 3 taps and 5 pixels, with t = 1 and t' = -1: q = v - 1 leaves . 1 1 1 1, and q + t' = v - 2 leaves . . 1 1 1.
+    """
     v = torch.arange(length, device=device)
     taps = torch.arange(size, device=device) - size // 2
     q = v - taps[:, None]  # (t, v)

@@ -10,9 +10,13 @@ from torch import nn
 from ..branches import Branch
 from ..errors import FuseError
 from ..modules._match import Match, matcher
+from ..modules._walk import walk
 from ._foreign import ForeignBlock, Survey, survey
-from ._foreign.neighbours import Neighbours
+from ._foreign.pairs import Neighbours
 from ._foreign.trace import is_any_norm
+
+WhatIsFused = tuple[dict[str, Branch], Survey]
+"""Blocks of this library by dotted name, and all else."""
 
 _SWAPPED = "it is of another code, and stays next to what swap_convs put in, so that its keys do; foreign=True takes it"
 _OUTSIDE = (
@@ -24,22 +28,13 @@ _OUTSIDE = (
 def find_blocks(model: nn.Module) -> dict[str, Branch]:
     """The outermost blocks (and branches used on their own) of a model by dotted name, each once."""
 
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, Branch]]:
-        if isinstance(module, Branch):
-            yield name, module
-            return
-        for child_name, child in module.named_children():
-            yield from walk(child, f"{name}.{child_name}" if name else child_name)
-
-    found: dict[int, tuple[str, Branch]] = {}
-    for name, block in walk(model, ""):
-        found.setdefault(id(block), (name, block))
-    return dict(found.values())
+    outermost = walk(model, lambda module: () if isinstance(module, Branch) else module.named_children())
+    return {name: module for name, module in outermost if isinstance(module, Branch)}
 
 
 def find_all(
     model: nn.Module, batch_norms: bool | None = None, foreign: bool | None = None, skip: Match | None = None
-) -> tuple[dict[str, Branch], Survey]:
+) -> WhatIsFused:
     """The blocks of this library that are fused, and all else that is; arguments are those of `fuse`.
 
     Raises:
@@ -82,8 +77,7 @@ def _touches(module: nn.Module, stays: Collection[int]) -> bool:
 
 
 def _foreign_touches(block: ForeignBlock, stays: Collection[int]) -> bool:
-    parts = [part for conv in block.values for part in block.parts(conv)]
-    return id(block.module) in stays or any(_touches(part, stays) for part in parts)
+    return id(block.module) in stays or any(_touches(part, stays) for part in block.gone)
 
 
 def _untouched(pairs: Collection[Neighbours], stays: set[int]) -> tuple[Neighbours, ...]:

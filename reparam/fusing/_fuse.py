@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -17,13 +16,15 @@ from torch.optim.swa_utils import AveragedModel
 from ..blocks._block import set_fold
 from ..branches import Branch
 from ..errors import FuseError
-from ..modules._hooks import copy_module, drop_shared_hooks, keep_hooks, leave_hooks_out, put_hooks_in
+from ..modules._hooks import copy_module, drop_shared_hooks
+from ..modules._like import tensor_like
 from ..modules._match import Match
 from ..modules._sound import unsound_in
 from ..numerics._running import of_dtype
-from ._find import find_all, find_blocks
-from ._foreign import Plan, Survey, add_foreign, add_neighbours, ready
-from ._inspect import inspect_model, problems_in
+from ._carry_out import fuse_in_place, fused_copy
+from ._find import WhatIsFused, find_all, find_blocks
+from ._foreign import Plan, Survey, add_foreign, add_neighbours, given
+from ._inspect import problems_in
 from ._prove import CannotRunError, Spans, check_rounded, prove
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -35,7 +36,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
             model = model.module
         elif "_orig_mod" in model._modules:  # torch.compile's OptimizedModule, known without importing the compiler
-            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]  # not None
         else:
             return model
 
@@ -133,38 +134,22 @@ def fuse(
             f"cannot fuse a {type(model).__name__} in place, as the wrapper holds on to what would be replaced; fuse "
             "the model inside of it, or leave inplace=False for a fused copy without the wrapper"
         )
-    plan_of = partial(_plan, batch_norms=batch_norms, foreign=foreign, skip=skip, strict=strict)
+    find = partial(find_all, batch_norms=batch_norms, foreign=foreign, skip=skip)
+    plan = _plan(inner, *find(inner), strict)
     if inplace and example is None:
-        return _apply(inner, plan_of(inner)[0])
-    plain = _fused_copy(inner, plan_of(inner)[0])
+        return fuse_in_place(inner, plan)
+    plain = fused_copy(inner, plan)
     if example is not None:
-        _prove(inner, plain, example, plan_of)
-    return _apply(inner, plan_of(inner)[0]) if inplace else plain
+        _prove(inner, plain, example, find)
+    return fuse_in_place(inner, plan) if inplace else plain  # the copy is given up then, so that its layers may be used
 
 
-def _fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
-    """Carries a plan out on a copy."""
-    # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
-    memo: dict[int, Any] = {}
-    leave_hooks_out(model, memo)
-    plan.fill(memo)
-    made = {key: memo[key] for key in plan.replace}
-    plain = copy.deepcopy(model, memo)
-    for edit in plan.edits:
-        edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
-    put_hooks_in(model, memo)
-    _keep_all_hooks(model, made, memo)
-    return plain
-
-
-PlanOf = Callable[[nn.Module], tuple[Plan, Survey]]
-
-
-def _prove(model: nn.Module, plain: nn.Module, example: Any, plan_of: PlanOf) -> None:
+def _prove(model: nn.Module, plain: nn.Module, example: Any, find: Callable[[nn.Module], WhatIsFused]) -> None:
     """Raises a FuseError unless `plain` is `model` on an example; see `fuse`."""
     exact = of_dtype(torch.float64, copy_module(model)).eval()
-    plan, found = plan_of(exact)
-    fused = _fused_copy(exact, plan)
+    blocks, found = find(exact)
+    plan = _plan(exact, blocks, found)
+    fused = fused_copy(exact, plan)
     for side in (exact, fused):
         drop_shared_hooks(side, model)
     set_fold(exact, False)  # run the branches: a folded block would be compared with itself
@@ -182,22 +167,16 @@ def _spans(found: Survey) -> Spans:
     return {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
 
 
-def _stays(found: Survey) -> str:
-    return "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in found.left.items())
-
-
-def _plan(
-    model: nn.Module, *, batch_norms: bool | None, foreign: bool | None, skip: Match | None, strict: bool
-) -> tuple[Plan, Survey]:
-    """What becomes of the modules of a model, and what that was decided on.
+def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict: bool = False) -> Plan:
+    """What becomes of the modules of a model in which these were found.
 
     Raises:
         FuseError: if nothing does, or something cannot now.
     """
-    blocks, found = find_all(model, batch_norms, foreign, skip)
     nothing = not (blocks or found.blocks or found.neighbours or found.refused)
     nothing = nothing and not any("fused_from" in vars(module) for module in model.modules())
-    stays = _stays(found) if nothing or strict else ""
+    left = found.left if nothing or strict else {}
+    stays = "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in left.items())
     if nothing:
         raise FuseError(
             f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
@@ -212,15 +191,15 @@ def _plan(
     add_foreign(plan, found.blocks.values())
     add_neighbours(plan, found.neighbours)
     for block in blocks.values():
-        if id(block) not in plan.replace:
-            plan.replace[id(block)] = partial(ready, block.to_conv())
+        if id(block) not in plan.instead:
+            plan.instead[id(block)] = partial(given, block.to_conv())
     _check_finite(plan, found)
-    return plan, found
+    return plan
 
 
 def _check_finite(plan: Plan, found: Survey) -> None:
     """Finite numbers may make a kernel that is not, as float16 ends at 65504."""
-    made = {found.names[key]: make for key, make in plan.replace.items()}
+    made = {found.names[key]: make for key, make in plan.instead.items()}
     for edit in plan.edits:
         made |= {f"{found.names[id(edit.block.module)]}.{name}": make for name, make in edit.sets.items()}
     for name, make in made.items():
@@ -250,14 +229,14 @@ def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         FuseError: if a batch norm of a block uses batch statistics or never saw a batch, or the proof fails.
     """
     inner = unwrap(model)
-    report = inspect_model(inner)
-    if not report.blocks and not report.batch_norms:
+    blocks, found = find_all(inner)
+    if not (blocks or found.blocks or found.neighbours):
         return copy_module(inner).eval()
-    like = next(inner.parameters())
-    try:
-        return fuse(inner, example=None if example is None else example.to(like.device)).eval()
-    except CannotRunError:  # not every network runs in float64, or on whatever was made up for it
-        return fuse(inner).eval()
+    plain = fused_copy(inner, _plan(inner, blocks, found))
+    if example is not None:
+        with suppress(CannotRunError):  # not every network runs in float64, or on whatever was made up for it
+            _prove(inner, plain, example.to(tensor_like(inner).device), find_all)
+    return plain.eval()
 
 
 def made_up_image(net: nn.Module) -> Tensor | None:
@@ -273,40 +252,6 @@ def skeleton(model: nn.Module) -> nn.Module:
     plan = Plan()
     for block in find_blocks(model).values():
         conv: nn.Module = block.spec.new_conv()
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]
-        plan.replace[id(block)] = partial(ready, conv)
-    return _apply(model, plan)
-
-
-def _apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Carries a plan out on the model itself."""
-    if id(model) in plan.replace:
-        raise FuseError(
-            f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
-            "the convolution that fuse(block) returns"
-        )
-    made = {key: make(_itself) for key, make in plan.replace.items()}
-    _keep_all_hooks(model, made, None)
-    replace(model, made)
-    for edit in plan.edits:
-        edit.apply(edit.block.module, _itself)
-    return model
-
-
-def _itself(module: nn.Module) -> nn.Module:
-    return module
-
-
-def replace(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
-    """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in others:
-                setattr(parent, name, others[id(child)])
-    return model
-
-
-def _keep_all_hooks(model: nn.Module, made: Mapping[int, nn.Module], memo: dict[int, Any] | None) -> None:
-    for module in model.modules():
-        if id(module) in made:
-            keep_hooks(module, made[id(module)], memo)
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
+        plan.instead[id(block)] = partial(given, conv)
+    return fuse_in_place(model, plan)

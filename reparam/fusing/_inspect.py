@@ -10,7 +10,7 @@ from torch import nn
 
 from .._tables import table
 from ..algebra._spec import ConvSpec
-from ..bn._norm import FrozenStatsBN, norms
+from ..bn._norm import FrozenStatsBN, is_norm, norms, why_not_ready
 from ..branches import Branch
 from ..modules._sound import unsound_in
 from ._find import find_all
@@ -142,12 +142,18 @@ def _problems(name: str, block: Branch) -> dict[str, str]:
 
 
 def _foreign_problems(found: Survey, block: ForeignBlock, conv: str) -> dict[str, str]:
-    return found.problems_of(block, conv) | _unsound(found, block.parts(conv))
+    parts = block.parts(conv)
+    return _not_ready(found, (bn for part in parts for bn in part.modules())) | _unsound(found, parts)
 
 
 def _outside_problems(found: Survey) -> dict[str, str]:
     parts = {id(part): part for pair in found.neighbours for part in (pair.norm, *pair.layers)}
-    return {**found.refused, **found.norm_problems(), **_unsound(found, parts.values())}
+    norms_of = _not_ready(found, (pair.norm for pair in found.neighbours))
+    return {**found.refused, **norms_of, **_unsound(found, parts.values())}
+
+
+def _not_ready(found: Survey, modules: Iterable[nn.Module]) -> dict[str, str]:
+    return {found.names[id(bn)]: why for bn in modules if is_norm(bn) and (why := why_not_ready(bn))}
 
 
 def _unsound(found: Survey, parts: Iterable[nn.Module]) -> dict[str, str]:

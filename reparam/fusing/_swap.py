@@ -13,19 +13,21 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .._tables import table
+from ..algebra._axes import CONV
 from ..algebra._kernels import Kernel
-from ..blocks._block import ConvBlock
-from ..bn._freeze import collect_bn_stats
+from ..blocks._conv_block import ConvBlock
+from ..bn._freeze import collect_bn_stats, refuse_few
 from ..bn._norm import move_statistics, norms
 from ..branches import Branch
-from ..errors import ReparamError, SpecError, StatisticsError
+from ..errors import ReparamError, SpecError
 from ..modules._guard import why_replaced
 from ..modules._hooks import keep_hooks
 from ..modules._match import Match, matcher
 from ._absorb import absorb
-from ._fuse import replace, unwrap
+from ._carry_out import exchange
+from ._fuse import unwrap
 
-_PLAIN = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_PLAIN = tuple(CONV.values())
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def swap_convs(
     for conv in found.values():
         if id(conv) in blocks:
             keep_hooks(conv, blocks[id(conv)], None)
-    replace(model, blocks)
+    exchange(model, blocks)
     if calibrate is not None:
         _calibrate(model, list(blocks.values()), calibrate)
     return report
@@ -174,7 +176,7 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     geometry = {name: getattr(conv, name) for name in names}
     with torch.device("cpu"):
-        block = make(**geometry, bias=conv.bias is not None, ndim=_PLAIN[type(conv)])
+        block = make(**geometry, bias=conv.bias is not None, ndim=conv.weight.dim() - 2)
     weight = conv.weight.detach().cpu().double()
     bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().cpu().double()
     absorb(block.double().eval(), Kernel(weight, bias))
@@ -183,7 +185,7 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
         parameter.requires_grad_(parameter.requires_grad and conv.weight.requires_grad)
     if conv.weight.dim() == 4 and not conv.weight.is_contiguous():
         block.to(memory_format=torch.channels_last)
-    block.swapped_from = type(conv).__name__  # type: ignore[assignment]  # so that `fuse` leaves what is of other codes
+    block.swapped_from = type(conv).__name__
     return block
 
 
@@ -192,11 +194,6 @@ def _calibrate(model: nn.Module, blocks: Sequence[nn.Module], batches: Iterable[
     names = {bn: name for name, bn in norms(model)}
     found = [(names[bn], bn) for block in blocks for _, bn in norms(block) if bn.weight is not None]
     used, populations = collect_bn_stats(model, found, batches, passive=True)
-    for (name, _), population in zip(found, populations):
-        if population.count < 2:
-            raise StatisticsError(
-                f"cannot calibrate batch norm {name!r}: {used} batches gave it {population.count} values per channel, "
-                "and it needs two or more"
-            )
+    refuse_few(found, populations, used, "calibrate")
     for (_, bn), population in zip(found, populations):
         move_statistics(bn, *population.mean_var(), batches=used)

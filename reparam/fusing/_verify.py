@@ -127,7 +127,8 @@ def verify(model: nn.Module, plain: nn.Module, /, *inputs: Any, **keywords: Any)
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    return {**find_blocks(model), **{name: block.module for name, block in find_foreign(model).items()}}
+    foreign, _ = find_foreign(model)
+    return {**find_blocks(model), **{name: block.module for name, block in foreign.items()}}
 
 
 def _kinds(model: nn.Module) -> list[tuple[str, type]]:

@@ -9,9 +9,7 @@ from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_ENDS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
-_TABLES = [name for name in vars(nn.Module()) if name.endswith(_ENDS)]
-_KEPT = [name for name in _TABLES if name.startswith(("_forward", "_backward"))]
+_KEPT = [name for name in vars(nn.Module()) if name.startswith(("_forward", "_backward")) and "_hooks" in name]
 _CALLED = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -22,6 +20,11 @@ def copy_module(model: Module) -> Module:
     copied = copy.deepcopy(model, memo)
     put_hooks_in(model, memo)
     return copied
+
+
+def same_hooks(model: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy with which copies hold the hooks themselves, whatever these refer to."""
+    return {id(table): table for table in _tables(model)}
 
 
 def leave_hooks_out(model: nn.Module, memo: dict[int, Any]) -> None:
@@ -36,7 +39,8 @@ def put_hooks_in(model: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def _tables(model: nn.Module) -> list[dict[int, Any]]:
-    return [vars(module)[name] for module in model.modules() for name in _TABLES]
+    named = (pair for module in model.modules() for pair in vars(module).items())
+    return [table for name, table in named if "_hooks" in name and isinstance(table, dict)]
 
 
 def _copied(hook: Any, memo: dict[int, Any]) -> Any:

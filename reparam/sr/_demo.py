@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
-from skimage import color, data, metrics
+from skimage import color, data
 from torch import Tensor, nn
 
 from ..bn._freeze import freeze_bn_stats, unfreeze_bn_stats
@@ -24,6 +24,7 @@ from ..files._writing import written
 from ..fusing._fuse import fuse
 from ..fusing._verify import VerifyReport, verify
 from ..models import create_model
+from ._psnr import psnr_db
 
 MODEL = "repsr_m4c16_x2"
 SCALE, PATCH, BATCH, LEARNING_RATE, FREEZE_AT = 2, 32, 16, 4e-3, 0.9
@@ -84,9 +85,17 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
     methods: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": bicubic, "train graph": net, "fused": plain}
     outputs = {name: {how: enlarge(f, low) for how, f in methods.items()} for name, (low, _) in pairs.items()}
     scores = {
-        name: {how: psnr_db(image, pairs[name][1]) for how, image in images.items()} for name, images in outputs.items()
+        name: {how: luma_psnr_db(image, pairs[name][1]) for how, image in images.items()}
+        for name, images in outputs.items()
     }
     report = verify(net, plain, pairs["coffee"][0][None])
+    weights, picture = _write(out, plain, *pairs["coffee"], outputs["coffee"])
+    sizes = tuple(sum(p.numel() for p in model.parameters()) for model in (net, plain))
+    return DemoResult(scores, sizes, *_times_ms(net, plain), report, weights, picture)
+
+
+def _times_ms(net: nn.Module, plain: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Of training steps on batch statistics and on frozen ones, and of inference."""
     thawed = copy.deepcopy(net).train()
     unfreeze_bn_stats(thawed)
     batch_step_ms, frozen_step_ms = (
@@ -94,21 +103,22 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
         for model in (thawed, net)
     )
     inference_ms = time_pair_ms(lambda model: enlarge(model, torch.rand(3, 256, 256)), net, plain)
+    return batch_step_ms, frozen_step_ms, inference_ms
 
+
+def _write(out: Path, plain: nn.Module, low: Tensor, high: Tensor, enlarged: dict[str, Tensor]) -> tuple[Path, Path]:
     weights, picture = files_in(out)
     with written(weights) as unfinished:
         save_file(plain.state_dict(), unfinished)
-    low, high = pairs["coffee"]
     columns = {
         "low resolution": low,
-        "bicubic": outputs["coffee"]["bicubic"],
-        "RepSR, fused": outputs["coffee"]["fused"],
+        "bicubic": enlarged["bicubic"],
+        "RepSR, fused": enlarged["fused"],
+        "original": high,
     }
-    sheet = side_by_side(columns | {"original": high}, crop=(205, 190, 140, 105))
     with written(picture) as unfinished:
-        sheet.save(unfinished)
-    sizes = tuple(sum(p.numel() for p in model.parameters()) for model in (net, plain))
-    return DemoResult(scores, sizes, batch_step_ms, frozen_step_ms, inference_ms, report, weights, picture)
+        side_by_side(columns, crop=(205, 190, 140, 105)).save(unfinished)
+    return weights, picture
 
 
 def as_pair(photo: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -168,10 +178,10 @@ def enlarge(model: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
     return to_8_bit(model(low[None])[0])
 
 
-def psnr_db(image: Tensor, original: Tensor) -> float:
+def luma_psnr_db(image: Tensor, original: Tensor) -> float:
     """PSNR on the luma of BT.601 (16 to 235), without a border of `SCALE` pixels."""
-    luma = [color.rgb2ycbcr(x.permute(1, 2, 0).numpy())[SCALE:-SCALE, SCALE:-SCALE, 0] for x in (original, image)]
-    return float(metrics.peak_signal_noise_ratio(*luma, data_range=255))
+    one, other = (color.rgb2ycbcr(x.permute(1, 2, 0).numpy())[SCALE:-SCALE, SCALE:-SCALE, 0] for x in (image, original))
+    return psnr_db(one, other, peak=255)
 
 
 def training_step(model: nn.Module, x: Tensor) -> None:

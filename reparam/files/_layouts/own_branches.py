@@ -1,21 +1,21 @@
-"""The branches of this library, read off their tensors: which kinds have these keys, and how the shapes build them."""
+"""The branches of this library, built by what their tensors tell: every way in which that may be meant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
+from ...algebra._axes import NORM
 from ...algebra._spec import ConvSpec
 from ...blocks._block import ReparamBlock
 from ...blocks._mobileie import SideBySide
 from ...blocks._plainusr import LearnedGate
-from ...bn._norm import _CLASS, NormChoice, is_norm
+from ...bn._norm import NormChoice
 from ...branches import (
     AvgPoolBranch,
     Branch,
@@ -26,11 +26,24 @@ from ...branches import (
     SequentialBranch,
     SobelBranch,
 )
-from ...branches._edge import FixedFilter, _EdgeBranch
+from ...branches._edge import FixedFilter
 from ...branches._identity import has_identity
 from ...branches._stages import ChannelScale, IdentityPlusPoint
 from ...errors import CheckpointError
 from .base import Tensors
+from .own_shapes import (
+    HEADS,
+    below,
+    first_weight,
+    heads_of,
+    is_small,
+    numbered,
+    outputs_after,
+    outputs_of,
+    shape_of,
+    size_of,
+    taps,
+)
 
 
 class Reading(NamedTuple):
@@ -40,42 +53,6 @@ class Reading(NamedTuple):
     """As `kind_of` the module that it builds."""
     build: Callable[..., Any]
     """Makes a branch from its spec, a stage of a chain from its input channels."""
-
-
-HEADS: Mapping[frozenset[str], str] = {
-    frozenset(heads.split()): kind
-    for kind, several in {
-        "identity": ("norm",),
-        "conv": ("conv", "conv norm"),
-        "expand": ("expand squeeze", "expand norm squeeze"),
-        "edge": ("conv filter",),
-        "pool": ("conv conv_norm norm",),
-        "chain": ("layers",),
-        "side": ("convs out", "convs norms out", "convs norms norm_convs out"),
-    }.items()
-    for heads in several
-}
-"""The first words of a branch's keys, and what it is."""
-
-
-def below(t: Tensors, name: str) -> dict[str, Tensor]:
-    """The tensors under a name, without it."""
-    return {key[len(name) + 1 :]: tensor for key, tensor in t.items() if key.startswith(f"{name}.")}
-
-
-def numbered(t: Tensors, name: str) -> dict[int, dict[str, Tensor]]:
-    """The tensors under the numbers under a name."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in below(t, name).items():
-        index, _, rest = key.partition(".")
-        if rest and index.isdecimal() and len(index) < 5:
-            found.setdefault(int(index), {})[rest] = tensor
-    return dict(sorted(found.items()))
-
-
-def heads_of(t: Tensors) -> frozenset[str]:
-    """The first words of the keys."""
-    return frozenset(key.partition(".")[0] for key in t)
 
 
 def readings(t: Tensors, spec: ConvSpec, dilations: Iterator[int] | None) -> list[Reading]:
@@ -136,7 +113,7 @@ def _chains(t: Tensors, spec: ConvSpec) -> list[Reading]:
     ways: list[list[tuple[str, nn.Module]]] = []
     for layer in layers.values():
         ways.append(_stages(layer, channels, spec))
-        channels = _outputs(layer, channels)
+        channels = outputs_after(layer, channels)
     return [
         Reading(f"[{','.join(kind for kind, _ in way)}]", _chain_of([build for _, build in way]))
         for way in product(*ways)
@@ -197,106 +174,4 @@ def joined(parts: list[Reading], spec: ConvSpec, **options: Any) -> Reading:
 def norm_of(t: Tensors, ndim: int) -> NormChoice:
     """How to make a batch norm of these tensors; False if there are none."""
     affine = "weight" in t or "bias" in t
-    return (lambda channels: _CLASS[ndim](channels, affine=affine)) if t else False
-
-
-def size_of(weight: Tensor) -> tuple[int, ...]:
-    """Taps per axis."""
-    return tuple(weight.shape[2:])
-
-
-def shape_of(size: tuple[int, ...], whole: tuple[int, ...]) -> str:
-    """How a kernel lies in the whole, by axis: one tap, all of them, or some."""
-    return "".join("1" if k == 1 else "k" if k == most else "s" for k, most in zip(size, whole))
-
-
-def is_small(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Whether a kernel of several taps has fewer than the whole, so that they may lie farther apart."""
-    return any(1 < k < most for k, most in zip(size, whole))
-
-
-def taps(t: Tensors) -> tuple[int, ...]:
-    """Taps per axis of the largest kernels."""
-    sizes = [size_of(tensor) for tensor in t.values() if tensor.dim() > 2]
-    return tuple(map(max, zip(*sizes)))
-
-
-def first_weight(t: Tensors) -> Tensor:
-    """The weight that a branch begins with, which tells how many inputs each group has."""
-    return next(tensor for key, tensor in t.items() if tensor.dim() > 2 and key.endswith("weight"))
-
-
-def outputs_of(parts: Mapping[int, Tensors]) -> int:
-    """Output channels, as the first branch ends."""
-    part = next(iter(parts.values()))
-    last = {"expand": "squeeze.weight", "side": "out.weight", "conv": "conv.weight", "edge": "conv.weight"}
-    kind = HEADS[heads_of(part)]
-    if kind == "chain":
-        channels = 0
-        for layer in numbered(part, "layers").values():
-            channels = _outputs(layer, channels)
-        return channels
-    return part[last.get(kind, "norm.running_var" if "norm.running_var" in part else "conv.weight")].shape[0]
-
-
-def _outputs(t: Tensors, channels: int) -> int:
-    """Channels after a layer of a chain."""
-    if any(key.startswith("branches.") for key in t):
-        return outputs_of(numbered(t, "branches"))
-    return t["weight"].shape[0] if "weight" in t and t["weight"].dim() > 2 else channels
-
-
-def groups_inside(t: Tensors) -> list[int]:
-    """The groups of every convolution of a branch but the first, which the one before it tells."""
-    if "expand.weight" in t:
-        return [t["expand.weight"].shape[0] // t["squeeze.weight"].shape[1]]
-    if "out.weight" in t:
-        terms = len(numbered(t, "convs")) + len(numbered(t, "norms"))
-        return [terms * t["convs.0.weight"].shape[0] // t["out.weight"].shape[1]]
-    found, channels = [], 0
-    for layer in numbered(t, "layers").values():
-        if any(key.startswith("branches.") for key in layer) and not channels:
-            found += [number for part in numbered(layer, "branches").values() for number in groups_inside(part)]
-        elif channels and "weight" in layer and layer["weight"].dim() > 2:
-            found.append(channels // layer["weight"].shape[1])
-        elif channels and any(key.startswith("branches.") for key in layer):
-            found.append(channels // first_weight(layer).shape[1])
-        channels = _outputs(layer, channels)
-    return found
-
-
-def kind_of(module: Any) -> str:
-    """What a reading of its tensors calls a branch or a block."""
-    if isinstance(module, ReparamBlock):
-        return f"({'+'.join(map(kind_of, module.branches))})"
-    if isinstance(module, SequentialBranch):
-        return f"[{','.join(map(_kind_of_stage, module.layers))}]"
-    kind = kind_of_class(type(module))
-    return f"conv {shape_of(module.conv.kernel_size, module.spec.kernel_size)}" if kind == "conv" else kind
-
-
-def kind_of_class(made: type) -> str:
-    """The same for the classes of branches that are no chain and no block."""
-    kinds: dict[type, str] = {
-        IdentityBranch: "identity",
-        AvgPoolBranch: "pool",
-        _EdgeBranch: "edge",
-        SideBySide: "side",
-    }
-    kinds |= {ExpandSqueezeBranch: "expand", ConvBranch: "conv", ConvBNBranch: "conv"}
-    return next((name for kind, name in kinds.items() if issubclass(made, kind)), made.__name__)
-
-
-def _kind_of_stage(module: nn.Module) -> str:
-    if is_norm(module) or isinstance(module, ReparamBlock):
-        return kind_of(module) if isinstance(module, ReparamBlock) else "norm"
-    if isinstance(module, _ConvNd):
-        plain = module.bias is None and all(k == 1 for k in module.kernel_size)
-        return "square" if plain and module.in_channels == module.out_channels else "conv"
-    kinds: dict[type, str] = {
-        ChannelScale: "scale",
-        FixedFilter: "filter",
-        IdentityPlusPoint: "unit",
-        LearnedGate: "gate",
-    }
-    return kinds.get(type(module), type(module).__name__)
+    return (lambda channels: NORM[ndim](channels, affine=affine)) if t else False

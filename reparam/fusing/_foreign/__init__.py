@@ -2,7 +2,7 @@
 
 from .blocks import ForeignBlock, find_foreign, foreign_block
 from .kernel_of import kernel_of
-from .plan import Plan, add_foreign, add_neighbours, ready
+from .plan import Plan, add_foreign, add_neighbours, given
 from .survey import Survey, survey
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "add_neighbours",
     "find_foreign",
     "foreign_block",
+    "given",
     "kernel_of",
-    "ready",
     "survey",
 ]

@@ -20,7 +20,7 @@ from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp, then
 from ...algebra._spec import ConvSpec, Pads
 from ...errors import NotLinearError
-from .parts import Part, product
+from .addends import Addend, product
 
 _FEW = 2**17
 """Numbers that are worked on at a time; they should stay in the cache of a processor."""
@@ -38,7 +38,7 @@ class Affine:
     """Whether it is a linear layer, of vectors, which is kept as a convolution with one tap on one axis."""
     scale: Tensor | None = None
     """Of the rows of the weight, (out,), not yet multiplied with them."""
-    more: tuple[Part, ...] = ()
+    more: tuple[Addend, ...] = ()
     """Not yet added to the weight."""
     untouched: bool = False
     """Whether it is the input, padded perhaps."""
@@ -59,8 +59,8 @@ class Affine:
         total = product(weight[first:last], scale, torch.promote_types(weight.dtype, bias.dtype))
         if self.more and total.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
             total = total.clone()
-        for part in self.more:
-            part.add_into(total, first)
+        for one in self.more:
+            one.add_into(total, first)
         return total
 
     def settled(self) -> Affine:
@@ -147,13 +147,13 @@ def after(first: Affine, second: Affine) -> Affine:
 
 
 def _scaled(value: Affine, by: LinearOp) -> Affine:
-    value = replace(value, op=spread(value.op, outputs(by)))
+    value = replace(value, op=repeated(value.op, outputs(by)))
     factor, shift = by.kernel.weight[:, 0], by.kernel.bias
     if len(factor) not in (1, outputs(value.op)):
         raise NotLinearError(f"{outputs(value.op)} channels meet {len(factor)}")
     weight, bias = value.op.kernel
     factor = factor.expand(len(weight))
-    more = tuple(replace(part, scale=_both(part.scale, factor)) for part in value.more)
+    more = tuple(replace(one, scale=_both(one.scale, factor)) for one in value.more)
     op = value.op._replace(kernel=Kernel(weight, bias * factor + shift))
     return replace(value, op=op, scale=_both(value.scale, factor), more=more)
 
@@ -171,18 +171,15 @@ def _check_padding(first: Affine, second: Affine) -> None:
     if first.is_padded and (crops or second.padding_mode != "zeros"):
         raise NotLinearError("padding follows cropping, so that the border is another")
     bias = first.op.kernel.bias
-    if second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair) and _some(bias):
+    zeros = second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair)
+    if zeros and not bias.is_meta and bias.detach().any():
         raise NotLinearError("zeros are padded to what has a bias, so that the border is another")
-
-
-def _some(bias: Tensor) -> bool:
-    return not bias.is_meta and bool(bias.detach().any())
 
 
 def _then(first: LinearOp, second: LinearOp) -> LinearOp:
     dtype = torch.promote_types(first.kernel.weight.dtype, second.kernel.weight.dtype)
     first, second = _of_dtype(first, dtype), _of_dtype(second, dtype)
-    first, second = spread(first, inputs(second)), spread(second, outputs(first))
+    first, second = repeated(first, inputs(second)), repeated(second, outputs(first))
     if outputs(first) != inputs(second):
         raise NotLinearError(f"{outputs(first)} channels meet {inputs(second)}")
     if first.stride:
@@ -205,7 +202,7 @@ def inputs(op: LinearOp) -> int:
     return op.kernel.weight.shape[1] * op.groups
 
 
-def spread(op: LinearOp, channels: int) -> LinearOp:
+def repeated(op: LinearOp, channels: int) -> LinearOp:
     """An op of one channel, which does the same to every channel, written for so many; others as they are."""
     if inputs(op) != 1 or outputs(op) != 1:
         return op

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch.nn.modules.conv import _ConvNd
 from ...algebra._spec import ConvSpec
 from ...branches import Branch
 from ...errors import NotLinearError, ReparamError
+from ...modules._walk import walk
 from ...numerics._precision import has_float64, in_float64
 from .affine import Affine, inputs
 from .equations import is_whole_block
-from .exact import exact, numbers, with_tensors, without_hooks
+from .exact import copied_with, exact, numbers, without_hooks
 from .kernel_of import linear_parts
 from .lookalikes import says_it_fuses
 from .reading import affine_of, is_registered, like_of
@@ -42,6 +43,11 @@ class ForeignBlock:
         names = next(slot.parts for slot in self.recipe.slots if slot.conv == conv)
         return [part for name in names if (part := self.module._modules.get(name)) is not None]
 
+    @property
+    def gone(self) -> list[nn.Module]:
+        """What all of its convolutions replace."""
+        return [part for conv in self.values for part in self.parts(conv)]
+
     def spec(self, conv: str) -> ConvSpec:
         """The geometry of a convolution; a linear layer is one with one tap on one axis."""
         value = self.values[conv]
@@ -57,7 +63,7 @@ class ForeignBlock:
             return {}
         if isinstance(self.recipe, Row):
             return {name: part for name, part in self.module.named_children() if name == self.recipe.then}
-        gone = {id(part) for conv in self.values for part in self.parts(conv)}
+        gone = set(map(id, self.gone))
         return {name: part for name, part in self.module.named_children() if id(part) not in gone}
 
 
@@ -70,28 +76,22 @@ class Refusal:
     """Whether somebody registered it, so that leaving it as it is would not be what was asked for."""
 
 
-def find_foreign(model: nn.Module) -> dict[str, ForeignBlock]:
-    """The foreign blocks of a model by dotted name, each once; what one of them keeps is searched as well."""
-    return {name: block for name, block in search(model).items() if isinstance(block, ForeignBlock)}
+def find_foreign(model: nn.Module) -> tuple[dict[str, ForeignBlock], dict[str, Refusal]]:
+    """The foreign blocks of a model, and what looks like one, by dotted name, each once.
 
+    What one of the blocks keeps is searched as well.
+    """
+    seen: dict[int, ForeignBlock | Refusal | None] = {}
 
-def search(model: nn.Module) -> dict[str, ForeignBlock | Refusal]:
-    """The foreign blocks of a model, and what looks like one, by dotted name, each once."""
+    def inside(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+        block = seen[id(module)] = _look_at(module)
+        if isinstance(block, ForeignBlock):
+            return block.kept.items()
+        return () if isinstance(module, Branch) else module.named_children()
 
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, ForeignBlock | Refusal]]:
-        if isinstance(module, Branch):
-            return
-        block = _look_at(module)
-        if block:
-            yield name, module, block
-        kept = block.kept.items() if isinstance(block, ForeignBlock) else module.named_children()
-        for child_name, child in kept:
-            yield from walk(child, f"{name}.{child_name}" if name else child_name)
-
-    found: dict[int, tuple[str, ForeignBlock | Refusal]] = {}
-    for name, module, block in walk(model, ""):
-        found.setdefault(id(module), (name, block))
-    return dict(found.values())
+    found = {name: seen[id(module)] for name, module in list(walk(model, inside))}
+    blocks = {name: block for name, block in found.items() if isinstance(block, ForeignBlock)}
+    return blocks, {name: block for name, block in found.items() if isinstance(block, Refusal)}
 
 
 def foreign_block(module: nn.Module) -> ForeignBlock | None:
@@ -101,6 +101,8 @@ def foreign_block(module: nn.Module) -> ForeignBlock | None:
 
 
 def _look_at(module: nn.Module) -> ForeignBlock | Refusal | None:
+    if isinstance(module, Branch):
+        return None
     registered = is_registered(module)
     recipe = None if registered else recipe_of(module)
     if not (registered or recipe or is_whole_block(module)) and not says_it_fuses(module):
@@ -134,7 +136,7 @@ def to_read(module: nn.Module) -> Any:
     convs = [part for part in module.modules() if isinstance(part, _ConvNd) and is_torch_layer(part)]
     weights = [] if opaque else [weight for conv in convs if (weight := conv._parameters.get("weight")) is not None]
     raw = {id(weight) for weight in weights if has_float64(weight.device)}
-    return with_tensors(module, lambda tensor: tensor if id(tensor) in raw else in_float64(tensor))
+    return copied_with(module, lambda tensor: tensor if id(tensor) in raw else in_float64(tensor))
 
 
 def check_registered(module: nn.Module, like: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Copies of modules that hold other tensors: in float64, to be read or run without touching the model."""
+"""Copies of modules in eval mode, with their own tensors or others: to be read or run, the model untouched."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...modules._hooks import same_hooks
 from ...numerics._precision import in_float64
-from .trace import same_hooks
 
 
-def with_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
+def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
     """A copy of a module in eval mode that holds other tensors; those of integers are kept."""
     memo = same_hooks(module)
     for tensor in chain(module.parameters(), module.buffers()):
@@ -28,7 +28,13 @@ def with_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
 
 def exact(module: nn.Module) -> Any:
     """A copy in float64 and eval mode, on the same device if that knows float64."""
-    return with_tensors(module, in_float64)
+    return copied_with(module, in_float64)
+
+
+def shared_eval(model: nn.Module) -> nn.Module:
+    """A copy in eval mode of the modules, which hold the very tensors of `model`."""
+    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, memo | same_hooks(model)).eval()
 
 
 def without_hooks(module: nn.Module) -> nn.Module:

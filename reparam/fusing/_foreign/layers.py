@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from ...algebra._axes import pool_axes
 from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp, linear_op
 from ...algebra._spec import ConvSpec, Pads
@@ -110,8 +111,7 @@ def _conv(
 @layer_affine.register(nn.AvgPool2d)
 @layer_affine.register(nn.AvgPool3d)
 def _(layer: Any, like: Tensor) -> Affine:
-    ndim = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(layer)]
-    pads = _pairs(layer.padding, ndim)
+    pads = _pairs(layer.padding, pool_axes(layer))
     if any(map(any, pads)) and not layer.count_include_pad:
         raise NotLinearError(f"{type(layer).__name__} divides by another number at the border")
     bare = copy.copy(layer)
@@ -176,10 +176,6 @@ def _conv_function(x: Affine, weight: Tensor, *args: Any, **kwargs: Any) -> Affi
     return after(x, _conv(weight, *args, **kwargs))
 
 
-def _linear_function(x: Affine, weight: Tensor, bias: Tensor | None = None) -> Affine:
-    return after(x, _linear(weight, bias))
-
-
 def _pad_function(x: Affine, pad: Any, mode: str = "constant", value: float | None = None) -> Affine:
     if value:
         raise NotLinearError(f"{value} is padded")
@@ -219,7 +215,7 @@ FUNCTIONS: dict[Any, Callable[..., Affine]] = {
     F.conv1d: _conv_function,
     F.conv2d: _conv_function,
     F.conv3d: _conv_function,
-    F.linear: _linear_function,
+    F.linear: lambda x, weight, bias=None: after(x, _linear(weight, bias)),
     F.pad: _pad_function,
     F.dropout: _dropout,
     operator.getitem: _crop,
@@ -227,13 +223,7 @@ FUNCTIONS: dict[Any, Callable[..., Affine]] = {
 FUNCTIONS |= dict.fromkeys((operator.add, operator.iadd, torch.add), _plus)
 FUNCTIONS |= dict.fromkeys((operator.mul, operator.imul, torch.mul), _times)
 FUNCTIONS |= dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _divided)
-FUNCTIONS |= dict.fromkeys(
-    (operator.sub, operator.isub, torch.sub), lambda a, b, alpha=1: _plus(a, _negative(b), alpha)
-)
+FUNCTIONS |= dict.fromkeys((operator.sub, operator.isub, torch.sub), lambda a, b, alpha=1: _plus(a, b, -alpha))
 METHODS: dict[str, Callable[..., Affine]] = {"flatten": _of_rows, "reshape_as": _as_it_is, "contiguous": _as_it_is}
 METHODS |= dict.fromkeys(("add", "add_"), _plus) | dict.fromkeys(("mul", "mul_"), _times)
 METHODS |= {"clone": _as_it_is, "sub": FUNCTIONS[operator.sub], "div": _divided}
-
-
-def _negative(value: Any) -> Any:
-    return _times(value, -1) if isinstance(value, Affine) else -value

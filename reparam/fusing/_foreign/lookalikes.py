@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn.modules.conv import _ConvNd
 
-from .exact import with_tensors
+from .exact import copied_with
 from .layers import layer_affine
 from .recipes import RECIPES
 from .trace import called, is_any_norm, is_torch_layer
@@ -47,7 +47,7 @@ def _is_several(module: nn.Module) -> bool:
 def _keeps_itself(module: nn.Module) -> bool:
     """Whether the `fuse` of a class leaves the module in its place, tried out on a copy without numbers."""
     try:
-        blank = with_tensors(module, lambda tensor: tensor.to("meta"))
+        blank = copied_with(module, lambda tensor: tensor.to("meta"))
         return blank.fuse() is blank
     except Exception:  # a foreign method may raise anything; not every one of them works without numbers
         return False

@@ -21,7 +21,7 @@ from .affine import Affine
 from .blocks import ForeignBlock
 from .exact import exact
 from .layers import norm_scale_shift
-from .neighbours import Neighbours
+from .pairs import Neighbours
 from .recipes import Recipe, Row
 
 Keep = Callable[[nn.Module], nn.Module]
@@ -39,7 +39,7 @@ class Edit:
 
     def apply(self, module: nn.Module, keep: Keep) -> None:
         """Brings the block, or a copy of it, into its inference form."""
-        for slot in self.block.recipe.slots:  # type: ignore[union-attr]
+        for slot in self.block.recipe.slots:  # type: ignore[union-attr]  # edits are made of recipes only
             for name in slot.parts:
                 if hasattr(module, name):
                     delattr(module, name)
@@ -51,16 +51,15 @@ class Edit:
 class Plan:
     """What is put where."""
 
-    replace: dict[int, Make] = field(default_factory=dict)
+    instead: dict[int, Make] = field(default_factory=dict)
     """By the id of the module."""
     edits: list[Edit] = field(default_factory=list)
 
     def fill(self, memo: dict[int, Any]) -> None:
         """Makes a deepcopy with this memo put everything in its place, but for the edits."""
         for edit in self.edits:
-            for conv in edit.block.values:
-                memo.update((id(part), nn.Identity()) for part in edit.block.parts(conv))  # no copies for nothing
-        for key, make in self.replace.items():
+            memo.update((id(part), nn.Identity()) for part in edit.block.gone)  # no copies for nothing
+        for key, make in self.instead.items():
             memo[key] = make(partial(copy.deepcopy, memo=memo))
 
 
@@ -71,12 +70,12 @@ def add_foreign(plan: Plan, blocks: Iterable[ForeignBlock]) -> None:
         if isinstance(block.recipe, Recipe):
             plan.edits.append(Edit(block, _in_place(block.recipe, block.module, layers)))
         elif isinstance(block.recipe, Row):
-            plan.replace[id(block.module)] = partial(_row, block, layers)
+            plan.instead[id(block.module)] = partial(_row, block, layers)
         else:
-            plan.replace[id(block.module)] = partial(ready, layers[""])
+            plan.instead[id(block.module)] = partial(given, layers[""])
 
 
-def ready(module: nn.Module, keep: Keep) -> nn.Module:
+def given(module: nn.Module, keep: Keep) -> nn.Module:
     """Makes nothing of its own."""
     return module
 
@@ -111,7 +110,7 @@ def layer_of(value: Affine, block: ForeignBlock, conv: str) -> nn.Module:
     else:
         layer = value.spec().build_conv(weight, bias)
     layer.requires_grad_(any(parameter.requires_grad for part in parts for parameter in part.parameters()))
-    layer.fused_from = type(block.module).__name__  # type: ignore[assignment]
+    layer.fused_from = type(block.module).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
     return layer.train(block.module.training)
 
 
@@ -154,9 +153,9 @@ def add_neighbours(plan: Plan, neighbours: Iterable[Neighbours]) -> None:
                 layer.kernel = kernels.affine_before(scale, shift, layer.kernel, layer.groups)
             else:
                 layer.kernel = kernels.affine(layer.kernel, scale, shift)
-        plan.replace[id(found.norm)] = partial(_without_norm, found.norm)
+        plan.instead[id(found.norm)] = partial(_without_norm, found.norm)
     for key, layer in layers.items():
-        plan.replace[key] = partial(ready, layer.build(layer.kernel))
+        plan.instead[key] = partial(given, layer.build(layer.kernel))
 
 
 def _without_norm(norm: nn.Module, keep: Keep) -> nn.Module:
@@ -211,7 +210,7 @@ def _open_block(block: Branch) -> _Layer:
         weight, bias = _placed(kernel, _like([block]))
         conv = block.spec.replace(bias=True).build_conv(weight, bias)
         conv.requires_grad_(any(parameter.requires_grad for parameter in block.parameters()))
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # as above
         return conv.train(block.training)
 
     return _Layer(Kernel(weight, bias), block.spec.groups, build)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ...algebra._kernels import Kernel
@@ -20,7 +20,7 @@ from ...modules._guard import why_hooked, why_replaced
 from .affine import Affine, after, the_input
 from .equations import equation_of
 from .layers import FUNCTIONS, METHODS, layer_affine, norm_affine
-from .trace import called, changes_in_place, is_any_norm, is_torch_layer, trace
+from .trace import ForwardTracer, called, changes_in_place, is_any_norm, is_torch_layer
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 
@@ -120,7 +120,7 @@ class Reading:
         self.root, self.like = root, like
         kept = [root.get_submodule(name) for name in keep]
         try:
-            self.graph: Graph = trace(root, lambda module: is_leaf(module) or module in kept)
+            self.graph = ForwardTracer(lambda module: is_leaf(module) or module in kept).graph_of(root)
         except Exception as error:  # a foreign forward may raise anything
             raise NotLinearError(f"the forward of {type(root).__name__} cannot be traced: {error}") from error
         self.take()

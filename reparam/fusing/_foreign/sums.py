@@ -9,8 +9,8 @@ from ...algebra import _kernels as kernels
 from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp
 from ...errors import NotLinearError
-from .affine import Affine, inputs, outputs, pointwise, spread
-from .parts import Part
+from .addends import Addend
+from .affine import Affine, inputs, outputs, pointwise, repeated
 
 
 def add(a: Affine, b: Affine) -> Affine:
@@ -28,6 +28,7 @@ def add(a: Affine, b: Affine) -> Affine:
         raise NotLinearError(f"strides {a.op.stride} and {b.op.stride}, or channels, or padding modes differ")
     if inputs(a.op) != inputs(b.op):
         raise NotLinearError(f"inputs of {inputs(a.op)} and {inputs(b.op)} channels meet")
+    # A value that has all taps and groups of the sum takes the other one in; else both go into zeros.
     axes = [_axis(a, b, axis) for axis in range(a.ndim)]
     size, grid, pads, start_a, start_b = (tuple(parts) for parts in zip(*axes))
     groups = gcd(a.op.groups, b.op.groups)
@@ -39,9 +40,9 @@ def add(a: Affine, b: Affine) -> Affine:
         shape = (outputs(a.op), inputs(a.op) // groups, *size)
         zeros = op.kernel.bias.new_zeros(shape)
         empty = replace(whole, op=op._replace(kernel=Kernel(zeros, op.kernel.bias)))
-        return replace(empty, more=(_part(a, start_a, grid, groups), _part(b, start_b, grid, groups)))
+        return replace(empty, more=(_addend(a, start_a, grid, groups), _addend(b, start_b, grid, groups)))
     op = op._replace(kernel=Kernel(a.op.kernel.weight, op.kernel.bias))
-    return replace(whole, op=op, scale=a.scale, more=(*a.more, _part(b, start_b, grid, groups)))
+    return replace(whole, op=op, scale=a.scale, more=(*a.more, _addend(b, start_b, grid, groups)))
 
 
 def _covers(value: Affine, size: tuple[int, ...], groups: int) -> bool:
@@ -49,7 +50,7 @@ def _covers(value: Affine, size: tuple[int, ...], groups: int) -> bool:
     return value.op.kernel.size == size and value.op.groups == groups
 
 
-def _part(value: Affine, start: tuple[int, ...], grid: tuple[int, ...], groups: int) -> Part:
+def _addend(value: Affine, start: tuple[int, ...], grid: tuple[int, ...], groups: int) -> Addend:
     value = value.settled() if value.more else value
     op, scale = value.op, value.scale
     depthwise = op.groups == outputs(op) == inputs(op) != groups
@@ -57,7 +58,7 @@ def _part(value: Affine, start: tuple[int, ...], grid: tuple[int, ...], groups: 
         op, scale = op._replace(kernel=kernels.regroup(value.settled().op.kernel, op.groups, groups)), None
     steps = [d // g if k > 1 else 1 for k, d, g in zip(op.kernel.size, op.dilation, grid)]
     taps = [slice(s, s + step * (k - 1) + 1, step) for s, step, k in zip(start, steps, op.kernel.size)]
-    return Part(op.kernel.weight, scale, (slice(None), slice(None), *taps), depthwise)
+    return Addend(op.kernel.weight, scale, (slice(None), slice(None), *taps), depthwise)
 
 
 def _level(a: Affine, b: Affine) -> tuple[Affine, Affine]:
@@ -67,7 +68,7 @@ def _level(a: Affine, b: Affine) -> tuple[Affine, Affine]:
     channels = max(outputs(a.op), outputs(b.op))
 
     def raised(value: Affine) -> Affine:
-        op = spread(value.op, channels)
+        op = repeated(value.op, channels)
         if not value.ndim:
             ones = (1,) * ndim
             op = LinearOp(Kernel(op.kernel.weight.reshape(-1, 1, *ones), op.kernel.bias), ones, ones, op.groups)
@@ -77,7 +78,16 @@ def _level(a: Affine, b: Affine) -> tuple[Affine, Affine]:
 
 
 def _axis(a: Affine, b: Affine, axis: int) -> tuple[int, int, tuple[int, int], int, int]:
-    """Of the sum, along one axis: taps, their distance, the pads, and where the taps of a and of b begin."""
+    """Of the sum, along one axis: taps, their distance, the pads, and where the taps of a and of b begin.
+
+    Taps are counted from the pixel under an output, so that `a` with 3 taps at dilation 2 and 2 pads begins at -2, and
+    `b` with 3 taps and 1 pad at -1. The pads that taps leave spare decide the size of the output, and must be the same.
+
+        pixel     -2 -1  0  1  2
+        a          a  .  a  .  a     begins at tap 0
+        b          .  b  b  b  .     begins at tap 1
+        a + b      5 taps at dilation gcd(2, 1, -2 - -1) = 1, 2 pads
+    """
     first, last, spare, steps = [], [], [], []
     for value in (a, b):
         low, high = value.pads[axis] if value.pads else (0, 0)

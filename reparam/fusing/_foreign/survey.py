@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 
 from torch import nn
 
-from ...bn._norm import is_norm, why_not_ready
-from .blocks import ForeignBlock, Refusal, search
+from .blocks import ForeignBlock, find_foreign
+from .exact import shared_eval
 from .lookalikes import sums_of_layers
-from .neighbours import Found, Neighbours, find_neighbours
-from .recipes import Recipe
-from .trace import is_any_norm, shared_eval
+from .neighbours import Found, find_neighbours
+from .pairs import Neighbours
+from .trace import is_any_norm
 
 
 @dataclass(frozen=True)
@@ -34,34 +34,12 @@ class Survey:
         """Why a part that looks like branches or like a norm before or after a layer stays as it is, by dotted name."""
         return self.find_left()
 
-    def problems_of(self, block: ForeignBlock, conv: str) -> dict[str, str]:
-        """Why a convolution of a block cannot be made now, by the dotted name of the norm."""
-        return self._problems(module for part in block.parts(conv) for module in part.modules())
-
-    def norm_problems(self) -> dict[str, str]:
-        """Why a norm outside of blocks cannot be taken in now, by its dotted name."""
-        return self._problems(found.norm for found in self.neighbours)
-
-    def problems(self) -> dict[str, str]:
-        """Why the model cannot be fused now, by the dotted name of the norm, or of what cannot become a layer."""
-        found = {**self.refused, **self.norm_problems()}
-        for block in self.blocks.values():
-            for conv in block.values:
-                found |= self.problems_of(block, conv)
-        return found
-
-    def _problems(self, modules: Iterator[nn.Module]) -> dict[str, str]:
-        found = {self.names[id(bn)]: why_not_ready(bn) for bn in modules if is_norm(bn)}
-        return {name: why for name, why in found.items() if why}
-
 
 def survey(model: nn.Module, batch_norms: bool) -> Survey:
     """Looks for foreign blocks, and, if asked for, for norms outside of blocks that can be taken in."""
-    looked_at = search(model)
-    blocks = {name: block for name, block in looked_at.items() if isinstance(block, ForeignBlock)}
-    refusals = {name: block for name, block in looked_at.items() if isinstance(block, Refusal)}
+    blocks, refusals = find_foreign(model)
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
-    taken = {id(module) for block in blocks.values() for module in _taken(block)}
+    taken = {id(module) for block in blocks.values() for part in block.gone for module in part.modules()}
     around = cache(partial(_around, model, taken))
 
     def left() -> dict[str, str]:
@@ -99,9 +77,3 @@ def _sums_in(found: Found, names: Mapping[int, str]) -> dict[str, str]:
     graphs = ((root, graph) for root, graph in found.graphs if graph is not None)
     inner = ((names[id(root)], name) for root, graph in graphs for name in sums_of_layers(root, graph))
     return {f"{prefix}.{name}".strip("."): _A_SUM for prefix, name in inner}
-
-
-def _taken(block: ForeignBlock) -> Iterator[nn.Module]:
-    parts = [part for conv in block.values for part in block.parts(conv)]
-    for part in parts if isinstance(block.recipe, Recipe) else [block.module]:
-        yield from part.modules()

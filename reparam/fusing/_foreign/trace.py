@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections import deque
 from collections.abc import Callable, Container, Iterator
-from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -20,13 +18,23 @@ from ...modules._guard import why_hooked, why_replaced
 Leaf = Callable[[nn.Module], bool]
 
 
-class _ForwardTracer(Tracer):
+class ForwardTracer(Tracer):
     """Traces into every module but the leaves, and knows in which module it was when the tracing failed."""
 
     def __init__(self, is_leaf: Leaf) -> None:
         super().__init__()
         self._is_leaf = is_leaf
         self.failed_in: nn.Module | None = None
+
+    def graph_of(self, module: nn.Module) -> Graph:
+        """The graph of a forward with its default arguments.
+
+        Raises:
+            Exception: whatever the forward raises on values that are not there yet.
+        """
+        parameters = inspect.signature(module.forward).parameters.items()
+        defaults = {name: one.default for name, one in parameters if one.default is not one.empty}
+        return self.trace(module, concrete_args=defaults)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._is_leaf(m)
@@ -64,40 +72,6 @@ def is_torch_layer(module: nn.Module) -> bool:
     if holder or why_replaced(module):
         return False
     return getattr(forward, "__module__", "").startswith("torch.nn.modules.")
-
-
-def shared_eval(model: nn.Module) -> nn.Module:
-    """A copy in eval mode of the modules, which hold the very tensors of `model`."""
-    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, memo | same_hooks(model)).eval()
-
-
-def same_hooks(model: nn.Module) -> dict[int, Any]:
-    """A memo for deepcopy with which copies hold the hooks themselves, whatever these refer to."""
-    return {id(table): table for table in _hook_tables(model)}
-
-
-def _hook_tables(model: nn.Module) -> Iterator[dict[int, Any]]:
-    for module in model.modules():
-        yield from (table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict))
-
-
-def trace(module: nn.Module, is_leaf: Leaf) -> Graph:
-    """The graph of a forward with its default arguments.
-
-    Raises:
-        Exception: whatever the forward raises on values that are not there yet.
-    """
-    return _trace(_ForwardTracer(is_leaf), module)
-
-
-def _trace(tracer: _ForwardTracer, module: nn.Module) -> Graph:
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(module.forward).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    return tracer.trace(module, concrete_args=defaults)
 
 
 def graphs(
@@ -139,9 +113,9 @@ def _trace_past(root: nn.Module, is_leaf: Leaf, closed: Leaf) -> tuple[Graph | N
         return type(module) in opaque or closed(module)
 
     while True:
-        tracer = _ForwardTracer(lambda module: alone(module) or is_leaf(module))
+        tracer = ForwardTracer(lambda module: alone(module) or is_leaf(module))
         try:
-            return _trace(tracer, root), alone
+            return tracer.graph_of(root), alone
         except Exception:  # a foreign forward may raise anything
             if tracer.failed_in is None or type(tracer.failed_in) in opaque:
                 return None, alone

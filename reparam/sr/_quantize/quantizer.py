@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from importlib.util import find_spec
-from math import inf, log10
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from ...files import load_checkpoint
 from ...files._writing import files_beside, written
 from ...fusing._fuse import made_up_image, plain_copy
 from ...models._pretrained import network_file
+from .._psnr import psnr_db
 from .._upscale import Upscaler
 from .._upscale.arrays import floats_of, whole_of
 from .integers import write_int8
@@ -165,12 +165,12 @@ def _scores(reference: Upscaler, upscaler: Upscaler, small: Sequence[Any], large
     for index, image in enumerate(small):
         x = _floats(image)
         exact, rounded = (one(x).clip(0, 1) for one in (reference, upscaler))
-        rows.append([_psnr_db(rounded, exact)])
+        rows.append([psnr_db(rounded, exact)])
         if large is not None:
             sharp = _floats(large[index])
             if sharp.shape != exact.shape:
                 raise SpecError(f"image {index} becomes {exact.shape}, but its target is {sharp.shape}")
-            rows[-1] += [_psnr_db(exact, sharp), _psnr_db(rounded, sharp)]
+            rows[-1] += [psnr_db(exact, sharp), psnr_db(rounded, sharp)]
     means = [mean(column) for column in zip(*rows)]
     return means[0], *(means[1:] if large is not None else (None, None))
 
@@ -178,8 +178,3 @@ def _scores(reference: Upscaler, upscaler: Upscaler, small: Sequence[Any], large
 def _floats(image: Any) -> np.ndarray:
     """(H, W, C), float32 of 0 to 1."""
     return floats_of(whole_of(pixels_of(image)))[0].transpose(1, 2, 0)
-
-
-def _psnr_db(image: np.ndarray, original: np.ndarray) -> float:
-    error = float(np.square(image - original, dtype=np.float64).mean())
-    return -10 * log10(error) if error else inf

@@ -22,6 +22,7 @@ from ...files import load_checkpoint
 from ...files._writing import check_targets
 from ...fusing._fuse import made_up_image, plain_copy
 from ...models._pretrained import network_file
+from ...modules._like import tensor_like
 from .arrays import arrays_of, floats_of, largest_of, of_pil, whole_of
 from .color import Coloring, coloring
 from .guard import check_weights, checked, seam
@@ -91,7 +92,7 @@ class Upscaler:
             self.radius, self.period = locality(net, self.colors) if tile else (0, 1)
             self.engine = fastest_engine(net, self.colors, threads) if engine == "auto" else engine
             run = make_engine(net, self.engine, threads)
-            dtype = next(net.parameters()).dtype
+            dtype = tensor_like(net).dtype
             self._name, self._rounding = type(net).__name__, _ROUNDING.get(dtype, _COARSE_ROUNDING)
             if dtype == torch.float16:
                 again = partial(_make_float32, net, threads)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Part:
+class Addend:
     """A kernel that is to be added to a larger one."""
 
     weight: Tensor

@@ -1,0 +1,63 @@
+"""Carrying out a plan: in a copy of the model, or in the model itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ..errors import FuseError
+from ..modules._hooks import keep_hooks, leave_hooks_out, put_hooks_in
+from ._foreign import Plan
+
+
+def fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carries a plan out on a copy."""
+    # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
+    memo: dict[int, Any] = {}
+    leave_hooks_out(model, memo)
+    plan.fill(memo)
+    made = {key: memo[key] for key in plan.instead}
+    plain = copy.deepcopy(model, memo)
+    for edit in plan.edits:
+        edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
+    put_hooks_in(model, memo)
+    _keep_all_hooks(model, made, memo)
+    return plain
+
+
+def fuse_in_place(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carries a plan out on the model itself."""
+    if id(model) in plan.instead:
+        raise FuseError(
+            f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
+            "the convolution that fuse(block) returns"
+        )
+    made = {key: make(_itself) for key, make in plan.instead.items()}
+    _keep_all_hooks(model, made, None)
+    exchange(model, made)
+    for edit in plan.edits:
+        edit.apply(edit.block.module, _itself)
+    return model
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
+
+
+def exchange(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
+    """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in others:
+                setattr(parent, name, others[id(child)])
+    return model
+
+
+def _keep_all_hooks(model: nn.Module, made: Mapping[int, nn.Module], memo: dict[int, Any] | None) -> None:
+    for module in model.modules():
+        if id(module) in made:
+            keep_hooks(module, made[id(module)], memo)

@@ -1,0 +1,222 @@
+"""A batch norm and the layers next to it in a graph: whether these can take it in, and why not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from ...bn._norm import is_norm
+from ...branches import Branch
+from ...errors import NotLinearError
+from .layers import norm_scale_shift
+from .trace import called, changes_in_place, is_any_norm, is_torch_layer
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A norm, and the layers that take it in."""
+
+    norm: nn.Module
+    layers: tuple[nn.Module, ...]
+    before: bool
+    """Whether the norm runs before the layers."""
+
+
+class Search:
+    """Looks through one graph after the other, and takes every norm that it finds a place for as gone."""
+
+    root: nn.Module
+
+    def __init__(self, calls: Counter[int], taken: Container[int]) -> None:
+        self.calls, self.taken = calls, taken
+        self.gone: set[int] = set()
+        self.found: list[Neighbours] = []
+        self.left: dict[int, str] = {}
+
+    def add(self, found: Neighbours) -> None:
+        """Takes a norm for gone."""
+        self.gone.add(id(found.norm))
+        self.found.append(found)
+
+    def all_in(self, root: nn.Module, graph: Graph) -> None:
+        """The norms in one graph, in the order in which they run."""
+        self.root = root
+        for node in graph.nodes:
+            norm = called(root, node)
+            if norm is None or not is_any_norm(norm) or id(norm) in self.gone or id(norm) in self.taken:
+                continue
+            why = self._why_it_stays(norm, node)
+            before = why or self._layer_before(node, norm)
+            after = why or (self._layers_after(node, norm) if isinstance(before, str) else before)
+            if not isinstance(after, str):
+                self.add(after)
+            else:
+                self.left[id(norm)] = why or f"{before}; {after}"
+
+    def blame(self, root: nn.Module) -> None:
+        """Says of norms that are in no graph in which module they are."""
+        for norm in filter(is_any_norm, root.children()):
+            why = (
+                f"the forward of {_kind(root)} around it cannot be traced, so that nothing is known of what runs there"
+            )
+            if id(norm) not in self.gone:
+                self.left.setdefault(id(norm), why)
+
+    def _why_it_stays(self, norm: Any, node: Node) -> str:
+        usual = is_torch_layer(norm) or type(norm).__module__.startswith(("timm.", "reparam."))
+        if is_norm(norm) and not usual:
+            return f"{_kind(norm)} has a forward of its own"
+        if norm.running_mean is None:
+            return "it keeps no running statistics (track_running_stats=False)"
+        if self.calls[id(norm)] != 1:
+            return "it is used more than once, or by code that cannot be traced"
+        if norm._forward_pre_hooks:
+            return "it has a forward pre-hook, which sees what goes in"
+        if len(node.args) != 1 or node.kwargs:
+            return "it is not called with one input alone"
+        try:
+            norm_scale_shift(norm)  # which a frozen one of somebody's may not be
+        except NotLinearError as error:
+            return str(error)
+        return ""
+
+    def _layer_before(self, node: Node, norm: nn.Module) -> Neighbours | str:
+        source: Any = node.args[0]
+        while isinstance(source, Node) and len(_readers(source)) == 1 and self._does_nothing(source):
+            source = source.args[0]
+        if not isinstance(source, Node):
+            return "nothing runs before it"
+        layer = called(self.root, source)
+        if layer is None or not _is_layer(layer):
+            return f"it follows {self._words(source)}, no layer that could take it in"
+        if len(_readers(source)) != 1:
+            return f"what it follows, {self._words(source)}, is also used without it"
+        why = self._why_not(layer, layer._forward_hooks)
+        if why or not _makes_channels(layer, norm):
+            return f"what it follows, {self._words(source)}, {why or 'makes other channels than it normalises'}"
+        return Neighbours(norm, (layer,), before=False)
+
+    def _layers_after(self, node: Node, norm: nn.Module) -> Neighbours | str:
+        source = node.args[0]
+        if any(not isinstance(part, nn.Identity) for part in norm.children()):
+            return "the activation that it holds runs before what follows"
+        if norm._forward_hooks:
+            return "it has a forward hook, which sees what comes out"
+        if not isinstance(source, Node) or any(changes_in_place(self.root, user) for user in source.users):
+            return "what goes in is overwritten"
+        layers: list[nn.Module] = []
+        for user, pooled in self._users(node):
+            layer = called(self.root, user)
+            if layer is None or not _is_layer(layer):
+                return f"it is followed by {self._words(user)}, no layer that could take it in"
+            why = self._why_not(layer, None) or _why_no_pixels(layer, norm, pooled)
+            if why:
+                return f"what follows it, {self._words(user)}, {why}"
+            layers.append(layer)
+        return Neighbours(norm, tuple(layers), before=True) if layers else "nothing follows it"
+
+    def _why_not(self, layer: nn.Module, hooks: Any) -> str:
+        """Why a layer cannot take a norm in."""
+        if id(layer) in self.taken:
+            return "becomes another layer anyway"
+        if self.calls[id(layer)] != 1:
+            return "is also used without it, or its weight is, or by code that cannot be traced"
+        if layer._forward_pre_hooks or hooks:
+            return "has a hook, which sees what comes between"
+        plain = is_torch_layer(layer) or is_same_conv(layer)
+        if not isinstance(layer, Branch) and not (plain and "weight" in layer._parameters):
+            return "is not torch's own, or works out its weight"
+        return ""
+
+    def _words(self, node: Node) -> str:
+        module = called(self.root, node)
+        if module is not None:
+            return f"{type(module).__name__} {node.target!r}"
+        known = {"placeholder": "the input", "output": "the output", "get_attr": "a parameter"}
+        return known.get(node.op, str(getattr(node.target, "__name__", node.target)))
+
+    def _users(self, node: Node, pooled: bool = False) -> Iterator[tuple[Node, bool]]:
+        """What uses a value, past what does nothing or takes the mean over the image, and whether that was done."""
+        for user in _readers(node):
+            if self._does_nothing(user):
+                yield from self._users(user, pooled)
+            elif self._pools(user) or (pooled and _flattens(user)):
+                yield from self._users(user, True)
+            else:
+                yield user, pooled
+
+    def _does_nothing(self, node: Node) -> bool:
+        module = called(self.root, node)
+        if module is None or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if id(module) in self.gone:
+            return all(isinstance(part, nn.Identity) for part in module.children())
+        of_pixels = isinstance(module, nn.Flatten) and any(map(self._pools, node.all_input_nodes))
+        return is_torch_layer(module) and (isinstance(module, (nn.Identity, _DropoutNd)) or of_pixels)
+
+    def _pools(self, node: Node) -> bool:
+        """Whether a node takes the mean over each channel, which a scale and shift may as well follow as precede."""
+        if node.op == "call_method" and node.target == "mean":
+            axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            return axes in ((2, 3), [2, 3], (-2, -1), [-2, -1])
+        pool = called(self.root, node)
+        return isinstance(pool, nn.AdaptiveAvgPool2d) and is_torch_layer(pool) and not pool._forward_hooks
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (_ConvNd, nn.Linear, Branch))
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def is_same_conv(module: nn.Module) -> bool:
+    """timm's convolution that pads by the size of its input, as TensorFlow's do."""
+    return isinstance(module, nn.Conv2d) and type(module).__name__ == "Conv2dSame"
+
+
+def _readers(node: Node) -> list[Node]:
+    """What uses the numbers of a value; its shape is not changed by a norm."""
+    return [user for user in node.users if not _looks_at_shape(user)]
+
+
+def _looks_at_shape(node: Node) -> bool:
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "device", "dtype")
+    return node.op == "call_method" and node.target in ("size", "dim")
+
+
+def _flattens(node: Node) -> bool:
+    return node.op == "call_method" and node.target == "flatten" and node.args[1:] == (1,)
+
+
+def _makes_channels(layer: nn.Module, norm: Any) -> bool:
+    """Whether a norm counts what a layer makes: of a linear layer's images, it would count another axis."""
+    return not isinstance(layer, nn.Linear) or (_is_of_vectors(norm) and layer.out_features == norm.num_features)
+
+
+def _is_of_vectors(norm: nn.Module) -> bool:
+    return getattr(norm, "_unfrozen_class", type(norm)) in (nn.BatchNorm1d, nn.SyncBatchNorm)
+
+
+def _why_no_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> str:
+    """Why not each input of a layer is a value that the norm made; empty if each is one."""
+    if isinstance(layer, nn.Linear):  # of vectors: the channels that the norm counts must be their entries
+        fits = (pooled or _is_of_vectors(norm)) and layer.in_features == norm.num_features
+        return "" if fits else "does not run over the channels that it normalises"
+    if isinstance(layer, _ConvTransposeNd):
+        return "spreads its input out"
+    pads = layer.spec.pads if isinstance(layer, Branch) else _pads_of(layer)
+    return "pads its input" if any(map(any, pads)) or is_same_conv(layer) else ""
+
+
+def _pads_of(layer: Any) -> Iterable[tuple[int, ...]]:
+    return [(0,)] if layer.padding == "valid" else [(1,)] if layer.padding == "same" else [layer.padding]
