@@ -154,6 +154,27 @@ class TestOnesOwn:
         with pytest.raises(TypeError, match="missing a required.* argument: 'other'"):
             Child(4)
 
+    def test_a_static_design_cannot_read_what_a_base_declares(self):
+        class Simple(RepSRBlock):
+            @staticmethod
+            def design(spec, *, paths=1):
+                return [ConvBranch] * paths
+
+        assert list(signature(Simple).parameters) == [*COMMON, "paths"]
+        assert len(Simple(4, paths=3).branches) == 3
+        with pytest.raises(OptionError, match="'gain'"):
+            Simple(4, gain=0.5)
+
+    def test_a_design_may_go_on_from_that_of_its_base(self):
+        class Longer(RepSRBlock):
+            more: int = 1
+
+            def design(self, spec):
+                return super().design(spec) + [ConvBranch] * self.more
+
+        assert len(Longer(4, paths=3, more=2).branches) == 1 + 3 + 2
+        assert len(Longer.planned(ConvSpec(4, 6), more=2)) == 2 + 2
+
     def test_a_constructor_of_its_own_says_what_it_takes(self):
         assert list(signature(OwnConstructor).parameters) == ["channels", "times"]
         block = OwnConstructor(4, times=3)
