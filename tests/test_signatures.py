@@ -11,7 +11,7 @@ import runpy
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import pytest
 import torch
@@ -75,6 +75,13 @@ def test_the_arguments_of_every_block_are_documented_where_the_others_point():
     assert re.findall(r"^ {8}(\w+): ", section, re.MULTILINE) == COMMON
 
 
+def test_the_geometry_is_given_as_to_a_spec():
+    takes, types = signature(ConvSpec).parameters, get_type_hints(ConvSpec.__init__)
+    for name, parameter in takes.items():
+        ours = signature(ConvBlock).parameters[name]
+        assert (ours.default, ours.kind, ours.annotation) == (parameter.default, parameter.kind, types[name])
+
+
 def test_help_shows_them():
     shown = pydoc.plain(pydoc.render_doc(RepSRBlock))
     assert "options: Any" not in shown
@@ -95,12 +102,13 @@ class Keywords(ConvBlock):
 class Attributes(ConvBlock):
     """Options as attributes, one of them of a type that only type checkers know."""
 
+    times: ClassVar[int] = 1
     count: int = 2
     of: Sized | None = None
     made_of: type[ConvBranch] = ConvBranch
 
     def design(self, spec):
-        return [self.made_of] * self.count
+        return [self.made_of] * self.count * self.times
 
 
 class OtherDefaults(Attributes):
