@@ -103,6 +103,18 @@ def assign(block: ReparamBlock) -> None:
     block.load_state_dict(randomise(copy.deepcopy(block), 6).state_dict(), assign=True)
 
 
+class Halved(nn.Conv2d):
+    """A convolution that shows half of its weight."""
+
+    @property
+    def weight(self):
+        return self._parameters["weight"] / 2
+
+    @weight.setter
+    def weight(self, weight):
+        self._parameters["weight"] = weight
+
+
 def train(block: ReparamBlock) -> None:
     block.train()(image(SPEC, 3, (6, 6))).sum().backward()
     block.eval()
@@ -124,6 +136,7 @@ CHANGES = {
     "reset": lambda block: block.reset_parameters(),
     "parametrized": lambda block: parametrizations.weight_norm(block.branches[1].expand),
     "pruned": lambda block: prune.l1_unstructured(block.branches[1].expand, "weight", 0.5),
+    "another class": lambda block: setattr(block.branches[1].expand, "__class__", Halved),
     "a hook": lambda block: block.branches[1].register_forward_hook(lambda module, args, y: 2 * y),
     "a forward": lambda block: setattr(block.branches[1], "forward", lambda x: x),
 }

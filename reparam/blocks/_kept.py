@@ -67,11 +67,10 @@ class KeptKernel:
 
 class _Kept(NamedTuple):
     spec: ConvSpec
-    inside: Inside
     kinds: list[type]
     """Of each module inside."""
     attributes: list[tuple[Any, ...]]
-    """Of each module inside, such as the eps of a norm; what can change within them is looked at elsewhere."""
+    """Of each module inside, such as the eps of a norm, and its own tables of tensors, children and hooks."""
     tensors: list[Tensor | None]
     """Copies of all that is in the block."""
     kernel: Kernel
@@ -80,7 +79,6 @@ class _Kept(NamedTuple):
         """Whether the kernel would be computed from the same."""
         return (
             block.spec is self.spec
-            and inside is self.inside
             and [*map(type, inside.modules)] == self.kinds
             and all(map(_same_attributes, map(vars, inside.modules), self.attributes))
             and _same_tensors(_tensors(block, inside), self.tensors)
@@ -96,7 +94,7 @@ def _kept(block: Branch, inside: Inside, kernel: Kernel) -> _Kept | None:
     if not known or replaced or {*map(type, tensors)} - _PLAIN:
         return None
     copies = [None if tensor is None else tensor.detach().clone() for tensor in tensors]
-    return _Kept(block.spec, inside, kinds, attributes, copies, kernel)
+    return _Kept(block.spec, kinds, attributes, copies, kernel)
 
 
 def _tensors(block: Branch, inside: Inside) -> list[Tensor | None]:
@@ -119,5 +117,4 @@ def _same_tensors(now: list[Tensor | None], then: list[Tensor | None]) -> bool:
 def _same(now: Tensor | None, then: Tensor | None) -> bool:
     if now is None or then is None or type(now) not in _PLAIN:
         return now is then
-    alike = now.dtype == then.dtype and now.device == then.device and now.stride() == then.stride()
-    return alike and torch.equal(now, then)
+    return now.dtype == then.dtype and now.device == then.device and torch.equal(now, then)
