@@ -109,9 +109,13 @@ def layer_of(value: Affine, block: ForeignBlock, conv: str) -> nn.Module:
         layer.weight, layer.bias = nn.Parameter(weight.squeeze(-1)), nn.Parameter(bias)
     else:
         layer = value.spec().build_conv(weight, bias)
+    return _in_place_of(block.module, layer, parts)
+
+
+def _in_place_of(module: nn.Module, layer: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     layer.requires_grad_(any(parameter.requires_grad for part in parts for parameter in part.parameters()))
-    layer.fused_from = type(block.module).__name__  # type: ignore[assignment]
-    return layer.train(block.module.training)
+    layer.fused_from = type(module).__name__  # type: ignore[assignment]
+    return layer.train(module.training)
 
 
 def _like(parts: Iterable[nn.Module]) -> Tensor:
@@ -208,9 +212,6 @@ def _open_block(block: Branch) -> _Layer:
 
     def build(kernel: Kernel) -> nn.Module:
         weight, bias = _placed(kernel, _like([block]))
-        conv = block.spec.replace(bias=True).build_conv(weight, bias)
-        conv.requires_grad_(any(parameter.requires_grad for parameter in block.parameters()))
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]
-        return conv.train(block.training)
+        return _in_place_of(block, block.spec.replace(bias=True).build_conv(weight, bias), [block])
 
     return _Layer(Kernel(weight, bias), block.spec.groups, build)
