@@ -20,7 +20,6 @@ import torch.nn.functional as F
 import typer
 from einops import rearrange, reduce
 from PIL import Image, ImageDraw
-from rich.console import Console
 from rich.table import Table
 from skimage import data, io
 from torch import Tensor
@@ -29,13 +28,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typer import Option
 
+from examples.train_sr.__main__ import console, user_errors
 from examples.train_sr.__main__ import photos as write_photos
-from examples.train_sr.__main__ import user_errors
 from examples.train_sr.data import Batches, image_files, read_pair, read_patches_of
 from examples.train_sr.quality import bicubic, luma
-from reparam import SpecError, bn_gap, create_model, freeze_bn_stats, load_checkpoint, recalibrate_bn_stats
-from reparam.bn._norm import norms
-from reparam.models._net import SRNet
+from reparam import bn_gap, freeze_bn_stats, recalibrate_bn_stats
+from reparam.bn import norms
+from reparam.errors import SpecError
+from reparam.sr import SRNet, create_model, load_checkpoint
 
 WAYS = ("stored", "recalibrated", "own", "frozen")
 """Never frozen, with the statistics that the training stored, those of 100 batches at its end, and the image's own; and
@@ -125,7 +125,7 @@ def train_both_ways(training: Training, steps: int, tests: Sequence[Photo]) -> t
             mean_psnr(training.result, tests, region, own) for region in ("all", "smooth") for own in (False, True)
         )
         table.add_row(str(stop), *(f"{score:.2f}" for score in scores))
-    Console().print(table)
+    console().print(table)
     frozen = copy.deepcopy(training)
     freeze_bn_stats(frozen.net)
     for one in (training, frozen):
@@ -295,18 +295,17 @@ def show(nets: Nets, tests: Sequence[Photo], out: Path) -> None:
         region: paste(window, other_photo(window, tests, "textured" if region == "smooth" else "smooth"))
         for region, window in windows.items()
     }
-    console = Console()
     for table in (
         *region_tables(tests, enlarged),
         paste_table(nets, list(zip(windows.values(), pasted.values()))),
         gap_table(nets.never, windows),
     ):
-        console.print(table)
+        console().print(table)
     out.mkdir(parents=True, exist_ok=True)
     for kind, found in (("", windows), ("_pasted", pasted)):
         for region, window in found.items():
             picture(window, in_all_ways(nets, window.photo.low)).save(out / f"{region}{kind}.png", optimize=True)
-    console.print(f"pictures: {out}")
+    console().print(f"pictures: {out}")
 
 
 # The command

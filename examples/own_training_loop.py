@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from skimage import data
 from torch import nn
 
-from reparam import RepSRBlock, freeze_bn_stats, fuse, fused, verify
+from reparam import RepSRBlock, freeze_bn_stats, fuse, verify
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smoke", action="store_true", help="a few steps only")
@@ -52,8 +52,9 @@ for step in range(steps):
     loss.backward()
     optimizer.step()
     if step % (steps // 4) == 0:
-        with fused(net) as plain:  # validation costs one convolution per layer; the training goes on untouched
-            print(f"step {step:4d}: loss {loss.item():.4f}, fused {error_db(plain):.2f} dB on the held-out half")
+        plain = fuse(net.eval())  # a copy: validation costs one convolution per layer
+        print(f"step {step:4d}: loss {loss.item():.4f}, fused {error_db(plain):.2f} dB on the held-out half")
+        net.train()
 
 plain = fuse(net)
 report = verify(net, plain, photo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 
@@ -11,6 +12,9 @@ from helpers import assert_close, assert_close_everywhere, slow_conv
 from torch import Tensor
 
 from reparam import Branch
+
+READ = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+"""What code that was written for convolutions reads of them."""
 
 
 def check_equals_its_convolution(branch: Branch, x: Tensor) -> None:
@@ -21,6 +25,7 @@ def check_equals_its_convolution(branch: Branch, x: Tensor) -> None:
     assert_close_everywhere(y, slow_conv(x, weight, bias, branch.spec), ring)
     conv = branch.to_conv()
     assert (conv.bias is not None) == branch.spec.bias
+    assert [getattr(branch, name) for name in READ] == [getattr(conv, name) for name in READ]
     assert_close_everywhere(y, conv(x), ring)
 
 
@@ -104,6 +109,20 @@ def check_built_on_meta(branch: Branch, build: Callable[[], Branch], x: Tensor) 
         assert torch.equal(loaded.train(branch.training)(x), y)
         assert torch.equal(loaded.to_conv()(x), branch.to_conv()(x))
         assert {t.dtype for t in loaded.buffers() if t.is_floating_point()} <= {x.dtype}
+
+
+def check_reset(branch: Branch, build: Callable[[], Branch], seed: int) -> None:
+    """A seed gives the same start to a branch as when it is built, of which every tensor stays the object it is."""
+    torch.manual_seed(seed)
+    expected, drawn = build(), torch.rand(1)
+    ours = dict(itertools.chain(branch.named_parameters(), branch.named_buffers()))
+    torch.manual_seed(seed)
+    branch.reset_parameters()
+    assert torch.equal(torch.rand(1), drawn), "another number of draws than when it is built"
+    now = dict(itertools.chain(branch.named_parameters(), branch.named_buffers()))
+    for name, start in itertools.chain(expected.named_parameters(), expected.named_buffers()):
+        assert now[name] is ours[name] and torch.equal(now[name], start.to(now[name].dtype)), name
+    assert now.keys() == ours.keys()
 
 
 def check_autocast(branch: Branch, x: Tensor) -> None:

@@ -268,11 +268,11 @@ def main() -> None:
     every = [mutant for file in files for mutant in mutants_of(file, (ROOT / file).read_bytes())]
     mutants = drawn(every, chosen.sample, chosen.seed)
     if chosen.list:
-        print(*mutants, sep="\n")  # noqa: T201
+        print(*mutants, sep="\n")  # noqa: T201  # likewise
         return
     alive = run(mutants, jobs=chosen.jobs, tests=chosen.tests)
-    print(*["", *alive], sep="\n")  # noqa: T201
-    print(f"{len(mutants)} mutants, {len(mutants) - len(alive)} killed, {len(alive)} survived")  # noqa: T201
+    print(*["", *alive], sep="\n")  # noqa: T201  # likewise
+    print(f"{len(mutants)} mutants, {len(mutants) - len(alive)} killed, {len(alive)} survived")  # noqa: T201  # likewise
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ from reparam import (
     SequentialBranch,
     SobelBranch,
 )
-from reparam.algebra._spec import _CONV_CLASS, PADDING_MODES, centre
-from reparam.blocks._block import ConvBlock
-from reparam.bn._norm import _CLASS
+from reparam.algebra._axes import CONV, NORM
+from reparam.algebra._spec import PADDING_MODES, centre
+from reparam.blocks._conv_block import ConvBlock
 from reparam.branches._identity import has_identity
 
 seeds = st.integers(0, 2**31 - 1)
@@ -52,7 +52,7 @@ def of_spec(block: type[ConvBlock], spec: ConvSpec, **options) -> Branch:
 
 def stack(spec: ConvSpec) -> Branch:
     """1x1, BN, k x k, BN, 1x1: a batch norm on either side of the spatial operation."""
-    conv, norm = _CONV_CLASS[spec.ndim], _CLASS[spec.ndim]
+    conv, norm = CONV[spec.ndim], NORM[spec.ndim]
     wide = 2 * spec.groups
     geometry = {"stride": spec.stride, "dilation": spec.dilation, "groups": spec.groups}
     layers = (
@@ -67,7 +67,7 @@ def stack(spec: ConvSpec) -> Branch:
 
 def two_spatial(spec: ConvSpec) -> Branch:
     """k1 x k1, then k2 x k2 depthwise, which together have the taps of the spec."""
-    conv = _CONV_CLASS[spec.ndim]
+    conv = CONV[spec.ndim]
     first = tuple(centre(k) + 1 for k in spec.kernel_size)
     second = tuple(k - k1 + 1 for k, k1 in zip(spec.kernel_size, first))
     layers = (

@@ -8,8 +8,9 @@ import pickle
 import re
 import resource
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -78,14 +79,23 @@ def options_of(golden: Golden) -> dict:
     return act | img_range | ({"identity": None} if config.get("with_idt") else {})
 
 
-@files(lambda name: name.startswith(NETS))
-@pytest.mark.parametrize("name", WRITERS)
-def test_official_files(path, name, tmp_path):
+def check_official(path: Path, file: Path) -> None:
     golden = read(path)
-    WRITERS[name]({key: value.contiguous() for key, value in golden.official.items()}, tmp_path / name)
-    net = load_checkpoint(tmp_path / name, **options_of(golden))
+    WRITERS[file.name]({key: value.contiguous() for key, value in golden.official.items()}, file)
+    net = load_checkpoint(file, **options_of(golden))
     assert not net.training and next(net.parameters()).dtype == torch.float32
     assert max(errors(net, golden).values()) <= golden.rounding
+
+
+@files(lambda name: name.startswith(NETS))
+def test_official_files(path, tmp_path):
+    check_official(path, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@files(lambda name: name.startswith("sesr_tiny"))  # a file is read before anyone asks what network it holds
+def test_official_files_in_every_format(path, name, tmp_path):
+    check_official(path, tmp_path / name)
 
 
 @files(lambda name: name.startswith(NETS) and not name.startswith("srvgg"))
@@ -249,7 +259,7 @@ def test_which_of_several_wrappers(tmp_path):
     "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module.", "module." * 2000]
 )
 def test_prefixes(prefix, tmp_path):
-    net = ready("ecbsr_m1c4_x2")
+    net = ready("plain_m1c4_x2")
     torch.save({prefix + key: value for key, value in net.state_dict().items()}, tmp_path / "x.pth")
     assert torch.equal(load_checkpoint(tmp_path / "x.pth")(x := image(net)), net(x))
 
@@ -265,15 +275,19 @@ def test_an_averaged_model(tmp_path):
 
 # There and back ------------------------------------------------------------------------------------------------------
 
-SMALL = {re.sub(r"m\d+c\d+", "m2c6", name) for name in list_models() if not name.startswith("sesr")}
+SMALL = {re.sub(r"m\d+c\d+", "m1c6", name) for name in list_models() if not name.startswith("sesr")}
 SMALL |= {"sesr_m3_x2", "sesr_m3_x4"}
-
-
-BLOCKS = [(name, True) for name in sorted(SMALL) if not name.startswith(("plain", "edsr"))]
+# Scale and colours are read by one function for all networks of blocks, and by others for the rest; so RepSR and the
+# rest come in all sizes, and every other family of blocks in two that differ in both. Fused networks are plain ones.
+TWO_SIZES = {name for name in SMALL if name.startswith("sesr") or name.endswith(("_x2", "_x3_y"))}
+UNFUSED = TWO_SIZES | {name for name in SMALL if name.startswith(("plain", "edsr", "repsr"))}
+FUSED = {name for name in TWO_SIZES if not name.startswith(("plain", "edsr"))}
 
 
 @pytest.mark.parametrize("file", ["x.safetensors", "x.pth"])
-@pytest.mark.parametrize(("name", "fused"), [*((name, False) for name in sorted(SMALL)), *BLOCKS])
+@pytest.mark.parametrize(
+    ("name", "fused"), [*((name, False) for name in sorted(UNFUSED)), *((name, True) for name in sorted(FUSED))]
+)
 def test_every_family_there_and_back(name, file, fused, tmp_path):
     net = ready(name, **({"hidden_channels": 8} if "sesr" in name else {}))
     net = fuse(net) if fused else net
@@ -282,27 +296,30 @@ def test_every_family_there_and_back(name, file, fused, tmp_path):
     assert torch.equal(same(x := image(net)), net(x))
     assert type(same) is type(net) or (fused and file == "x.pth" and type(same) is PlainSR)
     assert same.state_dict().keys() == net.state_dict().keys() and not same.training
+    if fused and type(same) is type(net):  # which remembers that it was
+        assert torch.equal(fuse(same)(x), same(x))
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("repsr_m2c6_x2", {"act": "relu"}),
-        ("repsr_m2c6_x2", {"expansion": 3, "identity": False}),
-        ("repsr_m2c6_x2", {"paths": 1, "base": "bilinear"}),
-        ("repsr_m2c6_x2", {"plain_ends": True, "bn": False}),
-        ("repsr_m2c6_x2", {"bias": False, "act": "linear"}),
-        ("ecbsr_m2c6_x2_y", {"identity": None, "act": "softplus"}),
-        ("ecbsr_m2c6_x2", {"expansion": 61 / 6, "act": "leakyrelu"}),
-        ("repvggsr_m2c6_x3", {"plain_ends": True, "identity": False}),
-        ("qarepvggsr_m2c6_x3", {"point_bias": True, "pool": True}),
-        ("collapsiblesr_m2c6_x2_y", {"hidden_channels": 24}),
-        ("plain_m2c6_x1", {"base": "bilinear", "act": "leakyrelu"}),
-        ("edsr_m2c6_x4_y", {"res_scale": 0.2, "img_range": 1.0, "mean": (0.4,)}),
+        ("repsr_m1c6_x2", {"act": "relu"}),
+        ("repsr_m1c6_x2", {"expansion": 3, "identity": False}),
+        ("repsr_m1c6_x2", {"paths": 1, "base": "bilinear"}),
+        ("repsr_m1c6_x2", {"plain_ends": True, "bn": False}),
+        ("repsr_m1c6_x2", {"bias": False, "act": "linear"}),
+        ("ecbsr_m1c6_x2_y", {"identity": None, "act": "softplus"}),
+        ("ecbsr_m1c6_x2", {"expansion": 61 / 6, "act": "leakyrelu"}),
+        ("repvggsr_m1c6_x3", {"plain_ends": True, "identity": False}),
+        ("qarepvggsr_m1c6_x3", {"point_bias": True, "pool": True}),
+        ("collapsiblesr_m1c6_x2_y", {"hidden_channels": 24}),
+        ("plain_m1c6_x1", {"base": "bilinear", "act": "leakyrelu"}),
+        ("edsr_m1c6_x4_y", {"res_scale": 0.2, "img_range": 1.0, "mean": (0.4,)}),
     ],
 )
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize(("file", "wrapper"), [("x.safetensors", None), ("x.pth", "params")])
+@pytest.mark.parametrize(  # both formats hold one note, see `test_wrapper_and_note`
+    ("fused", "file", "wrapper"), [(False, "x.safetensors", None), (True, "x.pth", "params")]
+)
 def test_options_there_and_back(name, options, fused, file, wrapper, tmp_path):
     net = ready(name, **options)
     net = fuse(net) if fused and not name.startswith(("plain", "edsr")) else net
@@ -312,7 +329,7 @@ def test_options_there_and_back(name, options, fused, file, wrapper, tmp_path):
     assert torch.equal(same(x := image(net)), net(x))
 
 
-@pytest.mark.parametrize("name", ["repsr_m2c6_x2", "ecbsr_m2c6_x2_y"])
+@pytest.mark.parametrize("name", ["repsr_m1c6_x2", "ecbsr_m1c6_x2_y"])
 def test_the_expansion_is_read_off_a_bare_file(name, tmp_path):
     net = ready(name, expansion=61 / 6)
     save_checkpoint(net, tmp_path / "x.pth")
@@ -515,18 +532,30 @@ SOURCES: dict[str, tuple[Callable[[], StateDict], dict]] = {
 
 
 def of(name: str) -> StateDict:
-    return dict(read(HERE / f"{name}.safetensors").official)
+    """The official keys of a golden file; of ECBSR's six convolutions the first, the second and the last."""
+    kept = {"0": "0", "1": "1", "5": "2"}
+    parts = ((key.split("."), value) for key, value in read(HERE / f"{name}.safetensors").official.items())
+    if not name.startswith("ecbsr"):
+        return {".".join(words): value for words, value in parts}
+    return {".".join([words[0], kept[words[1]], *words[2:]]): value for words, value in parts if words[1] in kept}
+
+
+@cache
+def source_of(source: str) -> tuple[StateDict, nn.Module]:
+    """What a file holds, and the network that it is, neither to be changed."""
+    make, told = SOURCES[source]
+    with TemporaryDirectory() as folder:
+        torch.save(sd := make(), path := Path(folder) / "in.pth")
+        return sd, load_checkpoint(path, **{**told, **({"identity": None} if "identity" in told else {})})
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("keys", ["source", "reparam"])
 @pytest.mark.parametrize(("target", "wrapper"), [("x.safetensors", None), ("x.pth", None), ("x.pth", "params")])
 def test_a_fused_file_is_read_as_the_network_that_it_was_or_refused(source, keys, target, wrapper, tmp_path):
-    make, told = SOURCES[source]
-    sd = make()
+    _, told = SOURCES[source]
+    sd, net = source_of(source)
     torch.save({wrapper: sd} if wrapper else sd, tmp_path / "in.pth")
-    loading = {**told, **({"identity": None} if "identity" in told else {})}
-    net = load_checkpoint(tmp_path / "in.pth", **loading)
     x, refused = image(net), None
     try:
         fuse_file(tmp_path / "in.pth", tmp_path / target, keys=keys, **told)
@@ -823,7 +852,7 @@ def test_layers_that_share_their_memory(tmp_path):
 
 
 def test_many_tiny_tensors_are_no_work(tmp_path):
-    torch.save({f"body.{index}.weight": torch.rand(1) for index in range(20_000)}, tmp_path / "x.pth")
+    torch.save({f"body.{index}.weight": torch.rand(1) for index in range(4_000)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="looks like SRVGGNetCompact, but does not fit: 'body.0.weight' must be"):
         load_checkpoint(tmp_path / "x.pth")
 

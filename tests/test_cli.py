@@ -1,13 +1,17 @@
 """The command line as a user types it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 from helpers import assert_close, randomise
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -26,17 +30,54 @@ def test_version():
     assert run("--version").output.strip() == f"reparam {reparam.__version__}"
 
 
+def commands() -> dict[str, typer.core.TyperCommand]:
+    """By what is typed after `reparam`."""
+    found = dict(typer.main.get_command(app).commands)
+    return found | {f"bench {name}": command for name, command in found["bench"].commands.items()}
+
+
+def test_python_runs_the_package_too():
+    done = subprocess.run([sys.executable, "-m", "reparam", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"reparam {reparam.__version__}"
+
+
+def test_help_does_not_wait_for_torch():
+    asked = [["--version"], ["--help"], *([*name.split(), "--help"] for name in commands())]
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from reparam.cli import app
+for arguments in {asked!r}:
+    assert CliRunner().invoke(app, arguments).exit_code == 0 and "torch" not in sys.modules, arguments
+assert CliRunner().invoke(app, ["models"]).exit_code == 0 and "torch" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_is_cut_in_a_pipe(tmp_path):
+    net = torch.nn.ModuleDict({"a_long_name_" * 9: RepSRBlock(3)})
+    save_checkpoint(randomise(net, 0).eval(), tmp_path / "x.safetensors")
+    for arguments, row in (
+        (
+            ("bench", "infer", "--height", "9", "--width", "12", "--rounds", "1", "--engine", "torch"),
+            "branches torch-eager",
+        ),
+        (("fuse", tmp_path / "x.safetensors", tmp_path / "y.safetensors"), "a_long_name_" * 9 + " RepSRBlock"),
+    ):
+        command = [sys.executable, "-m", "reparam", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "40"})
+        assert any(" ".join(line.split()).startswith(row) for line in done.stdout.splitlines()), done.stdout
+
+
 def test_the_demo_in_small(tmp_path: Path):
     result = run("demo", "--steps", "12", "--out", str(tmp_path / "new" / "demo"))
     assert result.exit_code == 0, result.output
-    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
+    rows = {re.split("  +", line)[0]: line for line in result.output.splitlines()}
     bicubic, train_graph, fused = map(float, re.findall(r"\d+\.\d+", rows["PSNR on coffee, held out (dB)"]))
     assert bicubic == pytest.approx(30.60, abs=0.05)
     assert train_graph == fused
     assert "52,568" in rows["parameters"] and "11,548" in rows["parameters"]
-    error, floor = (
-        float(rows[name].split("│")[4]) for name in ("max |fused - train graph|", "rounding alone, float32")
-    )
+    error, floor = (float(rows[name].split()[-1]) for name in ("max |fused - train graph|", "rounding alone, float32"))
     assert error <= 10 * floor < 1e-4
     files = sorted(path.name for path in (tmp_path / "new" / "demo").iterdir())
     assert files == ["comparison.png", "repsr_m4c16_x2.safetensors"]
@@ -52,10 +93,8 @@ def test_the_demo_for_a_program(tmp_path: Path):
 
 
 def test_every_command_prints_json_and_the_shell_completes():
-    commands = dict(typer.main.get_command(app).commands)
-    commands |= {f"bench {name}": command for name, command in commands["bench"].commands.items()}
-    assert len(commands) == 10
-    for name, command in commands.items():
+    assert len(commands()) == 10
+    for name, command in commands().items():
         assert any("--json" in parameter.opts for parameter in command.params), name
     assert "--install-completion" in run("--help").output
 
@@ -94,7 +133,7 @@ def test_bench_infer_has_a_row_for_every_way():
         assert row["share"] == pytest.approx(row["gflops"] / found["limit_gflops"])
     assert found["rows"][2]["speed"] == 1 and found["rows"][2]["error"] == 0
     few = run(*small, "--engine", "torch", "plain_m1c4_x2_y")
-    ways = re.findall(r"^│ (fused|folded|branches) +│ ([\w-]+)", few.output, re.MULTILINE)
+    ways = re.findall(r"^(fused|folded|branches) +([\w-]+)", few.output, re.MULTILINE)
     assert ways == [("fused", "torch-eager"), ("fused", "torch")]
     assert "limit:" in few.output
 
@@ -115,8 +154,38 @@ def test_a_network_with_weights_is_as_good_as_a_file(tmp_path):
     result = run("export", "repsr_m4c16_x2", str(tmp_path / "net.pt2"))
     assert result.exit_code == 0 and (tmp_path / "net.pt2").exists(), result.output
     assert "RepSR(scale=2" in run("inspect", "repsr_m4c16_x2").output
-    missing = run("export", "repsr_m4c16_x5", str(tmp_path / "other.pt2"))
-    assert missing.exit_code == 1 and "error: No such file or directory: repsr_m4c16_x5" in missing.output
+    for name, command in commands().items():
+        networks = [parameter for parameter in command.params if parameter.metavar == "NETWORK"]
+        assert len(networks) == (name not in ("demo", "models", "bench")), name
+
+
+@pytest.mark.parametrize(
+    ("command", "rest"),
+    [
+        (("fuse",), ("out.pth",)),
+        (("inspect",), ()),
+        (("verify",), ("--size", "9")),
+        (("export",), ("out.pt2",)),
+        (("quantize",), ("out.onnx", "--images", "photos")),
+        (("upscale", "photos", "-o", "out", "--model"), ()),
+        (("bench", "infer"), ("--height", "9", "--width", "9", "--rounds", "1", "--engine", "torch")),
+    ],
+    ids=lambda words: words[0] if words else "",
+)
+def test_a_command_takes_a_name_and_a_file_alike(command, rest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("repsr_m4c16_x2").mkdir()  # as a training may have left it
+    Path("photos").mkdir()
+    Image.effect_noise((16, 16), 50).save("photos/a.png")
+    save_checkpoint(create_model("repsr_m4c16_x2", pretrained=True), "net.safetensors")
+    for network in ("repsr_m4c16_x2", "net.safetensors"):
+        result = run(
+            *command, network, *rest, *(["--overwrite"] if command[0] not in ("inspect", "verify", "bench") else [])
+        )
+        assert result.exit_code == 0, result.output
+    for missing in ("repsr_m4c16_x5", "none.pth"):
+        result = run(*command, missing, *rest)
+        assert result.exit_code == 1 and f"'{missing}'" in result.stderr and "repsr" in result.stderr, result.output
 
 
 @pytest.mark.parametrize(
@@ -135,8 +204,6 @@ def test_bad_input(arguments, match):
 
 
 def test_the_demo_without_its_packages(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "skimage", None)
     monkeypatch.delitem(sys.modules, "reparam.sr._demo", raising=False)
     result = run("demo")
@@ -150,7 +217,7 @@ def test_the_demo_without_its_packages(monkeypatch):
 def official(name: str) -> dict[str, torch.Tensor]:
     """A state dict of a paper's code."""
     with safe_open(Path(__file__).parent / "golden" / f"{name}.safetensors", "pt") as file:
-        return {key[3:]: file.get_tensor(key) for key in file.keys() if key.startswith("sd.")}  # noqa: SIM118
+        return {key[3:]: file.get_tensor(key) for key in file.keys() if key.startswith("sd.")}  # noqa: SIM118  # safe_open is no mapping
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -176,7 +243,7 @@ def test_fuse_writes_the_keys_of_the_source(ecbsr, name, tmp_path):
     assert same(written, fuse_state_dict(official("ecbsr_m4c8_x2_c1")))
     rows = [line for line in result.output.splitlines() if "backbone." in line]
     assert len(rows) == 6 and all("ECB" in row for row in rows)
-    assert all(float(row.split("│")[5]) < 1e-6 for row in rows)
+    assert all(float(row.split()[-1]) < 1e-6 for row in rows)
     assert "ECBSR" in result.output and "11,992" in result.output and "2,748" in result.output
     assert f"written: {tmp_path / name}" in result.output
 
@@ -284,7 +351,7 @@ def not_a_number() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (None, "No such file or directory"),
+        (None, "in.pth' is no file, and no network with weights; there are repsr_m4c16_x2"),
         (b"", "it is empty, no checkpoint"),
         (b"PK\x03\x04", "a damaged archive"),
         (unseen(), r"block '' \(RepVGG\).*num_batches_tracked=0"),
@@ -382,7 +449,7 @@ def test_inspect_says_what_stands_in_the_way(ecbsr, tmp_path):
     assert result.exit_code == 0 and result.output.count("problem:") == 2
     assert "blocks:   6 x ECB" in result.output
     result = run("inspect", str(tmp_path / "none.pth"))
-    assert result.exit_code == 1 and "No such file" in result.stderr and result.stderr.count("\n") == 1
+    assert result.exit_code == 1 and "none.pth' is no file" in result.stderr and result.stderr.count("\n") == 1
     assert run("inspect", str(ecbsr), "--wrapper", "params").exit_code == 1
 
 

@@ -1,6 +1,8 @@
 """Every exported branch and block against the contract, over geometry."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ from contract import (
     check_gradients,
     check_is_affine,
     check_meta,
+    check_reset,
 )
 from helpers import image, randomise
 from hypothesis import given
 from strategies import KINDS, cases, fits
 
 import reparam
+from reparam.algebra._spec import PADDING_MODES
 
 
 def build(case):
@@ -74,6 +78,17 @@ def test_built_on_meta(case):
     check_built_on_meta(branch, fresh, x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@given(case=cases())
+def test_reset(case, dtype):
+    kind, spec, seed, _ = case
+    handed_in = kind.startswith("SequentialBranch")  # layers that torch draws anew in the dtype that they have
+    branch = randomise(KINDS[kind](spec), seed).to(torch.float32 if handed_in else dtype)
+    pickled = [pickle.loads(pickle.dumps(branch))] * (kind != "ReparamBlock nested")  # which is built of a lambda
+    for copied in (branch, copy.deepcopy(branch), *pickled):
+        check_reset(copied, lambda: KINDS[kind](spec), seed)
+
+
 @pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
 @given(case=cases())
 def test_autocast(case, mode):
@@ -90,6 +105,17 @@ def test_autocast(case, mode):
 def test_autocast_whatever_the_size(kind, size):
     """Small images run the branches, large ones are folded."""
     check_autocast(KINDS[kind](reparam.ConvSpec(4)), torch.rand(4, 4, size, size))
+
+
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_autocast_whatever_the_padding(kind, padding_mode):
+    """Also of a branch that pads and does no more, or normalises only."""
+    spec = reparam.ConvSpec(4, kernel_size=1, padding=1, padding_mode=padding_mode)
+    if fits(kind, spec):
+        branch = randomise(KINDS[kind](spec), 0)
+        reparam.set_fold(branch, False)
+        check_autocast(branch, torch.rand(2, 4, 6, 5))
 
 
 @pytest.mark.parametrize("mode", ["batch", "frozen", "eval"])

@@ -33,7 +33,9 @@ from reparam import (
 from reparam.drawing._shapes import LETTER, Box, Fork, Line, as_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
-PAPERS = [name for name in blocks.__all__ if name != "DilatedReparamBlock"]
+PAPERS = [
+    name for name in blocks.__all__ if name not in ("DilatedReparamBlock", "ConvBlock", "ReparamBlock", "set_fold")
+]
 
 
 def parsed(drawing):

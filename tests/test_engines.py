@@ -208,12 +208,9 @@ def test_counts_that_no_machine_has_a_use_for(count):
         ("verify", "repsr_m4c16_x2", "--size", "0"),
         ("bench", "infer", "--height", "1000000"),
         ("bench", "infer", "--width", "1000000"),
-        ("bench", "infer", "--threads", "100000"),
-        ("bench", "--threads", "100000"),
         ("bench", "--batch", "1000000"),
         ("bench", "--size", "1000000"),
         ("bench", "--channels", "1000000"),
-        ("upscale", "a.png", "-o", "out", "--threads", "100000"),
         ("upscale", "a.png", "-o", "out", "--tile", "-1"),
         ("demo", "--seed", "-1"),
         ("demo", "--seed", str(2**63)),
@@ -222,6 +219,15 @@ def test_counts_that_no_machine_has_a_use_for(count):
 def test_options_have_bounds(arguments):
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
     assert result.exit_code == 2 and f"Invalid value for '{arguments[-2]}'" in result.output
+
+
+@pytest.mark.parametrize("threads", ["100000", "-1"])
+@pytest.mark.parametrize("command", [("bench",), ("bench", "infer"), ("upscale", "a.png", "-o", "out")])
+def test_threads_have_the_bounds_of_the_library(command, threads):
+    result = CliRunner().invoke(app, [*command, "--threads", threads])
+    assert (
+        result.exit_code == 1 and result.stderr.strip().startswith("error: ") and f"threads={threads}" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,10 +242,10 @@ def test_options_have_bounds(arguments):
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        (("verify", "repsr_m4c16_x2"), "verify_networks"),
-        (("bench", "infer"), "bench_inference"),
-        (("bench",), "bench_blocks"),
-        (("upscale", "a.png", "-o", "out"), "Upscaler"),
+        (("verify", "repsr_m4c16_x2"), "fusing.verify"),
+        (("bench", "infer"), "bench.bench_inference"),
+        (("bench",), "bench.bench_blocks"),
+        (("upscale", "a.png", "-o", "out"), "sr.Upscaler"),
     ],
 )
 def test_memory_that_runs_out_is_a_line(command, place, error, monkeypatch):
@@ -247,7 +253,7 @@ def test_memory_that_runs_out_is_a_line(command, place, error, monkeypatch):
         raise error
 
     assert ran_out(error)
-    monkeypatch.setattr(f"reparam.cli.{'bench' if command[0] == 'bench' else 'commands'}.{place}", fail)
+    monkeypatch.setattr(f"reparam.{place}", fail)
     result = CliRunner().invoke(app, list(command))
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     (line,) = result.stderr.split("\n")[-2:-1]  # after what is left of a bar
@@ -257,13 +263,13 @@ def test_memory_that_runs_out_is_a_line(command, place, error, monkeypatch):
 
 
 def test_a_mistake_in_here_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("reparam.cli._commands.inspect_file", lambda *_, **__: [][0])
+    monkeypatch.setattr("reparam.files.inspect_file", lambda *_, **__: [][0])
     assert isinstance(CliRunner().invoke(app, ["inspect", "repsr_m4c16_x2"]).exception, IndexError)
 
     def fail(*_, **__):
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr("reparam.cli._commands.inspect_file", fail)
+    monkeypatch.setattr("reparam.files.inspect_file", fail)
     assert isinstance(CliRunner().invoke(app, ["inspect", "repsr_m4c16_x2"]).exception, RuntimeError)
 
 
@@ -289,22 +295,25 @@ def test_a_mistyped_name_lists_what_there_is(arguments, tmp_path, monkeypatch):
 
 
 OPTIONS = {
-    ("fuse", "repsr_m4c16_x2", "out.pth", "--wrapper", "w"): ("fuse_file", {"wrapper": "w"}),
-    ("inspect", "repsr_m4c16_x2", "--wrapper", "w"): ("inspect_file", {"wrapper": "w"}),
+    ("fuse", "repsr_m4c16_x2", "out.pth", "--wrapper", "w"): ("files.fuse_file", {"wrapper": "w"}),
+    ("inspect", "repsr_m4c16_x2", "--wrapper", "w"): ("files.inspect_file", {"wrapper": "w"}),
     ("export", "repsr_m4c16_x2", "out.pt2", "--wrapper", "w", "--act", "a"): (
-        "load_checkpoint",
+        "files.load_checkpoint",
         {"wrapper": "w", "act": "a"},
     ),
-    ("verify", "repsr_m4c16_x2", "--wrapper", "w", "--act", "a"): ("load_checkpoint", {"wrapper": "w", "act": "a"}),
+    ("verify", "repsr_m4c16_x2", "--wrapper", "w", "--act", "a"): (
+        "files.load_checkpoint",
+        {"wrapper": "w", "act": "a"},
+    ),
     ("upscale", "a.png", "-o", "out", "--tile", "7", "--threads", "3", "--engine", "e"): (
-        "Upscaler",
+        "sr.Upscaler",
         {"tile": 7, "threads": 3, "engine": "e"},
     ),
-    ("quantize", "a", "out.onnx", "--images", ".", "--targets", "t", "--tile", "7", "--per-tensor"): (
-        "quantize_network",
+    ("quantize", "repsr_m4c16_x2", "out.onnx", "--images", ".", "--targets", "t", "--tile", "7", "--per-tensor"): (
+        "sr.quantize",
         {"tile": 7, "targets": Path("t"), "per_channel": False},
     ),
-    ("bench", "infer", "--threads", "3", "--rounds", "4"): ("bench_inference", {"threads": 3, "rounds": 4}),
+    ("bench", "infer", "--threads", "3", "--rounds", "4"): ("bench.bench_inference", {"threads": 3, "rounds": 4}),
 }
 
 
@@ -317,15 +326,15 @@ def test_options_reach_the_library(command, tmp_path, monkeypatch):
         assert wanted.items() <= given.items(), given
         raise SpecError("enough")
 
-    monkeypatch.setattr(f"reparam.cli.{'bench' if command[0] == 'bench' else 'commands'}.{place}", record)
+    monkeypatch.setattr(f"reparam.{place}", record)
     result = CliRunner().invoke(app, list(command))
     assert result.stderr.strip() == "error: enough", result.exception
 
 
 def test_bench_runs_on_the_threads_that_were_asked_for(monkeypatch):
     before, seen = counts(), []
-    monkeypatch.setattr("reparam.cli._bench.bench_blocks", lambda *_: seen.append(torch.get_num_threads()) or [])
-    monkeypatch.setattr("reparam.cli._bench.bench_training", lambda **_: [])
+    monkeypatch.setattr("reparam.bench.bench_blocks", lambda *_: seen.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr("reparam.bench.bench_training", lambda **_: [])
     result = CliRunner().invoke(app, ["bench", "--threads", "3"], env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "3 threads" in " ".join(result.output.split())
     assert set(seen) == {3} and counts() == before

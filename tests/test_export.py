@@ -1,6 +1,7 @@
 """Files for other programs: equal there, lean, and in place only when they are."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from reparam import (
     create_model,
     export,
     freeze_bn_stats,
+    fuse,
     load_checkpoint,
     save_checkpoint,
     swap_convs,
@@ -221,7 +223,7 @@ def test_an_example_of_one_image_leaves_the_batch_free(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
-@pytest.mark.parametrize("step", ["write", "read", "other numbers", "other shape"])
+@pytest.mark.parametrize("step", ["write", "read", "other numbers", "no number", "other shape"])
 def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monkeypatch):
     kind = next(kind for kind in formats.FORMATS if kind.suffixes[0] == suffix)
 
@@ -231,7 +233,11 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
     if step in ("write", "read"):
         kind = kind._replace(**{step: broken})
     else:
-        twist = (lambda y: y * 1.001) if step == "other numbers" else (lambda y: y[..., 1:])
+        twist = {
+            "other numbers": lambda y: y * 1.001,
+            "no number": lambda y: y * np.float32("nan"),
+            "other shape": lambda y: y[..., 1:],
+        }[step]
         read = kind.read
         kind = kind._replace(read=lambda file: ("program", lambda x: twist(read(file)[1](x))))
     monkeypatch.setattr(exporter, "FORMATS", (kind,))
@@ -240,6 +246,7 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
         "write": "cannot export RepSR as .*; if only one size is needed, dynamic=False may do: so it is",
         "read": "cannot be loaded: so it is",
         "other numbers": r"program differs by 1.0e-03 of the largest value for an input of \(1, 3, 1, 1\)",
+        "no number": r"program differs by nan of the largest value for an input of \(1, 3, 1, 1\)",
         "other shape": r"program gives \(1, 3, 2, 1\) for an input of \(1, 3, 1, 1\), where torch gives \(1, 3, 2, 2\)",
     }
     with pytest.raises(ExportError, match=message[step]):
@@ -286,15 +293,29 @@ def test_outputs_that_are_no_tensor(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_engine_that_fails_at_a_size(net, tmp_path, monkeypatch):
-    kind = next(kind for kind in formats.FORMATS if kind.name == "ONNX")
+@pytest.mark.parametrize(
+    ("fails", "shape"),
+    [
+        (lambda batch, height, width: batch == 1, (1, 3, 1, 1)),
+        (lambda batch, height, width: batch > 1, (2, 3, 8, 9)),
+        (lambda batch, height, width: height % 2 and width > 1, (1, 3, 3, 5)),
+        (lambda batch, height, width: height > 16, (1, 3, 17, 4)),
+        (lambda batch, height, width: width > 32, (1, 3, 4, 33)),
+    ],
+    ids=["one image", "several images", "odd height", "high", "wide"],
+)
+def test_an_engine_that_fails_at_a_size(fails, shape, net, tmp_path, monkeypatch):
+    kind = next(kind for kind in formats.FORMATS if kind.name == "torch.export")
 
     def choosy(x):
-        raise RuntimeError(f"{x.shape[2]} rows are few")
+        if fails(x.shape[0], *x.shape[2:]):
+            raise RuntimeError("so it is")
+        with torch.inference_mode():
+            return net(torch.from_numpy(x)).numpy()
 
     monkeypatch.setattr(exporter, "FORMATS", (kind._replace(read=lambda file: ("program", choosy)),))
-    with pytest.raises(ExportError, match=r"program fails for an input of \(1, 3, 1, 1\): 1 rows are few"):
-        export(net, tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match=f"program fails for an input of {re.escape(str(shape))}: so it is"):
+        export(net, tmp_path / "net.pt2")
     assert not list(tmp_path.iterdir())
 
 
@@ -375,15 +396,13 @@ def test_the_commands(net, tmp_path):
 
 
 def test_verify_says_when_they_differ(net, tmp_path, monkeypatch):
-    import reparam.cli._commands
-
     def wrong(model):
-        plain = reparam.fuse(model)
+        plain = fuse(model)
         plain.body[0].weight.data *= 1.01
         return plain
 
     save_checkpoint(net, tmp_path / "net.safetensors")
-    monkeypatch.setattr(reparam.cli._commands, "fuse_network", wrong)
+    monkeypatch.setattr("reparam.fusing.fuse", wrong)
     result = command("verify", tmp_path / "net.safetensors")
     assert result.exit_code == 1 and "LARGER THAN ROUNDING" in result.output
     result = command("verify", tmp_path / "net.safetensors", "--json")

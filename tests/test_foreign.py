@@ -21,7 +21,6 @@ from reparam import (
     StatisticsError,
     freeze_bn_stats,
     fuse,
-    fused,
     inspect_model,
     kernel_of,
     set_fold,
@@ -783,13 +782,6 @@ class TestNeighbours:
         model = ready(nn.Sequential(RepVGGBlock(6, 6), conv_bn(6, 6, 3)))
         plain = fuse(model, batch_norms=False)
         assert norms_in(plain) == ["1.bn"] and type(plain[0].rbr_reparam) is nn.Conv2d
-
-    def test_fused_in_the_middle_of_training(self):
-        model, x = ready(nn.Sequential(RepVGGBlock(6, 6), conv_bn(6, 6, 3))).train(), image(1, 6, 7, 6)
-        with fused(model) as plain:
-            y = plain(x)
-        assert model.training and model[1].conv.bias is None
-        assert_close(y, model.eval()(x))
 
     def test_in_place(self):
         model, x = ready(nn.Sequential(conv_bn(6, 6, 3), nn.ReLU())), image(1, 6, 7, 6)

@@ -11,7 +11,7 @@ from official import RepVGGBlock, conv_bn
 from test_foreign import Forward, bn, conv, image, norms_in, ready
 from torch import nn
 
-from reparam import FuseError, Kernel, fuse, fused, inspect_model, kernel_of
+from reparam import FuseError, Kernel, fuse, inspect_model, kernel_of
 from reparam.fusing._foreign import survey
 from reparam.fusing._foreign.reading import registered_kernel
 
@@ -241,7 +241,7 @@ class Counter:
         self.seen += 1
 
 
-@pytest.mark.parametrize("run", [fuse, lambda model: fused(model).__enter__(), lambda model: fuse(model, inplace=True)])
+@pytest.mark.parametrize("run", [fuse, lambda model: fuse(model, inplace=True)])
 @torch.no_grad()
 def test_hooks_that_cannot_be_copied_go_on_as_they_are(run):
     model, x, log = ready(nn.Sequential(RepVGGBlock(6, 6), nn.ReLU(), conv_bn(6, 6, 1))), image(1, 6, 7, 6), Log()

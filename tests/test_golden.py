@@ -403,7 +403,7 @@ def test_a_changed_file_and_an_empty_folder_are_refused(tmp_path: Path):
     for name, (key, message) in changes.items():
         path = HERE / f"{name}.safetensors"
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # likewise
         tensors[key].view(-1)[0] += 1
         save_file(tensors, tmp_path / path.name, metadata)
         with pytest.raises(AssertionError, match=message):

@@ -141,7 +141,7 @@ class TestArguments:
             ConvSpec(4, **{name: value})
 
     def test_an_unknown_option_is_named_with_those_that_exist(self):
-        with pytest.raises(OptionError, match=r"RepSRBlock has no option 'pathz'; .*: expansion, paths, identity, bn"):
+        with pytest.raises(OptionError, match=r"RepSRBlock has no option 'pathz'; it takes in_channels, .*, paths"):
             RepSRBlock(3, 16, pathz=3)
         with pytest.raises(TypeError, match=r"RepSR has no option 'pathz'; .* of RepSRBlock: expansion, paths"):
             RepSR(pathz=3)
@@ -203,14 +203,19 @@ class TestTraining:
         for key, value in block.state_dict().items():
             assert torch.equal(value, before[key]), key
 
-    @pytest.mark.parametrize("how", ["frozen", "eval"])
+    @pytest.mark.parametrize("how", ["frozen", "eval", "eps", "sync"])
     def test_paths_of_other_statistics_are_not_stacked(self, how):
         path = partial(ExpandSqueezeBranch, bn=True)
         block = randomise(ReparamBlock(ConvSpec(3), [path, path], fold=False).double(), 0).train()
         if how == "frozen":
             freeze_bn_stats(block.branches[0])
-        else:
+        elif how == "eval":
             block.branches[0].eval()
+        elif how == "eps":
+            block.branches[0].norm.eps = 0.1
+        else:  # which differs where several processes train
+            nn.SyncBatchNorm.convert_sync_batchnorm(block.branches[0])
+        assert len(block._parts()) == 2
         x, literal = image(block.spec, 1, (7, 8)), copy.deepcopy(block)
         assert_close(block(x), literal.branches[0](x) + literal.branches[1](x))
 

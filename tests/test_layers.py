@@ -1,6 +1,7 @@
 """A room imports only from the rooms above it, and no file imports itself through others."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import reparam
 ROOT = Path(reparam.__file__).parent
 ROOMS = [
     "errors",
+    "_tables",
     "numerics",
     "algebra",
     "folding",
@@ -28,6 +30,7 @@ ROOMS = [
     "interop",
     "bench",
     "cli",
+    "__main__",
 ]
 
 
@@ -49,12 +52,13 @@ def imports_of(path: Path) -> Iterator[tuple[str, ...]]:
 def files() -> dict[tuple[str, ...], Path]:
     """By the parts of their dotted names; the package itself, which hands on names of all rooms, is left out."""
     found = {path.relative_to(ROOT).with_suffix("").parts: path for path in ROOT.rglob("*.py")}
-    return {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in found.items() if len(parts) > 1}
+    found.pop(("__init__",))
+    return {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in found.items()}
 
 
 def test_every_room_imports_only_from_those_above():
     assert len(set(ROOMS)) == len(ROOMS)
-    rooms = {parts[0] for parts in files()} | {"errors"}
+    rooms = {parts[0] for parts in files()}
     assert rooms == set(ROOMS), "a room has no place in the order, or a place has no room"
     wrong = []
     for parts, path in files().items():
@@ -63,6 +67,11 @@ def test_every_room_imports_only_from_those_above():
             f"{path.relative_to(ROOT)} imports {'.'.join(name)}" for name in imports_of(path) if name[0] not in above
         ]
     assert not wrong
+
+
+def test_the_map_for_contributors_has_every_room_in_the_order_of_imports():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [room for room in ROOMS if room != "__main__"]
 
 
 def test_no_file_imports_itself_through_others():

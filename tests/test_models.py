@@ -29,14 +29,18 @@ def compact(state: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> torc
     return F.pixel_shuffle(y, scale) + F.interpolate(x, scale_factor=scale, mode="nearest")
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-@pytest.mark.parametrize("luma", ["", "_y"])
-@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "qarepvggsr", "collapsiblesr"])
-def test_every_scale_and_colour(family, scale, luma):
-    net = ready(f"{family}_m2c6_x{scale}{luma}").double()
-    plain = net if family == "plain" else fuse(net)
-    x = torch.rand(2, 1 if luma else 3, 7, 9).double()
-    expected = compact(plain.state_dict(), x, scale)
+FAMILIES = ["repsr", "ecbsr", "repvggsr", "qarepvggsr", "collapsiblesr"]
+# One class has the forward of all of them, so that the plain one comes in every size, and the others in two.
+EVERY_SIZE = [f"plain_m2c6_x{scale}{luma}" for scale in (1, 2, 3, 4) for luma in ("", "_y")]
+TWO_SIZES = [f"{family}_m1c6_{size}" for family in FAMILIES for size in ("x2", "x3_y")]
+
+
+@pytest.mark.parametrize("name", EVERY_SIZE + TWO_SIZES)
+def test_every_scale_and_colour(name):
+    net = ready(name).double()
+    plain = net if name.startswith("plain") else fuse(net)
+    x = torch.rand(2, 1 if name.endswith("_y") else 3, 7, 9).double()
+    expected = compact(plain.state_dict(), x, int(re.search(r"_x(\d)", name)[1]))
     assert_close(plain(x), expected)
     assert_close(net(x), expected)
 
@@ -97,8 +101,10 @@ def count(net: nn.Module, *kinds: type[nn.Module]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters(recurse=False))
 
 
-@pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "qarepvggsr", "collapsiblesr"])
-@pytest.mark.parametrize(("size", "scale"), COUNTS)
+@pytest.mark.parametrize(
+    ("family", "size", "scale"),
+    [("plain", *key) for key in COUNTS] + [(family, "m4c8", scale) for family, scale in zip(FAMILIES, (2, 4, 2, 4, 2))],
+)
 def test_parameter_counts_of_the_field(family, size, scale):
     luma, rgb = (ready(f"{family}_{size}_x{scale}{end}") for end in ("_y", ""))
     luma, rgb = (luma, rgb) if family == "plain" else (fuse(luma), fuse(rgb))

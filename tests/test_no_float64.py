@@ -22,7 +22,7 @@ from reparam import (
     swap_convs,
     verify,
 )
-from reparam.blocks._block import ConvBlock
+from reparam.blocks._conv_block import ConvBlock
 from reparam.numerics import _precision as precision
 from reparam.numerics._precision import float64_device, in_float64
 

@@ -31,7 +31,7 @@ from reparam import (
     fuse_state_dict,
     inspect_file,
 )
-from reparam.blocks._block import ConvBlock
+from reparam.blocks._conv_block import ConvBlock
 from reparam.files._found_blocks import find_blocks_in
 from reparam.files._layouts import Options
 
@@ -120,7 +120,7 @@ def test_every_block_becomes_what_fuse_makes_of_it(name, sizes, options, told):
 
 
 def test_no_block_is_missing_above():
-    assert {name for name, *_ in CASES} == set(blocks.__all__)
+    assert {name for name, *_ in CASES} == set(blocks.__all__) - {"ConvBlock", "ReparamBlock", "set_fold"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,7 +12,7 @@ from spandrel import ModelLoader
 
 import reparam
 from reparam import SpecError, create_model, fuse, list_models, load_checkpoint, pretrained_file
-from reparam.blocks._block import ConvBlock
+from reparam.blocks._conv_block import ConvBlock
 from reparam.models._pretrained import FOLDER
 
 NAMES = list_models(pretrained=True)

@@ -24,7 +24,6 @@ from reparam import (
     export,
     fuse,
     fuse_file,
-    fused,
     kernel_of,
     quantize,
     save_checkpoint,
@@ -349,13 +348,6 @@ class TestProof:
         assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
         plain = fuse(net, example=x, inplace=inplace, skip="odd")
         assert type(plain.odd) is Mistaken and type(plain.tail) is nn.Conv2d
-
-    def test_within_fused(self):
-        net = nn.Sequential(Mistaken(3, 3, 3)).train()
-        with pytest.raises(FuseError, match="part '0'"), fused(net, example=photo()):
-            pass
-        with fused(net) as plain:
-            assert type(plain[0]) is nn.Conv2d
 
     def test_a_right_one_is_the_same_as_without(self):
         for dtype in DTYPES:

@@ -1,5 +1,6 @@
 """Geometry: what is accepted, what is refused and how, and that the plain conv has all of it."""
 
+import re
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -12,7 +13,8 @@ from strategies import seeds, specs
 from torch import nn
 
 from reparam import ConvSpec, RepSRBlock, SpecError
-from reparam.algebra._spec import _CONV_CLASS, PADDING_MODES, pad
+from reparam.algebra._axes import CONV
+from reparam.algebra._spec import PADDING_MODES, pad
 
 
 @pytest.mark.parametrize(
@@ -103,13 +105,69 @@ def test_equal_geometry_is_equal_and_stays():
         spec.stride = (2, 2)
 
 
+FIELDS = {
+    "in_channels": st.sampled_from([6, 12]),
+    "out_channels": st.sampled_from([6, 12]),
+    "kernel_size": st.integers(1, 6),
+    "stride": st.integers(1, 3),
+    "padding": st.sampled_from([0, 1, 3, "valid", None]),
+    "dilation": st.integers(1, 3),
+    "groups": st.sampled_from([1, 2, 3]),
+    "bias": st.booleans(),
+    "padding_mode": st.sampled_from(PADDING_MODES),
+}
+
+
+@given(specs(), st.fixed_dictionaries({}, optional=FIELDS))
+def test_replaced_all_else_stays_and_the_usual_padding_stays_the_usual_one(spec, changes):
+    """Whatever fields change; the padding stays a number of pixels only if it was not the one that keeps the size."""
+    fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__} | {"in_channels": 6, "out_channels": 6}
+    spec = ConvSpec(**fields)  # channels that all groups divide
+    totals = [(k - 1) * d for k, d in zip(spec.kernel_size, spec.dilation)]
+    was_usual = [low for low, _ in spec.pads] == [t // 2 for t in totals] and list(map(sum, spec.pads)) == totals
+    expected = {**fields, **({"padding": None} if was_usual else {}), **changes}
+    try:
+        whole = ConvSpec(**expected)
+    except SpecError as error:
+        with pytest.raises(SpecError, match=re.escape(str(error))):
+            spec.replace(**changes)
+    else:
+        assert spec.replace(**changes) == whole
+    assert spec.replace() == spec
+
+
+def test_replaced_a_padding_that_keeps_the_size_goes_on_keeping_it():
+    assert [ConvSpec(8).replace(kernel_size=k).keeps_size for k in range(1, 8)] == [True] * 7
+    assert ConvSpec(8, stride=2).replace(kernel_size=(5, 7), dilation=2).padding == (4, 6)
+    assert ConvSpec(8, kernel_size=4).replace(kernel_size=3).padding == (1, 1)
+    assert ConvSpec(8, padding=2).replace(kernel_size=5, stride=2).padding == (2, 2)
+    assert ConvSpec(8, kernel_size=5, padding=1).replace(kernel_size=3, stride=2).padding == (1, 1)
+    with pytest.raises(SpecError, match=r"padding=None .* not defined for stride=\(2, 2\) with \(3, 3\) pixels"):
+        ConvSpec(8, stride=2).replace(kernel_size=4)
+    with pytest.raises(SpecError, match=r"kernel_size must be .* 1 of them, but got kernel_size=\(3, 3\)"):
+        ConvSpec(8).replace(ndim=1)
+    assert ConvSpec(8).replace(ndim=1, kernel_size=5, stride=1, dilation=1) == ConvSpec(8, kernel_size=5, ndim=1)
+    with pytest.raises(TypeError, match="kernelsize"):
+        ConvSpec(8).replace(kernelsize=5)
+
+
+@given(specs())
+def test_inside_of_a_branch_nothing_is_padded(spec):
+    inner, point = spec.unpadded(), spec.pointwise(out_channels=5 * spec.groups)
+    assert not any(map(any, inner.pads)) and not any(map(any, point.pads))
+    assert inner == spec.replace(padding=0, padding_mode="zeros")
+    x = torch.rand(1, spec.in_channels, *(7, 6, 5)[: spec.ndim])
+    assert point.new_conv()(x).shape == (1, 5 * spec.groups, *x.shape[2:])
+    assert (point.groups, point.bias) == (spec.groups, spec.bias)
+
+
 @given(specs(), seeds)
 def test_a_new_convolution_starts_as_torchs(spec, seed):
     torch.manual_seed(seed)
     conv = spec.new_conv()
     torch.manual_seed(seed)
     given = {name: getattr(spec, name) for name in spec.__dataclass_fields__ if name != "ndim"}
-    expected = _CONV_CLASS[spec.ndim](**given)
+    expected = CONV[spec.ndim](**given)
     assert conv.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(value, expected.state_dict()[key]) for key, value in conv.state_dict().items())
     assert all(parameter.requires_grad for parameter in conv.parameters())

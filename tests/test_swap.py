@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 
 import pytest
 import timm
@@ -44,7 +45,7 @@ from reparam import (
     swap_convs,
 )
 from reparam.algebra._kernels import Kernel
-from reparam.blocks._block import ConvBlock
+from reparam.blocks._conv_block import ConvBlock
 from reparam.bn._norm import norms
 from reparam.fusing._absorb import absorb
 
@@ -76,7 +77,8 @@ def a_kernel(spec: ConvSpec, seed: int) -> Kernel:
 
 def without_sum_bn(block: type[ConvBlock], geometry: dict) -> Callable[..., ConvBlock]:
     """A batch norm after the sum needs a bias."""
-    return partial(block, sum_bn=False) if block.sum_bn and geometry.get("bias") is False else block
+    asks = signature(block).parameters["sum_bn"].default
+    return partial(block, sum_bn=False) if asks and geometry.get("bias") is False else block
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -239,6 +241,24 @@ def test_dtype_device_mode_layout_and_what_is_frozen_are_kept():
     assert list(fused.state_dict()) == ["0.weight", "0.bias", "2.weight"]
 
 
+class PartlyFrozen(RepSRBlock):
+    """Keeps its first branch as it is."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.branches[0].requires_grad_(False)
+
+
+def test_what_a_block_itself_holds_fixed_stays_fixed():
+    net = two()
+    net[0].bias.requires_grad_(False)  # the weight decides
+    net[2].requires_grad_(False)
+    swap_convs(net, PartlyFrozen)
+    for name, parameter in net[0].named_parameters():
+        assert parameter.requires_grad != name.startswith("branches.0."), name
+    assert not any(parameter.requires_grad for parameter in net[2].parameters())
+
+
 def test_a_convolution_used_twice_becomes_one_block():
     net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()).double().eval()
     net.append(net[0])
@@ -317,6 +337,8 @@ def test_what_cannot_be_swapped_is_listed_with_the_reason():
     shared = nn.Conv2d(4, 4, 3)
     tied = nn.Conv2d(4, 4, 3)
     tied.weight = shared.weight
+    twin, offset = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+    offset.bias = twin.bias
     hooked, normed = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
     hooked.register_forward_pre_hook(lambda module, inputs: None)
     with pytest.warns(FutureWarning):
@@ -330,6 +352,8 @@ def test_what_cannot_be_swapped_is_listed_with_the_reason():
         "transposed": nn.ConvTranspose2d(4, 4, 3),
         "shared": shared,
         "tied": tied,
+        "twin": twin,
+        "offset": offset,
         "hooked": hooked,
         "normed": normed,
         "pruned": pruned,
@@ -346,6 +370,8 @@ def test_what_cannot_be_swapped_is_listed_with_the_reason():
         "transposed": "ConvTranspose2d is not one of",
         "shared": "a parameter of this Conv2d belongs to another module too",
         "tied": "a parameter of this Conv2d belongs to another module too",
+        "twin": "a parameter of this Conv2d belongs to another module too",
+        "offset": "a parameter of this Conv2d belongs to another module too",
         "hooked": "has forward pre-hooks",
         "normed": "no parameter of its own",
         "pruned": "no parameter of its own",
@@ -357,7 +383,7 @@ def test_what_cannot_be_swapped_is_listed_with_the_reason():
     for name, reason in reasons.items():
         assert reason in report.skipped[name]
         assert net[name] is modules[name]
-    assert "1 convolutions swapped, 10 skipped" in str(report) and "tied        skipped: a parameter" in str(report)
+    assert "1 convolutions swapped, 12 skipped" in str(report) and "tied        skipped: a parameter" in str(report)
     remove_parametrizations(computed, "weight")
     assert swap_convs(net, ECB, match="computed").swapped == ("computed",)
 

@@ -292,9 +292,7 @@ def test_the_command_leaves_signals_as_they_were():
     before = signal.getsignal(signal.SIGTERM)
     during = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "reparam.cli._commands.list_models", lambda *_, **__: during.append(signal.getsignal(15)) or ["a"]
-        )
+        patch.setattr("reparam.models.list_models", lambda *_, **__: during.append(signal.getsignal(15)) or ["a"])
         assert CliRunner().invoke(app, ["models"]).exit_code == 0
         thread = threading.Thread(target=lambda: during.append(CliRunner().invoke(app, ["models"]).exit_code))
         thread.start()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.deploy._formats import read_note
+from reparam.deploy import read_note
 from reparam.sr._upscale import color
 
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")

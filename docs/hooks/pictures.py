@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import reparam
-from reparam.blocks._block import ReparamBlock
-from reparam.bn._norm import norms
+from reparam.blocks import ReparamBlock
+from reparam.bn import norms
 from reparam.drawing._shapes import DETAIL, TITLE, document, text
 from reparam.folding import cost
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -14,8 +15,7 @@ from rich.console import Console
 from skimage import data, io
 from typer import Argument, Option
 
-from reparam import ReparamError
-from reparam.blocks._block import ConvBlock
+from reparam import ConvBlock, ReparamError
 
 from .evaluate import as_table, open_network
 from .evaluate import evaluate as evaluate_network
@@ -24,6 +24,11 @@ from .training import Recipe, Run
 from .training import train as train_network
 
 app = typer.Typer(no_args_is_help=True, help="Train and evaluate super-resolution networks on folders of images.")
+
+
+def console() -> Console:
+    """In a pipe or a file as wide as a table needs, where rich would cut it at 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
 class Schedule(str, Enum):
@@ -64,7 +69,7 @@ def train(
     model: Annotated[str, Option(help="Name for create_model; the scale and _y for luma are part of it.")] = (
         "repsr_m4c16_x2"
     ),
-    options: Annotated[dict, Option(parser=json.loads, help="Further arguments of the network, as JSON.")] = "{}",  # type: ignore[assignment]
+    options: Annotated[dict, Option(parser=json.loads, help="Further arguments of the network, as JSON.")] = "{}",  # type: ignore[assignment]  # what the parser is given
     steps: Annotated[int, Option(min=1, help="Training steps in all.")] = 100_000,
     batch: Annotated[int, Option(min=1, help="Patches in a batch, all processes together.")] = 32,
     patch: Annotated[int, Option(min=1, help="Height and width of a patch, in low-resolution pixels.")] = 64,
@@ -121,7 +126,7 @@ def evaluate(
     with user_errors():
         net = open_network(checkpoint).to(device)
         rows = evaluate_network(net, images)
-    Console().print(as_table(rows, f"{checkpoint.name}, x{net.scale}: PSNR (dB) / SSIM on luma"))
+    console().print(as_table(rows, f"{checkpoint.name}, x{net.scale}: PSNR (dB) / SSIM on luma"))
 
 
 @app.command()
@@ -131,7 +136,7 @@ def summary(
     """Print finished runs side by side; those that differ in their seed alone are one row."""
     with user_errors():
         table = summary_of(runs)
-    Console().print(table)
+    console().print(table)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from reparam import SpecError
+from reparam.errors import SpecError
 
 from .quality import Pair, luma, shrink
 

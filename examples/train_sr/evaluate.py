@@ -8,10 +8,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from reparam import load_checkpoint
-from reparam.deploy._engines import FILE_ENGINES, open_engine
-from reparam.deploy._formats import read_note
-from reparam.models._registry import Network
+from reparam.deploy import FILE_ENGINES, open_engine, read_note
+from reparam.sr import Network, load_checkpoint
 
 from .data import image_files, read_pair
 from .quality import Quality, bicubic, enlarge, luma, mean_quality, quality

@@ -16,7 +16,7 @@ from bicubic_pytorch import imresize
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from reparam.models._registry import Network
+from reparam.sr import Network
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Low and high resolution, (C, h, w) and (C, scale * h, scale * w), uint8."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from reparam import CheckpointError
+from reparam.errors import CheckpointError
 
 _KEYS = ("model", "options", "steps", "batch", "patch", "lr", "gain", "freeze_at")
 """Of the recipe: what is printed, where it is not the same in all runs."""

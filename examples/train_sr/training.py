@@ -20,19 +20,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, S
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import reparam
-from reparam import (
-    BNFreezeSchedule,
-    CheckpointError,
-    bn_gap,
-    create_model,
-    fuse,
-    inspect_model,
-    load_checkpoint,
-    save_checkpoint,
-    swap_convs,
-)
-from reparam.blocks._block import ConvBlock
-from reparam.models._registry import Network
+from reparam import BNFreezeSchedule, ConvBlock, bn_gap, fuse, inspect_model, swap_convs
+from reparam.errors import CheckpointError
+from reparam.sr import Network, create_model, load_checkpoint, save_checkpoint
 
 from .data import Batches, image_files, read_pair, read_patches_of
 from .quality import Pair, validate
@@ -214,7 +204,7 @@ def resume(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 
 def shipped(net: nn.Module) -> Network:
     """What is shipped: the network fused, if there is something to fuse."""
-    return fuse(net) if inspect_model(net).blocks else net  # type: ignore[return-value]  # of the same class
+    return fuse(net) if inspect_model(net).blocks else net  # type: ignore[return-value]  # of the class that was trained
 
 
 def health(net: nn.Module, low: Tensor) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..errors import NotLinearError, SpecError
 from . import _kernels as kernels
+from ._axes import pool_axes
 from ._kernels import Kernel
 from ._spec import ConvSpec, Pads, convolve
 
@@ -83,7 +84,7 @@ def _(module: _ConvNd, channels: int, like: Tensor) -> LinearOp:
 @linear_op.register(nn.AvgPool2d)
 @linear_op.register(nn.AvgPool3d)
 def _(module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, channels: int, like: Tensor) -> LinearOp:
-    ndim = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
+    ndim = pool_axes(module)
     size, stride, padding = (
         (v,) * ndim if isinstance(v, int) else tuple(v) for v in (module.kernel_size, module.stride, module.padding)
     )

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SpecError
+from ._axes import CONV, CONVOLVE
 
 Pads = tuple[tuple[int, int], ...]
 """Pixels added before and after, per spatial axis; a negative number crops."""
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_CLASS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def centre(size: int) -> int:
@@ -32,7 +31,8 @@ def pad(x: Tensor, pads: Pads, padding_mode: str = "zeros") -> Tensor:
     """Pads or crops the spatial axes of `x` (N, C, *size); cropping comes after padding, so every mode may crop."""
     grow = [max(p, 0) for pair in reversed(pads) for p in pair]
     if any(grow):
-        x = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
+        padded = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
+        x = padded.to(x.dtype)  # autocast raises what is reflected or repeated to float32
     for axis, (low, high) in enumerate(pads, start=x.dim() - len(pads)):
         if low < 0 or high < 0:
             start = max(-low, 0)
@@ -58,7 +58,7 @@ def convolve(
             padding = tuple(low for low, _ in pads)
         else:
             x = pad(x, pads, padding_mode)
-    function = _CONVOLVE[weight.dim() - 2]
+    function = CONVOLVE[weight.dim() - 2]
     return function(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
@@ -161,7 +161,7 @@ class ConvSpec:
         *,
         ndim: int = 2,
     ) -> None:
-        if ndim not in _CONV_CLASS:
+        if ndim not in CONV:
             raise SpecError(f"ndim must be 1, 2 or 3, but got ndim={ndim!r}")
         out_channels = in_channels if out_channels is None else out_channels
         groups, in_channels, out_channels = (
@@ -181,23 +181,51 @@ class ConvSpec:
         for name, value in zip(self.__dataclass_fields__, (*values, padding_mode, ndim)):
             object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
-    def replace(self, **changes) -> ConvSpec:
-        """A copy with some fields changed."""
+    def replace(self, **changes: Any) -> ConvSpec:
+        """A copy with some fields changed, and the others as they are.
+
+        Padding that is "the same size at stride 1" goes on being that, whatever the new kernel size and dilation; any
+        other stays the number of pixels that it is.
+
+        Args:
+            **changes: fields by their names, as the constructor takes them.
+
+        Raises:
+            SpecError: for a geometry that no convolution has; also where the padding would have to be "the same size at
+                stride 1", which is not defined for a stride and an odd number of pixels to share, and for other `ndim`
+                without the fields that have one number per axis.
+
+        Example:
+            >>> ConvSpec(8).replace(kernel_size=5).padding, ConvSpec(8, padding=0).replace(kernel_size=5).padding
+            ((2, 2), (0, 0))
+        """
+        if self.pads == self._usual_pads:
+            changes = {"padding": None, **changes}
         return dataclass_replace(self, **changes)
+
+    def unpadded(self, **changes: Any) -> ConvSpec:
+        """The geometry of a convolution inside of a branch: without padding, as only the branch pads its input."""
+        return dataclass_replace(self, **{"padding": 0, "padding_mode": "zeros", **changes})
+
+    def pointwise(self, **changes: Any) -> ConvSpec:
+        """The geometry of an unpadded convolution with one tap per axis that changes no size."""
+        return self.unpadded(**{"kernel_size": 1, "stride": 1, "dilation": 1, **changes})
 
     @property
     def pads(self) -> Pads:
         """Pixels added before and after, per axis."""
-        if isinstance(self.padding, tuple):
-            return tuple((p, p) for p in self.padding)
+        return tuple((p, p) for p in self.padding) if isinstance(self.padding, tuple) else self._usual_pads
+
+    @property
+    def _usual_pads(self) -> Pads:
+        """Those that keep the size at stride 1; torch's "same" puts an odd pixel last."""
         totals = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
-        return tuple((total // 2, total - total // 2) for total in totals)  # torch's "same" puts the odd pixel last
+        return tuple((total // 2, total - total // 2) for total in totals)
 
     @property
     def keeps_size(self) -> bool:
         """Whether the output has the spatial size of the input."""
-        totals = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
-        return all(s == 1 for s in self.stride) and tuple(map(sum, self.pads)) == totals
+        return all(s == 1 for s in self.stride) and self.pads == self._usual_pads
 
     @property
     def parameters(self) -> int:
@@ -227,16 +255,16 @@ class ConvSpec:
 
     def build_conv(self, weight: Tensor, bias: Tensor) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
         """The `nn.Conv` of this geometry that holds these very tensors; `bias` is left out if `bias=False`."""
-        conv = _CONV_CLASS[self.ndim](
+        conv = CONV[self.ndim](
             self.in_channels,
             self.out_channels,
             self.kernel_size,  # type: ignore[arg-type]  # a tuple of ndim integers, which mypy cannot know
-            stride=self.stride,  # type: ignore[arg-type]
-            padding=self.padding,  # type: ignore[arg-type]
-            dilation=self.dilation,  # type: ignore[arg-type]
+            stride=self.stride,  # type: ignore[arg-type]  # likewise
+            padding=self.padding,  # type: ignore[arg-type]  # likewise, or "same"
+            dilation=self.dilation,  # type: ignore[arg-type]  # likewise
             groups=self.groups,
             bias=self.bias,
-            padding_mode=self.padding_mode,  # type: ignore[arg-type]
+            padding_mode=self.padding_mode,  # type: ignore[arg-type]  # one of PADDING_MODES
             device="meta",  # no time for an initialisation that is overwritten at once
         )
         conv.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)

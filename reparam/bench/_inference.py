@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._tables import table
 from ..blocks._block import set_fold
 from ..deploy._engines import FILE_ENGINES, installed_engines, make_engine, open_engine
 from ..deploy._threads import torch_threads
@@ -61,7 +62,7 @@ class InferenceCost:
 
 @dataclass(frozen=True)
 class InferenceReport:
-    """All ways, and what they are measured against."""
+    """All ways, and what they are measured against; printed, it is a table."""
 
     rows: tuple[InferenceCost, ...]
     failed: dict[str, str]
@@ -74,6 +75,15 @@ class InferenceReport:
     """Of the image, (1, C, H, W)."""
     threads: int
     """Of torch; the engines have their own count where it was left to them."""
+
+    def __str__(self) -> str:
+        titles = {"graph": "", "engine": "", "ms": ".1f", "Mpixel/s": ".1f", "speed": ".2f", "GFLOP/s": ".0f"}
+        titles |= {"of limit": ".0%", "error": ".0e"}
+        _, _, height, width = self.shape
+        size = f"{width}x{height}, {self.operations / 1e9:.1f} GFLOP, {self.threads} threads of torch"
+        failed = [f"{name} is installed and cannot run this network: {why}" for name, why in self.failed.items()]
+        limit = f"limit: {self.limit_gflops:.0f} GFLOP/s, a product of float32 matrices in the same run"
+        return "\n".join([size, table(titles, map(astuple, self.rows)), *failed, limit])
 
 
 def bench_inference(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import ECB, RepSRBlock, RepVGGBlock
-from ..blocks._block import ConvBlock, set_fold
+from ..blocks._block import set_fold
+from ..blocks._conv_block import ConvBlock
 from ..bn._freeze import freeze_bn_stats
 from ..bn._norm import norms
 from ..fusing._fuse import fuse
@@ -152,7 +153,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], nn.Module]:
     """The block in each phase, folded and branch by branch."""
     block(x)
-    ways = {}
+    ways: dict[tuple[str, str, str], nn.Module] = {}
     for phase in ("batch statistics", "frozen") if any(norms(block)) else ("no BN",):
         for mode, fold in (("folded", True), ("branches", False)):
             way = copy.deepcopy(block)
@@ -160,7 +161,7 @@ def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], nn.Module]:
             if phase == "frozen":
                 freeze_bn_stats(way)
             ways[type(block).__name__, phase, mode] = way
-    return ways  # type: ignore[return-value]
+    return ways
 
 
 def _step(module: nn.Module, x: Tensor) -> None:

@@ -1,7 +1,8 @@
 """The blocks of the papers, one paper per file."""
 
 from ._acnet import ACBlock
-from ._block import ConvBlock, ReparamBlock, set_fold
+from ._block import ReparamBlock, set_fold
+from ._conv_block import ConvBlock
 from ._dbb import DiverseBranchBlock
 from ._ecb import ECB
 from ._efdn import EDBB
@@ -14,6 +15,7 @@ from ._qarepvgg import QARepVGGBlock
 from ._reprfn import RepRFNBlock
 from ._repsr import RepSRBlock
 from ._repvgg import RepVGGBlock
+from ._reset import reset_parameters
 from ._sesr import CollapsibleLinearBlock
 from ._span import Conv3XC
 from ._unireplknet import DilatedReparamBlock
@@ -38,5 +40,6 @@ __all__ = [
     "RepSRBlock",
     "RepVGGBlock",
     "ReparamBlock",
+    "reset_parameters",
     "set_fold",
 ]

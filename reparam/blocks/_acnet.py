@@ -7,7 +7,8 @@ from functools import partial
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice
 from ..branches import ConvBNBranch
-from ._block import BranchFactory, ConvBlock
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class ACBlock(ConvBlock):
@@ -21,7 +22,7 @@ class ACBlock(ConvBlock):
     Convolution Blocks", ICCV 2019, arXiv 1908.03930, section 3.2. Their class fails with a dilation; this one has it.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         bn: True, or a callable that makes a batch norm from the channel count.
 
     Shape:
@@ -37,11 +38,12 @@ class ACBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, bn: NormChoice = True) -> list[BranchFactory]:
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The square and the lines."""
         lines = [
             tuple(k if axis == along else 1 for axis, k in enumerate(spec.kernel_size)) for along in range(spec.ndim)
         ]
-        square = partial(ConvBNBranch, bn=bn)
-        return [square, *(partial(ConvBNBranch, kernel_size=line, bn=bn) for line in lines)]
+        square = partial(ConvBNBranch, bn=self.bn)
+        return [square, *(partial(ConvBNBranch, kernel_size=line, bn=self.bn) for line in lines)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
-from inspect import signature
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,13 @@ from ..bn._norm import NormChoice, Norms, batch_scale_shift, is_norm, make_norm,
 from ..branches import Branch
 from ..branches._base import ScaleShift, normalise
 from ..branches._expand_squeeze import ExpandSqueezeStack, stacked
-from ..errors import OptionError, SpecError
+from ..branches._weight import refuse_to_set
+from ..errors import SpecError
 from ..folding import cost
 from ..folding._convolution import convolve
 from ..folding.moments import PatchMoments, patch_moments, reaches_across, why_no_moments
 from ..modules._guard import all_read, altered
+from ..modules._start import Recipe
 from ..numerics._autocast import as_conv_input, no_autocast
 
 BranchFactory = Callable[[ConvSpec], Branch]
@@ -67,7 +68,9 @@ class ReparamBlock(Branch):
         self, spec: ConvSpec, branches: Iterable[BranchFactory], *, bn: NormChoice = False, fold: Fold = "auto"
     ) -> None:
         super().__init__(spec)
-        self.branches = nn.ModuleList(factory(spec) for factory in branches)
+        factories = list(branches)  # a fresh start needs them again
+        vars(self).setdefault("_recipe", Recipe(partial(ReparamBlock, spec, factories, bn=bn)))
+        self.branches = nn.ModuleList(factory(spec) for factory in factories)
         if not self.branches:
             raise SpecError("a block needs at least one branch, but got branches=[]")
         for index, branch in enumerate(self.branches):
@@ -82,6 +85,10 @@ class ReparamBlock(Branch):
         self.cost += cost.BATCH_NORM * spec.out_channels * (self.norm is not None)
         self._no_moments = why_no_moments(spec) or self._closed_branch()
         self.fold = fold
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_to_set(self, name, value)
+        super().__setattr__(name, value)
 
     def kernel(self) -> Kernel:
         """The kernel of the whole block; see `Branch.kernel`."""
@@ -207,78 +214,6 @@ def _on_batch_stats(module: nn.Module) -> bool:
 
 def _uses_batch_stats(module: nn.Module) -> bool:
     return is_norm(module) and uses_batch_stats(module)
-
-
-class ConvBlock(ReparamBlock):
-    """The base of the papers' blocks: takes what `nn.Conv2d` takes, and builds its branches by `design`.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output; None means `in_channels`.
-        kernel_size: taps per axis.
-        stride: step of the output grid, in pixels of the input.
-        padding: pixels on both sides, "same", "valid", or None for "the same size at stride 1".
-        dilation: distance of two taps, in pixels.
-        groups: number of independent channel groups.
-        bias: without one, the biases of the branches are taken off the sum.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
-        device: of the parameters.
-        dtype: of the parameters.
-        ndim: number of spatial axes, 1, 2 or 3.
-        fold: as in `ReparamBlock`.
-        sum_bn: whether a batch norm follows the sum, or a callable that makes one; None means what the paper has.
-        **options: those of the block's `design`.
-
-    Raises:
-        SpecError: for a geometry that no convolution has.
-        OptionError: for an option that the block does not have.
-    """
-
-    sum_bn: ClassVar[bool] = False
-    """Whether the paper has a batch norm after the sum of the branches."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int | None = None,
-        kernel_size: int | Sequence[int] = 3,
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str | None = None,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        ndim: int = 2,
-        fold: Fold = "auto",
-        sum_bn: NormChoice | None = None,
-        **options: Any,
-    ) -> None:
-        if unknown := [name for name in options if name not in self.option_names()]:
-            names = ", ".join(self.option_names()) or "none"
-            raise OptionError(
-                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside what nn.Conv2d takes, "
-                f"ndim, fold and sum_bn, its options are: {names}"
-            )
-        spec = ConvSpec(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, ndim=ndim
-        )
-        with torch.device(device if device is not None else torch.get_default_device()):
-            bn = self.sum_bn if sum_bn is None else sum_bn
-            super().__init__(spec, self.design(spec, **options), bn=bn, fold=fold)
-        self.to(dtype=dtype)
-
-    @classmethod
-    def option_names(cls) -> list[str]:
-        """The options of the block's `design`."""
-        return list(signature(cls.design).parameters)[1:]
-
-    @staticmethod
-    def design(spec: ConvSpec) -> list[BranchFactory]:
-        """The branches that the paper gives a block of this spec; its keyword arguments are the block's options."""
-        raise NotImplementedError
 
 
 def set_fold(model: nn.Module, fold: Fold) -> list[str]:

@@ -8,7 +8,8 @@ from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
 from ..branches import AvgPoolBranch, Branch, ConvBNBranch, SequentialBranch
 from ..branches._stages import IdentityPlusPoint
-from ._block import BranchFactory, ConvBlock
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class DiverseBranchBlock(ConvBlock):
@@ -25,7 +26,7 @@ class DiverseBranchBlock(ConvBlock):
     statistics make of zero, so that in training the border does not fit the inside; here it is the batch's.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`, without dilation, which an average pool has not.
+        in_channels, ..., sum_bn: as in `ConvBlock`, without dilation, which an average pool has not.
         hidden_channels: channels between the 1x1 and the k x k; None means in_channels (twice that if depthwise).
             Only with in_channels is the identity added to the 1x1.
         bn: True, or a callable that makes a batch norm from the channel count.
@@ -45,25 +46,26 @@ class DiverseBranchBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, hidden_channels: int | None = None, bn: NormChoice = True) -> list[BranchFactory]:
+    hidden_channels: int | None = None
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The four terms."""
         depthwise = spec.groups == spec.in_channels == spec.out_channels
-        hidden = hidden_channels or spec.in_channels * (1 + depthwise)
-        points = [] if depthwise else [partial(ConvBNBranch, kernel_size=1, bn=bn)]
-        pool = partial(AvgPoolBranch, conv=not depthwise, bn=bn)
-        return [partial(ConvBNBranch, bn=bn), *points, pool, partial(_chain, hidden=hidden, bn=bn)]
+        hidden = self.hidden_channels or spec.in_channels * (1 + depthwise)
+        points = [] if depthwise else [partial(ConvBNBranch, kernel_size=1, bn=self.bn)]
+        pool = partial(AvgPoolBranch, conv=not depthwise, bn=self.bn)
+        return [partial(ConvBNBranch, bn=self.bn), *points, pool, partial(_chain, hidden=hidden, bn=self.bn)]
 
 
 def _chain(spec: ConvSpec, hidden: int, bn: NormChoice) -> Branch:
-    plain = spec.replace(padding=0, padding_mode="zeros", bias=False)
-    point = plain.replace(out_channels=hidden, kernel_size=1, stride=1, dilation=1)
     equal = hidden == spec.in_channels
+    point = spec.pointwise(out_channels=hidden, bias=False)
     first = IdentityPlusPoint(hidden, spec.groups, spec.ndim) if equal else point.new_conv()
     stages = [
         first,
         make_norm(bn, hidden, spec.ndim),
-        plain.replace(in_channels=hidden).new_conv(),
+        spec.unpadded(in_channels=hidden, bias=False).new_conv(),
         make_norm(bn, spec.out_channels, spec.ndim),
     ]
     return SequentialBranch(spec, *(stage for stage in stages if stage is not None))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from ..algebra._spec import ConvSpec
-from ..branches import ConvBranch, ExpandSqueezeBranch, IdentityBranch, LaplacianBranch, SobelBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock
+from ..branches import ConvBranch, ExpandSqueezeBranch, LaplacianBranch, SobelBranch
+from ..branches._identity import identities
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class ECB(ConvBlock):
@@ -22,7 +23,7 @@ class ECB(ConvBlock):
     Devices", ACM MM 2021. The activation, which their class holds, stays outside here.
 
     Args:
-        in_channels, ..., dtype, ndim: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle per output channel ("depth multiplier"; 2 in their configurations).
         identity: whether x is added; None means where the geometry has an identity. Off in their configurations.
 
@@ -40,10 +41,11 @@ class ECB(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, expansion: float = 2.0, identity: bool | None = False) -> list[BranchFactory]:
+    expansion: float = 2.0
+    identity: bool | None = False
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The plain convolution, the expand-squeeze path, one edge filter per axis, the Laplacian."""
-        identity = has_identity(spec) if identity is None else identity
         sobels: list[BranchFactory] = [partial(SobelBranch, axis=-1 - axis) for axis in range(spec.ndim)]
-        path = partial(ExpandSqueezeBranch, expansion=expansion, order="1x1-kxk")
-        return [ConvBranch, path, *sobels, LaplacianBranch, *[IdentityBranch] * identity]
+        path = partial(ExpandSqueezeBranch, expansion=self.expansion, order="1x1-kxk")
+        return [ConvBranch, path, *sobels, LaplacianBranch, *identities(spec, self.identity)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from ..algebra._spec import ConvSpec
-from ..branches import ConvBranch, ExpandSqueezeBranch, IdentityBranch, LaplacianBranch, SobelBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock
+from ..branches import ConvBranch, ExpandSqueezeBranch, LaplacianBranch, SobelBranch
+from ..branches._identity import identities
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class EDBB(ConvBlock):
@@ -20,7 +21,7 @@ class EDBB(ConvBlock):
     activation, which the author's class holds, stays outside here.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle of an expand-squeeze path per output channel; None leaves the path out.
         identity: whether x is added; None means where the geometry has an identity.
 
@@ -38,13 +39,14 @@ class EDBB(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, expansion: float | None = None, identity: bool | None = None) -> list[BranchFactory]:
+    expansion: float | None = None
+    identity: bool | None = None
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The two convolutions, one edge filter per axis, the Laplacian, and what is asked for."""
-        identity = has_identity(spec) if identity is None else identity
         factories: list[BranchFactory] = [ConvBranch, partial(ConvBranch, kernel_size=1)]
         factories += [partial(SobelBranch, axis=-1 - axis) for axis in range(spec.ndim)]
         factories += [LaplacianBranch]
-        if expansion is not None:
-            factories += [partial(ExpandSqueezeBranch, expansion=expansion, order="1x1-kxk")]
-        return factories + [IdentityBranch] * identity
+        if self.expansion is not None:
+            factories += [partial(ExpandSqueezeBranch, expansion=self.expansion, order="1x1-kxk")]
+        return factories + identities(spec, self.identity)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from ..algebra._spec import ConvSpec
-from ..branches import Branch, ConvBranch, IdentityBranch, SequentialBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock, ReparamBlock
+from ..branches import Branch, ConvBranch, SequentialBranch
+from ..branches._identity import identities
+from ._block import BranchFactory, ReparamBlock
+from ._conv_block import ConvBlock
 
 
 class RRRB(ConvBlock):
@@ -22,7 +23,7 @@ class RRRB(ConvBlock):
     Super-Resolution", CVPRW 2022. They fill the ring around e with its bias; padding x first is the same.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle per input channel.
 
     Shape:
@@ -39,17 +40,16 @@ class RRRB(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, expansion: int = 2) -> list[BranchFactory]:
+    expansion: int = 2
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The outer residual and the chain."""
-        return [partial(_chain, expansion=expansion), *[IdentityBranch] * has_identity(spec)]
+        return [partial(_chain, expansion=self.expansion), *identities(spec)]
 
 
 def _chain(spec: ConvSpec, expansion: int) -> Branch:
     wide = expansion * spec.in_channels
-    plain = spec.replace(padding=0, padding_mode="zeros", bias=True)
-    point = plain.replace(kernel_size=1, stride=1, dilation=1)
-    middle = plain.replace(in_channels=wide, out_channels=wide)
-    inner = ReparamBlock(middle, [ConvBranch, *[IdentityBranch] * has_identity(middle)])
-    expand, reduce = point.replace(out_channels=wide), point.replace(in_channels=wide)
+    middle = spec.unpadded(in_channels=wide, out_channels=wide, bias=True)
+    inner = ReparamBlock(middle, [ConvBranch, *identities(middle)])
+    expand, reduce = (spec.pointwise(**{end: wide}, bias=True) for end in ("out_channels", "in_channels"))
     return SequentialBranch(spec, expand.new_conv(), inner, reduce.new_conv())

@@ -16,7 +16,8 @@ from ..branches import Branch
 from ..branches._base import ScaleShift, normalise, run
 from ..folding import cost
 from ..numerics._autocast import as_conv_input, no_autocast
-from ._block import BranchFactory, ConvBlock
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class MBRConvBlock(ConvBlock):
@@ -35,7 +36,7 @@ class MBRConvBlock(ConvBlock):
     optimization" is not part of it.
 
     Args:
-        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of each $c_j$ per output channel ("rep_scale").
         shared: whether a batch norm takes the $c_j$ that is passed on without one (MobileIE), or one of its own
             (SYENet).
@@ -55,12 +56,13 @@ class MBRConvBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(
-        spec: ConvSpec, *, expansion: int = 4, shared: bool = True, bn: NormChoice = True
-    ) -> list[BranchFactory]:
+    expansion: int = 4
+    shared: bool = True
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The one branch, which holds them all."""
-        return [partial(SideBySide, sizes=_sizes(spec), expansion=expansion, shared=shared, bn=bn)]
+        return [partial(SideBySide, sizes=_sizes(spec), expansion=self.expansion, shared=self.shared, bn=self.bn)]
 
 
 def _sizes(spec: ConvSpec) -> list[tuple[int, ...]]:
@@ -77,16 +79,16 @@ class SideBySide(Branch):
         self, spec: ConvSpec, sizes: list[tuple[int, ...]], expansion: int, shared: bool, bn: NormChoice
     ) -> None:
         super().__init__(spec)
-        plain, wide = spec.replace(padding=0, padding_mode="zeros", bias=True), expansion * spec.out_channels
+        wide = expansion * spec.out_channels
 
         def convs() -> list[nn.Module]:
-            return [plain.replace(out_channels=wide, kernel_size=size).new_conv() for size in sizes]
+            return [spec.unpadded(out_channels=wide, kernel_size=size, bias=True).new_conv() for size in sizes]
 
         norms = [norm for _ in sizes if (norm := make_norm(bn, wide, spec.ndim)) is not None]
         self.sizes, self.convs, self.norms = sizes, nn.ModuleList(convs()), nn.ModuleList(norms)
         self.norm_convs = nn.ModuleList([] if shared or not norms else convs())
         total = wide * (len(self.convs) + len(norms))
-        self.out = plain.replace(in_channels=total, kernel_size=1, stride=1, dilation=1).new_conv()
+        self.out = spec.pointwise(in_channels=total, bias=True).new_conv()
         weights = sum(p.numel() for p in self.parameters() if p.dim() > 1)
         self.cost = cost.convolution(1, 1, weights) + cost.BATCH_NORM * wide * len(norms)
 
@@ -101,7 +103,7 @@ class SideBySide(Branch):
         ops = [self._op(conv) for conv in self.convs]
         parts = [op.kernel for op in ops]
         bases = [self._op(conv) for conv in self.norm_convs] or ops
-        parts += [kernels.affine(op.kernel, *scale_shift_of([bn], op, ring)) for bn, op in zip(self.norms, bases)]  # type: ignore[list-item]
+        parts += [kernels.affine(op.kernel, *scale_shift_of([bn], op, ring)) for bn, op in zip(self.norms, bases)]  # type: ignore[list-item]  # a ModuleList of batch norms only
         weight, bias = (self._concatenated(tensors, 0) for tensors in zip(*parts))
         first = ops[0]._replace(kernel=Kernel(weight, bias))
         return fit(then(first, linear_op(self.out, weight.shape[0], self.like)), self.spec)
@@ -114,7 +116,7 @@ class SideBySide(Branch):
         used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None if self.spec.bias else {}
         parts = [self._run(conv, size, x) for conv, size in zip(self.convs, self.sizes)]
         bases = [self._run(conv, size, x) for conv, size in zip(self.norm_convs, self.sizes)] or parts
-        parts = parts + [normalise(bn, base, used=used) for bn, base in zip(self.norms, bases)]  # type: ignore[arg-type]
+        parts = parts + [normalise(bn, base, used=used) for bn, base in zip(self.norms, bases)]  # type: ignore[arg-type]  # likewise
         y = self.out(self._concatenated(parts, 1))
         if used is None:
             return y

@@ -6,9 +6,10 @@ from functools import partial
 
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice
-from ..branches import ConvBNBranch, IdentityBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock
+from ..branches import ConvBNBranch
+from ..branches._identity import identities
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class MobileOneBlock(ConvBlock):
@@ -24,7 +25,7 @@ class MobileOneBlock(ConvBlock):
     outside here; theirs drops the dilation in training, and this one honours it.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         conv_branches: n, number of k x k terms (1, and 4 in the smallest network).
         identity: whether there is an identity branch; None means where the geometry has one.
         bn: True, or a callable that makes a batch norm from the channel count.
@@ -40,12 +41,12 @@ class MobileOneBlock(ConvBlock):
         6
     """
 
-    @staticmethod
-    def design(
-        spec: ConvSpec, *, conv_branches: int = 1, identity: bool | None = None, bn: NormChoice = True
-    ) -> list[BranchFactory]:
+    conv_branches: int = 1
+    identity: bool | None = None
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The k x k convolutions, the 1x1 convolution, the identity."""
-        identity = has_identity(spec) if identity is None else identity
-        square, point = partial(ConvBNBranch, bn=bn), partial(ConvBNBranch, kernel_size=1, bn=bn)
+        square, point = partial(ConvBNBranch, bn=self.bn), partial(ConvBNBranch, kernel_size=1, bn=self.bn)
         points = [point] * any(k > 1 for k in spec.kernel_size)
-        return [*[square] * conv_branches, *points, *[partial(IdentityBranch, bn=bn)] * identity]
+        return [*[square] * self.conv_branches, *points, *identities(spec, self.identity, bn=self.bn)]

@@ -13,12 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 from ..algebra import _kernels as kernels
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
-from ..branches import Branch, ConvBNBranch, IdentityBranch, SequentialBranch
+from ..branches import Branch, ConvBNBranch, SequentialBranch
 from ..branches._edge import FixedFilter
-from ..branches._identity import has_identity
+from ..branches._identity import identities
 from ..branches._stages import ChannelScale, IdentityPlusPoint
 from ..errors import SpecError
-from ._block import BranchFactory, ConvBlock, ReparamBlock
+from ._block import BranchFactory, ReparamBlock
+from ._conv_block import ConvBlock
 
 
 class OREPABlock(ConvBlock):
@@ -38,7 +39,7 @@ class OREPABlock(ConvBlock):
     groups only where k > 1; here the cosine spans any number of taps, and axes.
 
     Args:
-        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`; the batch norm needs `bias=True`.
+        in_channels, ..., sum_bn: as in `ConvBlock`; the batch norm needs `bias=True`.
         hidden_channels: rows of $W_3$; None means in_channels, and twice that with more than 4 groups. With one tap,
             rows of $W_1$; None means the smaller of in_channels and out_channels.
         expansion: channels of D per input channel.
@@ -59,23 +60,20 @@ class OREPABlock(ConvBlock):
     """
 
     sum_bn = True
+    hidden_channels: int | None = None
+    expansion: int = 8
+    scales: Sequence[float] | None = None
 
-    @staticmethod
-    def design(
-        spec: ConvSpec,
-        *,
-        hidden_channels: int | None = None,
-        expansion: int = 8,
-        scales: Sequence[float] | None = None,
-    ) -> list[BranchFactory]:
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The six terms, or the two of a 1x1."""
         if all(k == 1 for k in spec.kernel_size):
-            hidden = min(spec.in_channels, spec.out_channels) if hidden_channels is None else hidden_channels
-            return _scaled([partial(_dense, slope=1.0), partial(_two_points, hidden=hidden)], scales, (1.0, 0.5))
+            hidden = min(spec.in_channels, spec.out_channels) if self.hidden_channels is None else self.hidden_channels
+            return _scaled([partial(_dense, slope=1.0), partial(_two_points, hidden=hidden)], self.scales, (1.0, 0.5))
         usual = spec.in_channels * (1 if spec.groups <= 4 else 2)
-        hidden = usual if hidden_channels is None else hidden_channels
+        hidden = usual if self.hidden_channels is None else self.hidden_channels
         terms: list[Callable] = [_dense, _mean, _cosine, partial(_point_then_dense, hidden=hidden), _point]
-        return _scaled([*terms, partial(_separable, expansion=expansion)], scales, (0.25, 0.25, 0.0, 0.5, 1.0, 0.5))
+        terms += [partial(_separable, expansion=self.expansion)]
+        return _scaled(terms, self.scales, (0.25, 0.25, 0.0, 0.5, 1.0, 0.5))
 
 
 class OREPARepVGGBlock(ConvBlock):
@@ -89,7 +87,7 @@ class OREPARepVGGBlock(ConvBlock):
     Source: as `OREPABlock`, class RepVGGBlock_OREPA of the authors' code, which fails with groups.
 
     Args:
-        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         hidden_channels: rows of $W_3$; None means in_channels, and twice that if depthwise. Only with in_channels is
             the identity added to $W_3$.
         expansion: channels of the depthwise convolution per input channel.
@@ -112,25 +110,22 @@ class OREPARepVGGBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(
-        spec: ConvSpec,
-        *,
-        hidden_channels: int | None = None,
-        expansion: int = 8,
-        scales: Sequence[float] | None = None,
-        identity: bool | None = None,
-        bn: NormChoice = True,
-    ) -> list[BranchFactory]:
+    hidden_channels: int | None = None
+    expansion: int = 8
+    scales: Sequence[float] | None = None
+    identity: bool | None = None
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The sum of terms, the 1x1 convolution, and the identity, if any."""
-        identity = has_identity(spec) if identity is None else identity
         usual = spec.in_channels * (1 if spec.groups < spec.out_channels else 2)
-        hidden = usual if hidden_channels is None else hidden_channels
+        hidden = usual if self.hidden_channels is None else self.hidden_channels
         inner = partial(_point_then_dense, hidden=hidden, unit=hidden == spec.in_channels)
-        kinds: list[Callable] = [_dense, _mean, _cosine, inner, partial(_separable, expansion=expansion)]
-        terms = _scaled([partial(kind, slope=1.0) for kind in kinds], scales, (0.25, 0.25, 0.0, 0.5, 0.5))
-        sum_of_terms = partial(_normed_sum, terms=terms, bn=bn)
-        return [sum_of_terms, partial(ConvBNBranch, kernel_size=1, bn=bn), *[partial(IdentityBranch, bn=bn)] * identity]
+        kinds: list[Callable] = [_dense, _mean, _cosine, inner, partial(_separable, expansion=self.expansion)]
+        terms = _scaled([partial(kind, slope=1.0) for kind in kinds], self.scales, (0.25, 0.25, 0.0, 0.5, 0.5))
+        sum_of_terms = partial(_normed_sum, terms=terms, bn=self.bn)
+        point = partial(ConvBNBranch, kernel_size=1, bn=self.bn)
+        return [sum_of_terms, point, *identities(spec, self.identity, bn=self.bn)]
 
 
 def cosines(spec: ConvSpec) -> Tensor:
@@ -155,14 +150,6 @@ def _scaled(terms: Sequence[Callable], scales: Sequence[float] | None, usual: tu
     return [partial(term, scale=float(scale)) for term, scale in zip(terms, scales)]
 
 
-def _plain(spec: ConvSpec, **changes) -> ConvSpec:
-    return spec.replace(padding=0, padding_mode="zeros", bias=False, **changes)
-
-
-def _pointwise(spec: ConvSpec, **changes) -> ConvSpec:
-    return _plain(spec, kernel_size=1, stride=1, dilation=1, **changes)
-
-
 def _conv(spec: ConvSpec, slope: float) -> _ConvNd:
     conv = spec.new_conv()
     nn.init.kaiming_uniform_(conv.weight, a=slope)
@@ -174,17 +161,17 @@ def _chain(spec: ConvSpec, scale: float, *stages: nn.Module) -> Branch:
 
 
 def _dense(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
-    return _chain(spec, scale, _conv(_plain(spec), slope))
+    return _chain(spec, scale, _conv(spec.unpadded(bias=False), slope))
 
 
 def _point(spec: ConvSpec, scale: float) -> Branch:
-    return _chain(spec, scale, _conv(_plain(spec, kernel_size=1), 0.0))
+    return _chain(spec, scale, _conv(spec.unpadded(bias=False, kernel_size=1), 0.0))
 
 
 def _filtered(spec: ConvSpec, mask: Tensor, scale: float, slope: float, drawn_as: str) -> Branch:
     channels, stride, dilation = spec.out_channels, spec.stride, spec.dilation
     fixed = FixedFilter(mask, channels, stride, dilation, scale=scale, bias=False, drawn_as=drawn_as)
-    return SequentialBranch(spec, _conv(_pointwise(spec), slope), fixed)
+    return SequentialBranch(spec, _conv(spec.pointwise(bias=False), slope), fixed)
 
 
 def _mean(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
@@ -200,19 +187,19 @@ def _point_then_dense(spec: ConvSpec, hidden: int, scale: float, slope: float = 
     if unit:
         point: nn.Module = IdentityPlusPoint(spec.in_channels, spec.groups, spec.ndim, out_channels=hidden, keep=True)
     else:
-        point = _conv(_pointwise(spec, out_channels=hidden), slope)
-    return _chain(spec, scale, point, _conv(_plain(spec, in_channels=hidden), slope))
+        point = _conv(spec.pointwise(bias=False, out_channels=hidden), slope)
+    return _chain(spec, scale, point, _conv(spec.unpadded(bias=False, in_channels=hidden), slope))
 
 
 def _separable(spec: ConvSpec, expansion: int, scale: float, slope: float = 0.0) -> Branch:
     wide = expansion * spec.in_channels
-    depthwise = _plain(spec, out_channels=wide, groups=spec.in_channels)
-    return _chain(spec, scale, _conv(depthwise, slope), _conv(_pointwise(spec, in_channels=wide), slope))
+    depthwise = spec.unpadded(bias=False, out_channels=wide, groups=spec.in_channels)
+    return _chain(spec, scale, _conv(depthwise, slope), _conv(spec.pointwise(bias=False, in_channels=wide), slope))
 
 
 def _two_points(spec: ConvSpec, hidden: int, scale: float) -> Branch:
-    first = _conv(_plain(spec, out_channels=hidden), 1.0)
-    second = _conv(_pointwise(spec, in_channels=hidden), 1.0)
+    first = _conv(spec.unpadded(bias=False, out_channels=hidden), 1.0)
+    second = _conv(spec.pointwise(bias=False, in_channels=hidden), 1.0)
     square = first if spec.in_channels < spec.out_channels else second
     if square.weight.shape[0] == square.weight.shape[1] * spec.groups:
         with torch.no_grad():
@@ -222,4 +209,4 @@ def _two_points(spec: ConvSpec, hidden: int, scale: float) -> Branch:
 
 def _normed_sum(spec: ConvSpec, terms: Sequence[BranchFactory], bn: NormChoice) -> Branch:
     norm = make_norm(bn, spec.out_channels, spec.ndim)
-    return SequentialBranch(spec, ReparamBlock(_plain(spec), terms), *([] if norm is None else [norm]))
+    return SequentialBranch(spec, ReparamBlock(spec.unpadded(bias=False), terms), *([] if norm is None else [norm]))

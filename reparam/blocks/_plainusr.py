@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..algebra._linear import LinearOp, linear_op
 from ..algebra._spec import ConvSpec
-from ..branches import Branch, IdentityBranch, SequentialBranch
-from ..branches._identity import has_identity
+from ..branches import Branch, SequentialBranch
+from ..branches._identity import identities
 from ..branches._stages import per_channel
-from ._block import BranchFactory, ConvBlock, ReparamBlock
+from ._block import BranchFactory, ReparamBlock
+from ._conv_block import ConvBlock
 
 
 class RepMBConvBlock(ConvBlock):
@@ -32,7 +33,7 @@ class RepMBConvBlock(ConvBlock):
     $V_2$ at 1 as in their code, which makes the gate close to 1.
 
     Args:
-        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle per input channel.
         gate_reduction: how many channels of the middle share one of V_1's rows.
 
@@ -49,11 +50,13 @@ class RepMBConvBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, expansion: int = 2, gate_reduction: int = 4) -> list[BranchFactory]:
+    expansion: int = 2
+    gate_reduction: int = 4
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The chain and the outer residual."""
-        chain = partial(_chain, expansion=expansion, reduction=gate_reduction)
-        return [chain, *[IdentityBranch] * has_identity(spec)]
+        chain = partial(_chain, expansion=self.expansion, reduction=self.gate_reduction)
+        return [chain, *identities(spec)]
 
 
 class LearnedGate(nn.Module):
@@ -90,9 +93,7 @@ def _gated(spec: ConvSpec, reduction: int) -> Branch:
 
 def _chain(spec: ConvSpec, expansion: int, reduction: int) -> Branch:
     wide = expansion * spec.in_channels
-    plain = spec.replace(padding=0, padding_mode="zeros", bias=True)
-    point = plain.replace(kernel_size=1, stride=1, dilation=1)
-    middle = plain.replace(in_channels=wide, out_channels=wide)
-    inner = ReparamBlock(middle, [partial(_gated, reduction=reduction), *[IdentityBranch] * has_identity(middle)])
-    expand, reduce = point.replace(out_channels=wide), point.replace(in_channels=wide)
+    middle = spec.unpadded(in_channels=wide, out_channels=wide, bias=True)
+    inner = ReparamBlock(middle, [partial(_gated, reduction=reduction), *identities(middle)])
+    expand, reduce = (spec.pointwise(**{end: wide}, bias=True) for end in ("out_channels", "in_channels"))
     return SequentialBranch(spec, expand.new_conv(), inner, reduce.new_conv())

@@ -6,10 +6,11 @@ from functools import partial
 
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice
-from ..branches import AvgPoolBranch, Branch, ConvBNBranch, ConvBranch, IdentityBranch, SequentialBranch
-from ..branches._identity import has_identity
+from ..branches import AvgPoolBranch, Branch, ConvBNBranch, ConvBranch, SequentialBranch
+from ..branches._identity import identities
 from ..branches._stages import ChannelScale
-from ._block import BranchFactory, ConvBlock
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class QARepVGGBlock(ConvBlock):
@@ -26,7 +27,7 @@ class QARepVGGBlock(ConvBlock):
     activation and the gate, which both classes hold, stay outside here.
 
     Args:
-        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`; the batch norm after the sum needs `bias=True`.
+        in_channels, ..., sum_bn: as in `ConvBlock`; the batch norm after the sum needs `bias=True`.
         identity: whether x is added; None means where the geometry has an identity.
         point_bias: whether the 1x1 convolution has the bias b.
         alpha: whether the 1x1 term has the learned factor, 1 at first.
@@ -50,24 +51,20 @@ class QARepVGGBlock(ConvBlock):
     """
 
     sum_bn = True
+    identity: bool | None = None
+    point_bias: bool = False
+    alpha: bool = False
+    pool: bool = False
+    bn: NormChoice = True
 
-    @staticmethod
-    def design(
-        spec: ConvSpec,
-        *,
-        identity: bool | None = None,
-        point_bias: bool = False,
-        alpha: bool = False,
-        pool: bool = False,
-        bn: NormChoice = True,
-    ) -> list[BranchFactory]:
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The two convolutions, and the identity and the pool, if any."""
-        identity = has_identity(spec) if identity is None else identity
-        point = partial(_scaled_point if alpha else partial(ConvBranch, kernel_size=1), bias=point_bias)
-        pools = [partial(AvgPoolBranch, conv=False)] * (pool and identity)
-        return [partial(ConvBNBranch, bn=bn), point, *[IdentityBranch] * identity, *pools]
+        point = partial(_scaled_point if self.alpha else partial(ConvBranch, kernel_size=1), bias=self.point_bias)
+        identity = identities(spec, self.identity)
+        pools = [partial(AvgPoolBranch, conv=False)] * (self.pool and len(identity))
+        return [partial(ConvBNBranch, bn=self.bn), point, *identity, *pools]
 
 
 def _scaled_point(spec: ConvSpec, bias: bool) -> Branch:
-    point = spec.replace(kernel_size=1, dilation=1, padding=0, padding_mode="zeros", bias=bias)
+    point = spec.pointwise(stride=spec.stride, bias=bias)
     return SequentialBranch(spec, point.new_conv(), ChannelScale(spec.out_channels, spec.ndim, shared=True))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from ..algebra._spec import ConvSpec
-from ..branches import ConvBranch, ExpandSqueezeBranch, IdentityBranch, LaplacianBranch, SobelBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock
+from ..branches import ConvBranch, ExpandSqueezeBranch, LaplacianBranch, SobelBranch
+from ..branches._identity import identities
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class RepRFNBlock(ConvBlock):
@@ -24,7 +25,7 @@ class RepRFNBlock(ConvBlock):
     channels are, and holds the activation, which stays outside here.
 
     Args:
-        in_channels, ..., dtype, ndim, fold, sum_bn: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: rows of $W_a$ per input channel.
         identity: whether x is added; None means where the geometry has an identity.
 
@@ -42,16 +43,17 @@ class RepRFNBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, expansion: int = 2, identity: bool | None = None) -> list[BranchFactory]:
+    expansion: int = 2
+    identity: bool | None = None
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The square, one line per axis, the 1x1, the expand-squeeze path, the edge filters, the identity."""
-        identity = has_identity(spec) if identity is None else identity
         lines = [
             tuple(k if axis == along else 1 for axis, k in enumerate(spec.kernel_size)) for along in range(spec.ndim)
         ]
         factories: list[BranchFactory] = [ConvBranch, *(partial(ConvBranch, kernel_size=line) for line in lines)]
         factories += [partial(ConvBranch, kernel_size=1)]
-        hidden = expansion * spec.in_channels
+        hidden = self.expansion * spec.in_channels
         factories += [partial(ExpandSqueezeBranch, hidden_channels=hidden, order="1x1-kxk", bias=False)]
         factories += [partial(SobelBranch, axis=-1 - axis) for axis in range(spec.ndim)]
-        return [*factories, LaplacianBranch, *[IdentityBranch] * identity]
+        return [*factories, LaplacianBranch, *identities(spec, self.identity)]

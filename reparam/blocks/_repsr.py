@@ -6,9 +6,10 @@ from functools import partial
 
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice
-from ..branches import ExpandSqueezeBranch, IdentityBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock
+from ..branches import ExpandSqueezeBranch
+from ..branches._identity import identities
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class RepSRBlock(ConvBlock):
@@ -27,7 +28,7 @@ class RepSRBlock(ConvBlock):
     identity. That trains far better than torch's default start; see the page on freezing for figures.
 
     Args:
-        in_channels, ..., dtype, ndim: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle per output channel.
         paths: number of expand-squeeze paths.
         identity: whether there is an identity; None means where the geometry has one.
@@ -51,18 +52,16 @@ class RepSRBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(
-        spec: ConvSpec,
-        *,
-        expansion: float = 2.0,
-        paths: int = 2,
-        identity: bool | None = None,
-        bn: NormChoice = True,
-        gain: float = 0.3,
-        bn_weight: float = 0.1,
-    ) -> list[BranchFactory]:
+    expansion: float = 2.0
+    paths: int = 2
+    identity: bool | None = None
+    bn: NormChoice = True
+    gain: float = 0.3
+    bn_weight: float = 0.1
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The identity, if any, and the paths."""
-        identity = has_identity(spec) if identity is None else identity
-        path = partial(ExpandSqueezeBranch, expansion=expansion, bn=bn, gain=gain, bn_weight=bn_weight)
-        return [*[IdentityBranch] * identity, *[path] * paths]
+        path = partial(
+            ExpandSqueezeBranch, expansion=self.expansion, bn=self.bn, gain=self.gain, bn_weight=self.bn_weight
+        )
+        return [*identities(spec, self.identity), *[path] * self.paths]

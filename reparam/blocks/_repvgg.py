@@ -6,9 +6,10 @@ from functools import partial
 
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice
-from ..branches import ConvBNBranch, IdentityBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock
+from ..branches import ConvBNBranch
+from ..branches._identity import identities
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class RepVGGBlock(ConvBlock):
@@ -23,7 +24,7 @@ class RepVGGBlock(ConvBlock):
     and drops `dilation` and `padding_mode` in training, and this one honours them.
 
     Args:
-        in_channels, ..., dtype, ndim: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         identity: whether there is an identity branch; None means where the geometry has one.
         bn: True, or a callable that makes a batch norm from the channel count.
 
@@ -42,9 +43,10 @@ class RepVGGBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, identity: bool | None = None, bn: NormChoice = True) -> list[BranchFactory]:
+    identity: bool | None = None
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The k x k convolution, the 1x1 convolution, and the identity, if any."""
-        identity = has_identity(spec) if identity is None else identity
-        convs = [partial(ConvBNBranch, bn=bn), partial(ConvBNBranch, kernel_size=1, bn=bn)]
-        return [*convs, *[partial(IdentityBranch, bn=bn)] * identity]
+        convs = [partial(ConvBNBranch, bn=self.bn), partial(ConvBNBranch, kernel_size=1, bn=self.bn)]
+        return [*convs, *identities(spec, self.identity, bn=self.bn)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from ..algebra._spec import ConvSpec
-from ..branches import ExpandSqueezeBranch, IdentityBranch
-from ..branches._identity import has_identity
-from ._block import BranchFactory, ConvBlock
+from ..branches import ExpandSqueezeBranch
+from ..branches._identity import identities
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class CollapsibleLinearBlock(ConvBlock):
@@ -23,7 +24,7 @@ class CollapsibleLinearBlock(ConvBlock):
     so that it equals the expanded block only without biases; here they are biases of the output, and folding is exact.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         hidden_channels: p (256; 64 for the network of 11 blocks and the largest).
         identity: whether x is added; None means where the geometry has an identity.
 
@@ -41,8 +42,9 @@ class CollapsibleLinearBlock(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, hidden_channels: int = 256, identity: bool | None = None) -> list[BranchFactory]:
+    hidden_channels: int = 256
+    identity: bool | None = None
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The expand-squeeze path and the residual."""
-        identity = has_identity(spec) if identity is None else identity
-        return [partial(ExpandSqueezeBranch, hidden_channels=hidden_channels), *[IdentityBranch] * identity]
+        return [partial(ExpandSqueezeBranch, hidden_channels=self.hidden_channels), *identities(spec, self.identity)]

@@ -8,7 +8,8 @@ from torch import nn
 
 from ..algebra._spec import ConvSpec
 from ..branches import Branch, ConvBranch, SequentialBranch
-from ._block import BranchFactory, ConvBlock
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 
 class Conv3XC(ConvBlock):
@@ -24,7 +25,7 @@ class Conv3XC(ConvBlock):
     call to renew it, and has 3x3 kernels without groups only.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         gain: how much wider the chain is.
 
     Shape:
@@ -41,19 +42,18 @@ class Conv3XC(ConvBlock):
         True
     """
 
-    @staticmethod
-    def design(spec: ConvSpec, *, gain: int = 2) -> list[BranchFactory]:
+    gain: int = 2
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The skip and the chain."""
-        return [partial(ConvBranch, kernel_size=1), partial(_chain, gain=gain)]
+        return [partial(ConvBranch, kernel_size=1), partial(_chain, gain=self.gain)]
 
 
 def _chain(spec: ConvSpec, gain: int) -> Branch:
-    plain = spec.replace(padding=0, padding_mode="zeros", bias=True)
-    point = plain.replace(kernel_size=1, stride=1, dilation=1)
     wide_in, wide_out = gain * spec.in_channels, gain * spec.out_channels
     convs: list[nn.Module] = [
-        point.replace(out_channels=wide_in).new_conv(),
-        plain.replace(in_channels=wide_in, out_channels=wide_out).new_conv(),
-        point.replace(in_channels=wide_out).new_conv(),
+        spec.pointwise(out_channels=wide_in, bias=True).new_conv(),
+        spec.unpadded(in_channels=wide_in, out_channels=wide_out, bias=True).new_conv(),
+        spec.pointwise(in_channels=wide_out, bias=True).new_conv(),
     ]
     return SequentialBranch(spec, *convs)

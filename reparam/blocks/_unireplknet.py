@@ -9,7 +9,8 @@ from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice
 from ..branches import ConvBNBranch
 from ..errors import SpecError
-from ._block import BranchFactory, ConvBlock
+from ._block import BranchFactory
+from ._conv_block import ConvBlock
 
 _SMALL: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     17: ((5, 9, 3, 3, 3), (1, 2, 4, 5, 7)),
@@ -35,7 +36,7 @@ class DilatedReparamBlock(ConvBlock):
     authors' code.
 
     Args:
-        in_channels, ..., dtype, ndim, fold: as in `ConvBlock`.
+        in_channels, ..., sum_bn: as in `ConvBlock`.
         small: sizes of the small kernels and their dilations, in taps of the large one; None means the authors' choice
             for a kernel size of 5, 7, ..., 17.
         bn: True, or a callable that makes a batch norm from the channel count.
@@ -52,18 +53,18 @@ class DilatedReparamBlock(ConvBlock):
         4
     """
 
-    @staticmethod
-    def design(
-        spec: ConvSpec, *, small: tuple[Sequence[int], Sequence[int]] | None = None, bn: NormChoice = True
-    ) -> list[BranchFactory]:
+    small: tuple[Sequence[int], Sequence[int]] | None = None
+    bn: NormChoice = True
+
+    def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The large convolution and the small dilated ones."""
         size = spec.kernel_size[0]
-        if small is None and (size not in _SMALL or len(set(spec.kernel_size)) > 1):
+        if self.small is None and (size not in _SMALL or len(set(spec.kernel_size)) > 1):
             raise SpecError(
                 f"the authors name small kernels for kernel_size {sorted(_SMALL)}, but got kernel_size="
                 f"{spec.kernel_size}; give small=(sizes, dilations)"
             )
-        sizes, dilations = _SMALL[size] if small is None else small
+        sizes, dilations = _SMALL[size] if self.small is None else self.small
         spread = [tuple(rate * d for d in spec.dilation) for rate in dilations]
-        kinds = [partial(ConvBNBranch, kernel_size=k, dilation=d, bn=bn) for k, d in zip(sizes, spread)]
-        return [partial(ConvBNBranch, bn=bn), *kinds]
+        kinds = [partial(ConvBNBranch, kernel_size=k, dilation=d, bn=self.bn) for k, d in zip(sizes, spread)]
+        return [partial(ConvBNBranch, bn=self.bn), *kinds]

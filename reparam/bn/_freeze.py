@@ -53,7 +53,7 @@ def freeze_bn_stats(model: nn.Module) -> list[str]:
             raise StatisticsError(f"cannot freeze batch norm {name!r}: {why}")
     for _, bn in found:
         if not isinstance(bn, FrozenStatsBN):
-            bn._unfrozen_class = type(bn)  # type: ignore[assignment]
+            bn._unfrozen_class = type(bn)  # type: ignore[assignment]  # no tensor, as mypy takes attributes of modules for
             bn.__class__ = FrozenStatsBN
     return [name for name, _ in found]
 
@@ -100,7 +100,7 @@ def _collecting(bn: BatchNorm, passive: bool) -> Iterator[Population]:
     kind = type(bn)
     population = Population()
     bn.__class__ = PopulationBN
-    bn.population, bn.passive = population, passive  # type: ignore[assignment]
+    bn.population, bn.passive = population, passive  # type: ignore[assignment]  # as above
     try:
         yield population
     finally:
@@ -164,8 +164,8 @@ def recalibrate_bn_stats(model: nn.Module, batches: Iterable[Any]) -> int:
     refuse_few(found, populations, used, "recalibrate", "; the statistics were left as they were")
     for (_, bn), population in zip(found, populations):
         mean, var = population.mean_var()
-        bn.running_mean.copy_(mean)  # type: ignore[union-attr]
-        bn.running_var.copy_(var)  # type: ignore[union-attr]
+        bn.running_mean.copy_(mean)  # type: ignore[union-attr]  # those without were left out
+        bn.running_var.copy_(var)  # type: ignore[union-attr]  # likewise
         if bn.num_batches_tracked is not None:
             bn.num_batches_tracked.add_(used)
     return used

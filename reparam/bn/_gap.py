@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from .._tables import table
 from ..errors import StatisticsError
 from ..numerics._precision import in_float64
 from ._freeze import collect_bn_stats, known_norms
@@ -50,12 +51,8 @@ class BNGapReport:
     def __str__(self) -> str:
         if not self.layers:
             return "no batch norm"
-        width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{'':{width}}" + "".join(f"  {title:>8}" for title in ("shift", "worst", "ratio", "worst"))]
-        for layer in self.layers:
-            numbers = (layer.shift, layer.worst_shift, layer.ratio, layer.worst_ratio)
-            lines.append(f"{layer.name:{width}}" + "".join(f"  {number:8.3g}" for number in numbers))
-        return "\n".join(lines)
+        titles = ("shift", "worst shift", "ratio", "worst ratio")
+        return table({"batch norm": "", **dict.fromkeys(titles, ".3g")}, map(astuple, self.layers))
 
 
 def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
@@ -107,7 +104,7 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
             )
         mean, var = population.mean_var()
         stored_mean = in_float64(bn.running_mean)  # type: ignore[arg-type]  # those without were left out
-        stored_var = in_float64(bn.running_var) + bn.eps  # type: ignore[arg-type]
+        stored_var = in_float64(bn.running_var) + bn.eps  # type: ignore[arg-type]  # likewise
         shift = (mean - stored_mean).abs() / stored_var.sqrt()
         log_ratio = ((var + bn.eps) / stored_var).log()
         worst = log_ratio[log_ratio.abs().argmax()]

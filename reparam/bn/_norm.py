@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from ..algebra._axes import NORM
 from ..errors import SpecError, StatisticsError
 from ..numerics._precision import in_float64
 from ._known_norm import why_unknown
@@ -23,8 +24,7 @@ from ._population import Population
 BatchNorm = _NormBase
 """What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
 
-TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CLASS: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+TORCH_NORMS = tuple(NORM.values())
 
 Norms = Sequence[BatchNorm]
 """Batch norms of one kind and one eps, whose channels lie side by side."""
@@ -106,7 +106,7 @@ def make_norm(choice: NormChoice, channels: int, ndim: int) -> BatchNorm | None:
     """The norm that an argument `bn` asks for, or None."""
     if choice is False:
         return None
-    norm = _CLASS[ndim](channels) if choice is True else choice(channels)
+    norm = NORM[ndim](channels) if choice is True else choice(channels)
     if not is_norm(norm):
         raise SpecError(f"bn must make a batch norm, but {choice!r} made a {type(norm).__name__}")
     if why := why_unknown(norm):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..algebra import _kernels as kernels
+from ..algebra._axes import NORM
 from ..algebra._kernels import Kernel
 from ..algebra._linear import LinearOp, fit, identity_op, linear_op, then
 from ..algebra._spec import ConvSpec, Pads, centre, pad
@@ -31,17 +33,23 @@ from ..modules._constants import constant
 from ..modules._guard import altered, is_read, is_read_stage, is_unaltered, why_hooked, why_not_read
 from ..modules._hooks import copy_module
 from ..modules._sound import unsound_in
+from ..modules._start import fresh_start, remembering
 from ..numerics._autocast import as_conv_input, no_autocast
 from ..numerics._precision import module_in_float64, rounded_like
+from ._geometry import Mode, Number, Outputs, Padding, Sizes
+from ._weight import WithoutWeight
 
 ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
 """Tells the scale and shift of batch norms, given what ran before them and the ring that is cropped after them."""
 
 
-class Branch(nn.Module, ABC):
+class Branch(WithoutWeight, ABC):
     r"""A linear module that is equal to one convolution: y = conv(x, W, b) in the geometry of `spec`.
 
-    A branch of one's own defines `kernel`; `forward` and `to_conv` follow from it.
+    A branch of one's own defines `kernel`; `forward` and `to_conv` follow from it. For code that was written for
+    convolutions it has `in_channels`, `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups` and
+    `padding_mode`, to be read only: what `to_conv()` has, so that `padding` is "same" where one side has a pixel more.
+    There is no `weight` and no `bias`, and the error says why: `to_conv()` has them.
 
     Args:
         spec: the geometry of the equivalent convolution.
@@ -66,6 +74,21 @@ class Branch(nn.Module, ABC):
     like: Tensor
     """An empty buffer that follows the module's dtype and device; make constants with it."""
 
+    in_channels = Number()
+    out_channels = Outputs()
+    kernel_size = Sizes()
+    stride = Sizes()
+    padding = Padding()
+    dilation = Sizes()
+    groups = Number()
+    padding_mode = Mode()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = remembering(cls.__init__)  # type: ignore[method-assign]  # for `reset_parameters`
+
+    @remembering
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -108,7 +131,7 @@ class Branch(nn.Module, ABC):
                 weight = weight.contiguous(memory_format=torch.channels_last)
         trainable = any(parameter.requires_grad for parameter in self.parameters())
         conv = self.spec.build_conv(weight.requires_grad_(trainable), bias.requires_grad_(trainable))
-        conv.fused_from = type(self).__name__  # type: ignore[assignment]
+        conv.fused_from = type(self).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
         return conv.train(self.training)
 
     def problems(self) -> dict[str, str]:
@@ -126,6 +149,18 @@ class Branch(nn.Module, ABC):
             return
         if found := "; ".join(f"{name or 'itself'!r}: {why}" for name, why in altered(self).items()):
             raise NotLinearError(f"{type(self).__name__} has no kernel now: {found}")
+
+    def reset_parameters(self) -> None:
+        """Draws a fresh start, as the constructor does: the same numbers for the same seed, statistics as if unseen.
+
+        Every parameter and buffer stays the object that it is. Layers that were handed to a `SequentialBranch` are
+        reset by their own `reset_parameters`.
+
+        Raises:
+            OptionError: if it cannot be built anew, or was changed since it was built; it is as before then.
+            StatisticsError: if a batch norm inside was frozen.
+        """
+        fresh_start(self)()
 
     def fuse(self) -> nn.Module:
         """The same as `to_conv`, under the name that timm's `reparameterize_model` looks for."""
@@ -171,7 +206,8 @@ class ChainBranch(Branch):
             SpecError: if the stages do not make up a convolution of this spec.
             NotLinearError: if a stage is not linear; its position and type are named.
         """
-        op = identity_op(self.spec.in_channels, self.spec.ndim, self.like.to("meta"))
+        channels, ones = self.spec.in_channels, (1,) * self.spec.ndim
+        outline = _Outline(torch.Size((channels, 1, *ones)), ones, ones, channels)
         reach = []  # of each stage: taps before and after the centre tap, and stride
         self.cost = 0.0
         for index, (stage, step) in enumerate(self.steps()):
@@ -182,10 +218,8 @@ class ChainBranch(Branch):
             is_bn = is_norm(stage)
             self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
             reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, spread, step.stride)])
-            op = then(op, step)
-        size = fit(op, self.spec, embedded=False).size
-        fit(op, self.spec)
-        self._pads: Pads = self.spec.pads_for(size)
+            outline = _then(outline, _outline(step))
+        self._pads: Pads = self.spec.pads_for(_size_in(self.spec, outline))
         self._rings: list[Pads] = []
         ring = [(0, 0)] * self.spec.ndim
         for taps in reversed(reach):
@@ -267,6 +301,35 @@ class ChainBranch(Branch):
         return step
 
 
+class _Outline(NamedTuple):
+    """An operation without its numbers. The blocks of a network ask for the same few, which are worked out once."""
+
+    weight: torch.Size
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def on_meta(self) -> LinearOp:
+        weight = torch.empty(self.weight, device="meta")
+        return LinearOp(Kernel(weight, weight.new_empty(self.weight[0])), self.stride, self.dilation, self.groups)
+
+
+def _outline(op: LinearOp) -> _Outline:
+    return _Outline(op.kernel.weight.shape, tuple(op.stride), tuple(op.dilation), op.groups)
+
+
+@lru_cache(maxsize=1024)
+def _then(first: _Outline, second: _Outline) -> _Outline:
+    return _outline(then(first.on_meta(), second.on_meta()))
+
+
+@lru_cache(maxsize=1024)
+def _size_in(spec: ConvSpec, outline: _Outline) -> tuple[int, ...]:
+    """Taps of an operation on the grid of a spec, which it must fit."""
+    fit(outline.on_meta(), spec)
+    return fit(outline.on_meta(), spec, embedded=False).size
+
+
 def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
     """The operation of a stage, which may be a branch or a block itself."""
     if not isinstance(module, Branch):  # not registered: singledispatch on an abstract class cannot be compiled
@@ -293,8 +356,7 @@ def run(stage: nn.Module, x: Tensor, pads: Pads | None, padding_mode: str) -> Te
 
 def _fits(bn: BatchNorm, ndim: int) -> bool:
     """Whether a batch norm accepts inputs of this many spatial axes."""
-    takes = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-    return all(axes == ndim for kind, axes in takes.items() if isinstance(bn, kind))
+    return all(axes == ndim for axes, kind in NORM.items() if isinstance(bn, kind))
 
 
 def normalise(

@@ -17,8 +17,7 @@ def _own_conv(
     """An unpadded convolution of the spec, perhaps with fewer taps, or with taps that lie farther apart."""
     size = spec.kernel_size if kernel_size is None else kernel_size
     spread = spec.dilation if dilation is None else dilation
-    plain = {"padding": 0, "padding_mode": "zeros", "bias": bias}
-    return spec.replace(kernel_size=size, dilation=spread, **plain).new_conv()
+    return spec.unpadded(kernel_size=size, dilation=spread, bias=bias).new_conv()
 
 
 class ConvBranch(ChainBranch):

@@ -86,8 +86,7 @@ class _EdgeBranch(ChainBranch):
         super().__init__(spec)
         if any(k < 3 for k in spec.kernel_size):
             raise SpecError(f"{type(self).__name__} has 3 taps per axis, but got kernel_size={spec.kernel_size}")
-        point = spec.replace(kernel_size=1, stride=1, dilation=1, padding=0, padding_mode="zeros", bias=bias)
-        self.conv = point.new_conv()
+        self.conv = spec.pointwise(bias=bias).new_conv()
         self.filter = FixedFilter(mask, spec.out_channels, spec.stride, spec.dilation, drawn_as=drawn_as)
         self.check()
 

@@ -89,15 +89,10 @@ class ExpandSqueezeBranch(ChainBranch):
                 f"the middle of an expand-squeeze branch has {hidden} channels (expansion={expansion}, hidden_channels="
                 f"{hidden_channels}, out_channels={spec.out_channels}), which groups={spec.groups} does not divide"
             )
-        plain = spec.replace(padding=0, padding_mode="zeros", bias=bias)
-        wide = plain.replace(out_channels=hidden), plain.replace(in_channels=hidden)
-        point = {"kernel_size": 1, "stride": 1, "dilation": 1}
-        first, second = (
-            (wide[0], wide[1].replace(**point)) if order == "kxk-1x1" else (wide[0].replace(**point), wide[1])
-        )
-        self.expand = first.new_conv()
+        first, second = (spec.unpadded, spec.pointwise) if order == "kxk-1x1" else (spec.pointwise, spec.unpadded)
+        self.expand = first(out_channels=hidden, bias=bias).new_conv()
         self.norm = make_norm(bn, hidden, spec.ndim)
-        self.squeeze = second.new_conv()
+        self.squeeze = second(in_channels=hidden, bias=bias).new_conv()
         with torch.no_grad():
             self.squeeze.weight.mul_(gain)
             if self.norm is not None and self.norm.affine:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 
 from ..algebra._spec import ConvSpec
@@ -14,6 +17,14 @@ def has_identity(spec: ConvSpec) -> bool:
     """Whether y = x makes sense in this geometry: equal channels, stride 1, and a tap that reads the own position."""
     taps_meet = all(k % 2 or d % 2 for k, d in zip(spec.kernel_size, spec.dilation))
     return spec.in_channels == spec.out_channels and all(s == 1 for s in spec.stride) and taps_meet
+
+
+def identities(
+    spec: ConvSpec, wanted: bool | None = None, *, bn: NormChoice = False
+) -> list[Callable[[ConvSpec], IdentityBranch]]:
+    """One identity or none, as callables that take the spec: as is wanted, or, for None, where the geometry has one."""
+    there = has_identity(spec) if wanted is None else wanted
+    return [partial(IdentityBranch, bn=bn)] * there
 
 
 class IdentityBranch(ChainBranch):

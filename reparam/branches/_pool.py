@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..algebra._axes import POOL
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
 from ._base import ChainBranch
-
-_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class AvgPoolBranch(ChainBranch):
@@ -39,10 +38,9 @@ class AvgPoolBranch(ChainBranch):
 
     def __init__(self, spec: ConvSpec, *, conv: bool = True, bn: NormChoice = False) -> None:
         super().__init__(spec)
-        point = spec.replace(kernel_size=1, stride=1, dilation=1, padding=0, padding_mode="zeros", bias=False)
-        self.conv = point.new_conv() if conv else None
+        self.conv = spec.pointwise(bias=False).new_conv() if conv else None
         self.conv_norm = make_norm(bn, spec.out_channels, spec.ndim) if conv else None
-        self.pool = _POOL[spec.ndim](spec.kernel_size, spec.stride)
+        self.pool = POOL[spec.ndim](spec.kernel_size, spec.stride)
         self.norm = make_norm(bn, spec.out_channels, spec.ndim)
         self.check()
 

@@ -1,38 +1,24 @@
-"""`reparam bench` and `reparam bench infer`."""
+"""What training and inference cost here: `reparam bench` and `reparam bench infer`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from ..bench import InferenceReport, bench_blocks, bench_inference, bench_training
-from ..deploy._threads import torch_threads
-from ..files import load_checkpoint
-from ..models import create_model, list_models
-from ..models._registry import Network
-from ._shared import MOST_PIXELS, Json, Threads
+from .._tables import table
+from ._shared import MOST_PIXELS, NETWORK, Json, Threads, bar
+
+if TYPE_CHECKING:
+    from .. import models
 
 app = typer.Typer()
 
 Side = Annotated[int, typer.Option(min=1, max=MOST_PIXELS, help="Of the image, in pixels.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often everything is run; the median counts.")]
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], object]]:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Measuring", total=total)
-        yield lambda: bar.advance(task)
 
 
 @app.callback(invoke_without_command=True)
@@ -50,32 +36,32 @@ def train(
     """Measure what training costs here, as ratios to plain convolutions; or, with `infer`, what inference does."""
     if context.invoked_subcommand:
         return
+    import torch
+
+    from .. import bench
+    from ..deploy._threads import torch_threads
+
     widths = channels or [16, 64]
-    with torch_threads(threads), _progress((rounds + 2) * (len(widths) + 1)) as advance:
+    with torch_threads(threads), bar("Measuring", (rounds + 2) * (len(widths) + 1)) as advance:
         used = torch.get_num_threads()
-        blocks = [row for width in widths for row in bench_blocks(width, batch, size, rounds, advance)]
-        training = bench_training(batch=batch, patch=size, rounds=rounds, progress=advance)
+        blocks = [row for width in widths for row in bench.bench_blocks(width, batch, size, rounds, advance)]
+        training = bench.bench_training(batch=batch, patch=size, rounds=rounds, progress=advance)
     if as_json:
         typer.echo(json.dumps({"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}, indent=2))
         return
-    shape = f"{batch} images of {size}x{size}, {used} threads"
-    title = f"A training step over that of a plain 3x3 convolution ({shape})"
-    table = Table("block", "channels", "phase", "mode", "time", "saved bytes", "fuse (ms)", "fuse error", title=title)
-    for row in blocks:
-        ratios = (f"{row.step:.2f}", f"{row.saved:.2f}", f"{row.fuse_ms:.1f}", f"{row.fuse_error:.0e}")
-        table.add_row(row.block, str(row.channels), row.phase, row.mode, *ratios)
-    Console().print(table)
-    table = Table("network", "mode", "time", title="A whole training over the plain one (10 % with frozen batch norms)")
-    for whole in training:
-        table.add_row(whole.model, whole.mode, f"{whole.step:.2f}")
-    Console().print(table)
+    typer.echo("A training step over that of a plain 3x3 convolution: time, and bytes saved for backward")
+    typer.echo(f"({batch} images of {size}x{size}, {used} threads)")
+    titles = {"block": "", "channels": "d", "phase": "", "mode": "", "time": ".2f", "saved": ".2f"}
+    typer.echo(table({**titles, "fuse (ms)": ".1f", "error": ".0e"}, map(astuple, blocks)))
+    typer.echo("\nA whole training over the plain one (10 % with frozen batch norms)")
+    typer.echo(table({"network": "", "mode": "", "time": ".2f"}, map(astuple, training)))
 
 
 @app.command()
 def infer(
-    model: Annotated[str, typer.Argument(help="A name that `reparam models` shows, or a checkpoint.")] = (
-        "repsr_m4c16_x2"
-    ),
+    model: Annotated[
+        str, typer.Argument(metavar="NETWORK", help=f"{NETWORK} Any other name of `reparam models`, untrained, too.")
+    ] = "repsr_m4c16_x2",
     height: Side = 540,
     width: Side = 960,
     engine: Annotated[list[str] | None, typer.Option(help="Engines to measure; may be repeated. All, if none.")] = None,
@@ -88,37 +74,27 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Measure a network on the engines that are installed: its train graph, and fused, beside the processor's limit."""
+    from .. import bench
+
     net = _network(model)
-    with _progress(rounds + 2) as advance:
-        report = bench_inference(
+    with bar("Measuring", rounds + 2) as advance:
+        report = bench.bench_inference(
             net, height, width, engines=engine, files=file or (), rounds=rounds, threads=threads, progress=advance
         )
-    if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
-        return
-    Console().print(_as_table(model, report))
-    for name, why in report.failed.items():
-        typer.echo(f"{name} is installed and cannot run this network: {why}")
-    typer.echo(f"limit: {report.limit_gflops:.0f} GFLOP/s, a product of float32 matrices in the same run")
+    typer.echo(json.dumps(asdict(report), indent=2) if as_json else f"{model}, {report}")
 
 
-def _network(name: str) -> Network:
-    """With weights if there are some: of a file, or of the package."""
-    if Path(name).exists():
-        return load_checkpoint(name)
-    pretrained = name in list_models(pretrained=True)
-    net = create_model(name, pretrained=pretrained)
+def _network(name: str) -> models.Network:
+    """With its blocks, and with weights if there are some: of a file, or of the package."""
+    import torch
+
+    from .. import files, models
+
+    pretrained = name in models.list_models(pretrained=True)
+    if not pretrained and Path(name).exists():
+        return files.load_checkpoint(name)
+    net = models.create_model(name, pretrained=pretrained)
     if not pretrained:
         with torch.no_grad():
             net(torch.rand(2, net.colors, 16, 16))  # statistics for its batch norms
     return net.eval()
-
-
-def _as_table(model: str, report: InferenceReport) -> Table:
-    _, _, height, width = report.shape
-    title = f"{model}, {width}x{height}, {report.operations / 1e9:.1f} GFLOP, {report.threads} threads of torch"
-    table = Table("graph", "engine", "ms", "Mpixel/s", "speed", "GFLOP/s", "of the limit", "difference", title=title)
-    for row in report.rows:
-        times = (f"{row.latency_ms:.1f}", f"{row.megapixels_per_s:.1f}", f"{row.speed:.2f}")
-        table.add_row(row.graph, row.engine, *times, f"{row.gflops:.0f}", f"{row.share:.0%}", f"{row.error:.0e}")
-    return table

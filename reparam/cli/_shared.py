@@ -5,19 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ..deploy._threads import MOST_THREADS
 from ..errors import ReparamError
-from ..models import list_models, pretrained_file
-from ..models._pretrained import train_file
-from ..sr._upscale.memory import ran_out
+
+if TYPE_CHECKING:
+    from .. import models
 
 MOST_PIXELS = 8192
 """Of a side of an image that is made up."""
@@ -37,7 +35,7 @@ def user_errors() -> Iterator[None]:
     """A mistake of the user's, or a machine that is too small, is a line and exit code 1, not a traceback."""
     try:
         yield
-    except BrokenPipeError:  # of `| head`, which click ends in silence
+    except (BrokenPipeError, typer.Exit):  # of `| head`, which click ends in silence; and of `--help`
         raise
     except (ReparamError, OSError, MemoryError, RuntimeError) as error:
         if not (plain := _plain(error)):
@@ -48,6 +46,8 @@ def user_errors() -> Iterator[None]:
 
 def _plain(error: Exception) -> str:
     """What to tell the user; "" of a mistake in here."""
+    from ..sr._upscale.memory import ran_out
+
     if isinstance(error, OSError) and error.filename:  # else it would begin with "[Errno 2]"
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, (ReparamError, OSError)):
@@ -77,30 +77,31 @@ def _leaving_on_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _fused(name: str) -> Path:
-    """The file that a user means: the one of this path, or that of a network with weights, fused."""
-    if Path(name).exists():
-        return Path(name)
-    names = list_models(pretrained=True)
-    if name not in names:
-        raise FileNotFoundError(
-            f"No such file or directory: {name}; nor are there weights of this name: there are {', '.join(names)}"
-        )
-    return pretrained_file(name)
+def load(network: str, wrapper: str | None = None, act: str | None = None) -> models.Network:
+    """What a `Network` stands for."""
+    from .. import files
+    from ..models._pretrained import network_file
+
+    options = {} if act is None else {"act": act}
+    return files.load_checkpoint(network_file(network), wrapper=wrapper, **options)
 
 
-def _with_blocks(name: str) -> Path:
-    """Likewise, where the weights of the blocks are shipped, with those."""
-    fused, trained = _fused(name), train_file(name)
-    return trained if trained.exists() and fused == pretrained_file(name) else fused
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[], object]]:
+    """A bar that goes when all is done; what it gives is called at each step."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
 
 
-_FILE = "Checkpoint (.pth, .pt or .safetensors), or a network with weights (see `reparam models --pretrained`)."
-Checkpoint = Annotated[Path, typer.Argument(parser=_fused, metavar="FILE", help=_FILE)]
-WithBlocks = Annotated[Path, typer.Argument(parser=_with_blocks, metavar="FILE", help=_FILE)]
+NETWORK = "Checkpoint (.pth, .pt or .safetensors), or a network with weights (see `reparam models --pretrained`)."
+Network = Annotated[str, typer.Argument(metavar="NETWORK", help=NETWORK)]
 Wrapper = Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")]
 Act = Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")]
 Tile = Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")]
-Threads = Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="How many are used; 0 leaves that to the engine.")]
+Threads = Annotated[int, typer.Option(help="How many are used; 0 leaves that to the engine.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there; never what is read.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

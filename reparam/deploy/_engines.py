@@ -23,9 +23,8 @@ from torch import nn
 from ..errors import SpecError
 from ..modules._hooks import copy_module
 from ..modules._like import tensor_like
-from . import export
 from ._cache import cached, keep
-from ._exporter import holds
+from ._exporter import export, holds
 from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino
 from ._threads import check_threads, torch_threads
 
@@ -105,11 +104,16 @@ def make_engine(net: nn.Module, engine: str, threads: int = 0) -> Run:
 
 
 FILE_ENGINES = {".onnx": ("onnxruntime", "openvino", "openvino-bf16"), ".xml": ("openvino", "openvino-bf16")}
-"""What runs a file, by its suffix."""
+"""The engines that run a file, by its suffix; the usual one first."""
 
 
 def open_engine(file: Path, name: str, threads: int = 0) -> Run:
-    """Makes an engine of a file that was exported before.
+    """Makes a function of a file of ONNX or OpenVINO: of an image (N, C, H, W) in float32, what the network gives.
+
+    Args:
+        file: such as `export` and `quantize` write.
+        name: of the engine, one of `FILE_ENGINES` of the suffix.
+        threads: how many it may use; 0 leaves that to it.
 
     Raises:
         SpecError: for an engine that does not run this kind of file, a file that it cannot read, or too many threads.

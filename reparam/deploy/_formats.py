@@ -149,7 +149,11 @@ FORMATS = (
 
 
 def read_note(file: Path) -> dict[str, str]:
-    """What `export` wrote about a network in a file of ONNX or OpenVINO; empty in a file of another program."""
+    """What `export` wrote about a network in a file of ONNX or OpenVINO: `scale`, `colors` and so on, as text.
+
+    Args:
+        file: of `export` or `quantize`; the note of a file of another program is empty.
+    """
     if file.suffix == ".xml":
         import openvino
 

@@ -84,7 +84,7 @@ def draw(block: nn.Module) -> Drawing:
 def _parts(branch: Branch) -> list[Shape]:
     """What a branch does, in the order in which it does it."""
     if isinstance(branch, ReparamBlock):
-        lines = [Line(tuple(_parts(inner)), type(inner).__name__) for inner in branch.branches]  # type: ignore[arg-type]
+        lines = [Line(tuple(_parts(inner)), type(inner).__name__) for inner in branch.branches]  # type: ignore[arg-type]  # all are branches
         return [_fork(lines), *([] if branch.norm is None else [_norm(branch.norm)])]
     if isinstance(branch, SideBySide):
         return [_fork(_side_by_side(branch), "concat"), _box(branch.out, linear_op(branch.out, 0, branch.like))]

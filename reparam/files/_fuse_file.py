@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .._tables import table
 from ..blocks._block import set_fold
 from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..fusing._find import find_blocks
 from ..fusing._fuse import fuse, made_up_image
+from ..models._registry import Network
 from ..modules._hooks import copy_module
 from ..numerics._precision import module_in_float64
 from ._checkpoint import Path, blueprint_of, check_target, network_of, save_checkpoint
@@ -49,7 +51,7 @@ class FusedBlock:
 
 @dataclass(frozen=True)
 class FileReport:
-    """What `fuse_file` did."""
+    """What `fuse_file` did; printed, it is a table."""
 
     network: str | None
     """Class of the network, if it was recognised."""
@@ -58,6 +60,12 @@ class FileReport:
     """Numbers in the file."""
     after: int
     """Numbers in the file that was written."""
+
+    def __str__(self) -> str:
+        titles = {"block": "", "kind": "", "numbers": ",", "fused": ",", "error": ".0e"}
+        whole = ("the whole file", "", self.before, self.after, None)
+        title = self.network or "Blocks of an unknown network"
+        return f"{title}\n{table(titles, [*map(astuple, self.blocks), whole])}"
 
 
 def fuse_file(
@@ -144,7 +152,7 @@ def _fuse_network(contents: Contents, target: Path, told: Options, options: dict
         raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
     for name, block in blocks.items():
         set_eps(block, told.at(name).eps)
-    plain = fuse(net, example=made_up_image(net))
+    plain: Network = fuse(net, example=made_up_image(net))
     rows = [
         _row(name, type(block).__name__, block, plain.get_submodule(name).state_dict())
         for name, block in blocks.items()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from ._foreign import Plan, Survey, add_foreign, add_neighbours, given
 from ._inspect import problems_in
 from ._prove import CannotRunError, Spans, check_rounded, prove
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside of DDP, DataParallel, torch.compile and AveragedModel, however nested."""
@@ -33,9 +36,35 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
             model = model.module
         elif "_orig_mod" in model._modules:  # torch.compile's OptimizedModule, known without importing the compiler
-            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]  # not None
         else:
             return model
+
+
+@overload
+def fuse(
+    model: Branch | DataParallel[Any] | DistributedDataParallel | AveragedModel,
+    *,
+    example: Any = None,
+    inplace: bool = False,
+    batch_norms: bool | None = None,
+    foreign: bool | None = None,
+    skip: Match | None = None,
+    strict: bool = False,
+) -> nn.Module: ...
+
+
+@overload
+def fuse(
+    model: ModuleT,
+    *,
+    example: Any = None,
+    inplace: bool = False,
+    batch_norms: bool | None = None,
+    foreign: bool | None = None,
+    skip: Match | None = None,
+    strict: bool = False,
+) -> ModuleT: ...
 
 
 def fuse(
@@ -82,7 +111,8 @@ def fuse(
             `inspect_model(model)` lists.
 
     Returns:
-        The fused copy, or `model` if `inplace`.
+        The fused copy, or `model` if `inplace`: of the class of the model, but for a block, which becomes an `nn.Conv`,
+        and for a wrapper.
 
     Raises:
         FuseError: if there is nothing to fuse; if a batch norm that would go uses batch statistics or never saw a
@@ -184,29 +214,11 @@ def _check_finite(plan: Plan, found: Survey) -> None:
 
 @contextmanager
 def fused(model: nn.Module, **options: Any) -> Iterator[nn.Module]:
-    """A fused copy in eval mode for the length of a `with`: for validation in the middle of training.
+    """Deprecated: `fuse(model.eval())`, which does not change the blocks either; a training goes on by `model.train()`.
 
-    The model may be in train mode: the copy uses the running statistics, as the model would in eval mode, and the
-    model is not touched.
-
-    Args:
-        model: as for `fuse`.
-        **options: the other arguments of `fuse`, but for `inplace`.
-
-    Raises:
-        FuseError: as `fuse` does, but not for train mode.
-
-    Example:
-        >>> import torch
-        >>> from reparam import create_model
-        >>> net = create_model("repsr_m1c8_x2").train()
-        >>> x = torch.rand(2, 3, 12, 12)
-        >>> _ = net(x)  # a training step
-        >>> with fused(net) as plain, torch.no_grad():
-        ...     y = plain(x)
-        >>> net.training and torch.allclose(net.eval()(x), y, atol=1e-5)
-        True
+    A fused copy in eval mode, of a model in any mode.
     """
+    warnings.warn("fused(model) is deprecated: take fuse(model.eval())", DeprecationWarning, stacklevel=3)
     yield fuse(copy_module(unwrap(model)).eval(), **options)
 
 
@@ -240,6 +252,6 @@ def skeleton(model: nn.Module) -> nn.Module:
     plan = Plan()
     for block in find_blocks(model).values():
         conv: nn.Module = block.spec.new_conv()
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
         plan.instead[id(block)] = partial(given, conv)
     return fuse_in_place(model, plan)

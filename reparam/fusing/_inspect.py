@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .._tables import table
 from ..algebra._spec import ConvSpec
 from ..bn._norm import FrozenStatsBN, is_norm, norms, why_not_ready
 from ..branches import Branch
@@ -65,20 +66,35 @@ class ModelReport:
         return found and not self.problems and all(block.ready for block in self.blocks)
 
     def __str__(self) -> str:
-        width = max([len(block.name or "(model)") for block in self.blocks], default=5)
-        lines = [f"{len(self.blocks)} blocks, {self.parameters} parameters, {self.fused_parameters} after fusing"]
-        for block in self.blocks:
-            state = {True: "frozen", False: "not frozen", None: "no BN"}[block.frozen]
-            lines.append(
-                f"{block.name or '(model)':{width}}  {block.kind} ({block.spec})  {block.parameters} -> "
-                f"{block.fused_parameters} parameters, {state}, {'ready' if block.ready else 'NOT READY'}"
-            )
-            lines += [f"{'':{width}}  {name}: {why}" for name, why in block.problems.items()]
+        lines = [f"{len(self.blocks)} blocks, {self.parameters:,} parameters, {self.fused_parameters:,} after fusing"]
+        if self.blocks:
+            lines.append(_table(self.blocks))
+        lines += [f"{name}: {why}" for block in self.blocks for name, why in block.problems.items()]
         for name, layer in self.batch_norms.items():
             lines.append(f"{name} goes into {layer}: {self.problems.get(name, 'ready')}")
         lines += [f"{name}: {why}" for name, why in self.problems.items() if name not in self.batch_norms]
         lines += [f"{name or '(model)'} stays: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
+
+
+def _table(blocks: Iterable[BlockReport]) -> str:
+    titles = {"block": "", "kind": "", "convolution": "", "parameters": ",", "fused": ",", "norms": "", "": ""}
+    states = {True: "frozen", False: "not frozen", None: "none"}
+    return table(
+        titles,
+        (
+            (
+                block.name or "(model)",
+                block.kind,
+                str(block.spec),
+                block.parameters,
+                block.fused_parameters,
+                states[block.frozen],
+                "ready" if block.ready else "NOT READY",
+            )
+            for block in blocks
+        ),
+    )
 
 
 def inspect_model(model: nn.Module) -> ModelReport:

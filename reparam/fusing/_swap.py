@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .._tables import table
+from ..algebra._axes import CONV
 from ..algebra._kernels import Kernel
-from ..blocks._block import ConvBlock
+from ..blocks._conv_block import ConvBlock
 from ..bn._freeze import collect_bn_stats, refuse_few
 from ..bn._norm import move_statistics, norms
 from ..branches import Branch
@@ -25,7 +27,7 @@ from ._absorb import absorb
 from ._carry_out import exchange
 from ._fuse import unwrap
 
-_PLAIN = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_PLAIN = tuple(CONV.values())
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class SwapReport:
     """Dotted names of what was asked for and could not be swapped, each with the reason."""
 
     def __str__(self) -> str:
-        width = max(map(len, [*self.swapped, *self.skipped]), default=0)
-        lines = [f"{len(self.swapped)} convolutions swapped, {len(self.skipped)} skipped"]
-        lines += [f"{name:{width}}  swapped" for name in self.swapped]
-        return "\n".join(lines + [f"{name:{width}}  skipped: {why}" for name, why in self.skipped.items()])
+        rows = [*((name, "swapped") for name in self.swapped)]
+        rows += [(name, f"skipped: {why}") for name, why in self.skipped.items()]
+        title = f"{len(self.swapped)} convolutions swapped, {len(self.skipped)} skipped"
+        return f"{title}\n{table({'convolution': '', '': ''}, rows)}"
 
 
 def swap_convs(
@@ -174,7 +176,7 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     geometry = {name: getattr(conv, name) for name in names}
     with torch.device("cpu"):
-        block = make(**geometry, bias=conv.bias is not None, ndim=_PLAIN[type(conv)])
+        block = make(**geometry, bias=conv.bias is not None, ndim=conv.weight.dim() - 2)
     weight = conv.weight.detach().cpu().double()
     bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().cpu().double()
     absorb(block.double().eval(), Kernel(weight, bias))
@@ -183,7 +185,7 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
         parameter.requires_grad_(parameter.requires_grad and conv.weight.requires_grad)
     if conv.weight.dim() == 4 and not conv.weight.is_contiguous():
         block.to(memory_format=torch.channels_last)
-    block.swapped_from = type(conv).__name__  # type: ignore[assignment]  # so that `fuse` leaves what is of other codes
+    block.swapped_from = type(conv).__name__
     return block
 
 

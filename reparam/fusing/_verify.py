@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._tables import table
 from ..blocks._block import set_fold
 from ..branches import Branch
 from ..errors import FuseError
@@ -22,6 +23,8 @@ from ._find import find_blocks
 from ._foreign import find_foreign, foreign_block
 from ._fuse import unwrap
 from ._prove import OF_FLOAT32, Inputs
+
+_TOO_LARGE = "LARGER THAN ROUNDING"
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,17 @@ class VerifyReport:
         return not self.unreached and self.total.ok and all(block.ok for block in self.blocks)
 
     def __str__(self) -> str:
-        rows = [*self.blocks, self.total]
-        width = max(len("end to end"), *(len(row.name) for row in rows))
-        lines = [f"{'':{width}}  {'max abs':>9}  {'relative':>9}  {'noise floor':>11}"]
-        lines += [
-            f"{row.name or 'end to end':{width}}  {row.max_abs:9.2e}  {row.relative:9.2e}  {row.noise_floor:11.2e}"
-            + ("" if row.ok else "  LARGER THAN ROUNDING")
-            for row in rows
+        rows: list[tuple[str | float | None, ...]] = [
+            (row.name or "end to end", row.max_abs, row.relative, row.noise_floor, "" if row.ok else _TOO_LARGE)
+            for row in (*self.blocks, self.total)
         ]
-        lines += [f"{name:{width}}  not reached by these inputs" for name in self.unreached]
-        return "\n".join(lines + [f"{name:{width}}  not fused" for name in self.left])
+        rows += [(name, None, None, None, "not reached by these inputs") for name in self.unreached]
+        rows += [(name, None, None, None, "not fused") for name in self.left]
+        return table({"block": "", "max abs": ".2e", "relative": ".2e", "noise floor": ".2e", "": ""}, rows)
 
 
 @torch.no_grad()
-def verify(model: nn.Module, fused: nn.Module, *inputs: Any, **keywords: Any) -> VerifyReport:
+def verify(model: nn.Module, plain: nn.Module, /, *inputs: Any, **keywords: Any) -> VerifyReport:
     """Compares a model with its fused form, block by block and end to end.
 
     Everything runs on copies in eval mode, each on a copy of the inputs; neither models nor inputs are changed. Outputs
@@ -85,15 +85,15 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any, **keywords: Any) ->
     Args:
         model: the model with blocks, ours or foreign, in any mode. Batch norms outside of blocks are compared end to
             end only.
-        fused: what `fuse` made of it, with the same dotted names.
+        plain: what `fuse` made of it, with the same dotted names.
         *inputs: the arguments of one forward, tensors in the dtype and on the device of the model.
-        **keywords: those by keyword.
+        **keywords: those by keyword, of any name, as the two models are given by position.
 
     Returns:
         Maximal absolute and relative differences, and the floor that rounding sets.
 
     Raises:
-        FuseError: if nothing of `model` was fused, or `fused` has no module where a block was; if the outputs differ in
+        FuseError: if nothing of `model` was fused, or `plain` has no module where a block was; if the outputs differ in
             structure, shape or dtype, or hold no numbers.
 
     Example:
@@ -102,7 +102,7 @@ def verify(model: nn.Module, fused: nn.Module, *inputs: Any, **keywords: Any) ->
         >>> verify(net, fuse(net), torch.rand(1, 3, 16, 16)).ok
         True
     """
-    ours, plain = (copy_module(unwrap(m)).eval() for m in (model, fused))
+    ours, plain = (copy_module(unwrap(m)).eval() for m in (model, plain))
     for side in (ours, plain):
         set_fold(side, False)  # run the branches: a folded block would be compared with itself
     blocks = _blocks(ours)

@@ -113,7 +113,7 @@ def reparam_model(model: Model) -> Model:
 
     Reparam.__name__, Reparam.__qualname__, Reparam.__module__ = model.__name__, model.__qualname__, model.__module__
     Reparam.__doc__ = model.__doc__
-    return Reparam  # type: ignore[return-value]
+    return Reparam  # type: ignore[return-value]  # a subclass of `model`
 
 
 def _freeze_iteration(options: dict[str, Any]) -> float:

@@ -3,7 +3,7 @@
 from ._edsr import EDSR
 from ._net import ECBSR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, SRNet
 from ._pretrained import pretrained_file
-from ._registry import create_model, list_models
+from ._registry import Network, create_model, list_models
 from ._sesr import SESR
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "EDSR",
     "SESR",
     "CollapsibleSR",
+    "Network",
     "PlainSR",
     "QARepVGGSR",
     "RepSR",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import ECB, CollapsibleLinearBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
-from ..blocks._block import ConvBlock
+from ..blocks._conv_block import ConvBlock
 from ..errors import OptionError, SpecError
+from ..modules._start import reset_layers
 from ._sizes import check_sizes
 
 ConvFactory = Callable[[int, int], nn.Module]
@@ -92,6 +92,10 @@ class SRNet(nn.Module):
             layers += [block(channels, channels), _ACTS[act](channels)]
         self.body = nn.Sequential(*layers, ends(channels, colors * scale**2))
 
+    def reset_parameters(self) -> None:
+        """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""
+        reset_layers(self)
+
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges x of shape (N, colors, H, W)."""
         return F.pixel_shuffle(self.body(x), self.scale) + F.interpolate(x, scale_factor=self.scale, mode=self.base)
@@ -157,8 +161,7 @@ class _BlockSR(SRNet):
 
 def _block_options(block: type[ConvBlock]) -> list[str]:
     """What a block takes beside its channels."""
-    usual = [name for name in signature(ConvBlock.__init__).parameters if name not in ("self", "options")]
-    return block.option_names() + usual[2:]
+    return list(dict.fromkeys([*block.options(), *list(block.arguments())[2:]]))
 
 
 class RepSR(_BlockSR):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,26 @@ def pretrained_file(name: str) -> Path:
     return FOLDER / f"{name}{_FUSED}"
 
 
-def train_file(name: str) -> Path:
+def network_file(network: str | os.PathLike[str], *, fused: bool = False) -> Path:
+    """The file that is meant by a name of `list_models(pretrained=True)` or, if it is none, by a path.
+
+    Args:
+        network: the one or the other; a file that has the name of a network is meant by "./name".
+        fused: whether the weights of a name are to be the fused ones, where those of its blocks are shipped as well.
+
+    Raises:
+        SpecError: if there is neither.
+    """
+    names = pretrained_names()
+    if network in names:
+        train = _train_file(str(network))
+        return pretrained_file(str(network)) if fused or not train.exists() else train
+    if not Path(network).exists():
+        raise SpecError(f"{os.fspath(network)!r} is no file, and no network with weights; there are {', '.join(names)}")
+    return Path(network)
+
+
+def _train_file(name: str) -> Path:
     """The file of the weights with blocks, which is there for the smaller networks only."""
     return FOLDER / f"{name}{_TRAIN}"
 
@@ -53,7 +73,7 @@ def load_pretrained(net: nn.Module, name: str, sizes: Mapping[str, Any]) -> None
         SpecError: if there are no weights of this name.
     """
     fused = pretrained_file(name)
-    train = train_file(name)
+    train = _train_file(name)
     if train.exists():
         net.load_state_dict(load_file(train))
         return

@@ -14,6 +14,7 @@ from ._pretrained import load_pretrained, pretrained_names
 from ._sesr import SESR
 
 Network = SRNet | SESR | EDSR
+"""What `create_model` and `load_checkpoint` return: all of these have `scale`, `colors` and `options`."""
 Sizes = Mapping[str, Mapping[str, int | float]]
 
 _COMPACT: Sizes = {"m4c8": {}, "m4c16": {}, "m6c32": {}, "m10c16": {}, "m10c32": {}, "m16c64": {}}

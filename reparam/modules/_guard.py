@@ -27,7 +27,14 @@ _REMEDIES = {  # by the module of the hook's class
 }
 
 
-@torch.compiler.assume_constant_result  # a compiler watches no hooks anyway, and classes it watches by itself
+_decided_once = (
+    torch.compiler.assume_constant_result  # a compiler watches no hooks anyway, and classes it watches by itself
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+    else torch.compiler.disable  # before, it could not be told so of a module: the graph breaks here
+)
+
+
+@_decided_once
 def is_read(module: nn.Module) -> bool:
     """Whether a folded step does all that running this module would do, what is inside of it left aside."""
     state = module.__dict__
@@ -36,7 +43,7 @@ def is_read(module: nn.Module) -> bool:
     return not hooked and "forward" not in state and _known(type(module))
 
 
-@torch.compiler.assume_constant_result
+@_decided_once
 def all_read(module: nn.Module) -> bool:
     """Whether `is_read` holds for all that is inside, and all stages of chains have a kernel; asked in every step."""
     is_chain = hasattr(type(module), "stages")
@@ -47,18 +54,18 @@ def all_read(module: nn.Module) -> bool:
             return False
         if is_chain and not is_stage(type(inner)):
             is_chain = False
-            if not all(map(is_stage, map(type, module.stages()))):  # type: ignore[operator]
+            if not all(map(is_stage, map(type, module.stages()))):  # type: ignore[operator]  # a method, as chains have
                 return False
     return True
 
 
-@torch.compiler.assume_constant_result
+@_decided_once
 def is_read_stage(stage: nn.Module) -> bool:
     """Whether a stage of a chain can run as the convolution that is read of it."""
     return is_stage(type(stage)) and is_read(stage) and all_read(stage)
 
 
-@torch.compiler.assume_constant_result
+@_decided_once
 def is_unaltered(module: nn.Module) -> bool:
     """Whether `altered` finds nothing, at less cost."""
     return all_read(module) and why_not_read(module) is None
@@ -70,7 +77,7 @@ def altered(module: nn.Module) -> dict[str, str]:
     Hooks of the module itself are left out: they go on with the convolution in its place.
     """
     chains = [inner for inner in module.modules() if hasattr(type(inner), "stages")]
-    stages = {id(stage) for chain in chains for stage in chain.stages()}  # type: ignore[operator]
+    stages = {id(stage) for chain in chains for stage in chain.stages()}  # type: ignore[operator]  # likewise
     found = {}
     for name, inner in module.named_modules():
         why = (why_hooked(inner) if name else None) or why_not_read(inner)

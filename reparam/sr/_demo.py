@@ -180,10 +180,8 @@ def enlarge(model: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
 
 def luma_psnr_db(image: Tensor, original: Tensor) -> float:
     """PSNR on the luma of BT.601 (16 to 235), without a border of `SCALE` pixels."""
-    ours, theirs = (
-        color.rgb2ycbcr(x.permute(1, 2, 0).numpy())[SCALE:-SCALE, SCALE:-SCALE, 0] for x in (image, original)
-    )
-    return psnr_db(ours, theirs, peak=255)
+    one, other = (color.rgb2ycbcr(x.permute(1, 2, 0).numpy())[SCALE:-SCALE, SCALE:-SCALE, 0] for x in (image, original))
+    return psnr_db(one, other, peak=255)
 
 
 def training_step(model: nn.Module, x: Tensor) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from ... import blocks
 from ...algebra._spec import ConvSpec
-from ...blocks._block import ConvBlock, ReparamBlock
+from ...blocks._block import ReparamBlock
+from ...blocks._conv_block import ConvBlock
 from ...branches import AvgPoolBranch, ConvBNBranch, IdentityBranch
 from ...branches._identity import has_identity
 from ...errors import CheckpointError, SpecError
@@ -76,6 +77,9 @@ def _own(t: Tensors, options: Options) -> list[Part]:
 
 OWN = Layout("a block of reparam", ("branches.0.conv.weight",), _own, keeps=False)
 """Known by more than marks; see `own_blocks`."""
+
+_PAPERS = [block for block in map(vars(blocks).get, reversed(blocks.__all__)) if block in ConvBlock.__subclasses__()]
+"""The blocks of the papers; of those with the same branches the first one gives its name."""
 
 Ways = dict[str, tuple[Reading, str]]
 """Every way to read a block, by its kind, with the name of the class that has it."""
@@ -178,19 +182,19 @@ def _papers(
 ) -> Mapping[frozenset[str], Mapping[str, str]]:
     """The papers' blocks of a geometry whose branches begin with these: kinds and classes, by their keys."""
     found: dict[frozenset[str], dict[str, str]] = {}
-    for name, stride in product(reversed(blocks.__all__), (1, 2)):
-        block, spec = getattr(blocks, name), ConvSpec(inside, outside, size, stride, groups=groups, ndim=len(size))
+    for block, stride in product(_PAPERS, (1, 2)):
+        spec = ConvSpec(inside, outside, size, stride, groups=groups, ndim=len(size))
         for options in _variants(block, spec, len(heads)):
             if stride > 1 and "identity" in options:  # which tells as much
                 continue
             try:
-                factories = block.design(spec, **options)
+                factories = block.planned(spec, **options)
                 if not all(head in _heads(made, size) for made, head in zip_longest(factories, heads, fillvalue="")):
                     continue
                 made = ReparamBlock(spec, factories)
             except SpecError:  # it does not exist with these
                 continue
-            found.setdefault(_keys(made.state_dict()), {}).setdefault(kind_of(made), name)
+            found.setdefault(_keys(made.state_dict()), {}).setdefault(kind_of(made), block.__name__)
     return found
 
 
@@ -238,7 +242,7 @@ def _variants(block: type[ConvBlock], spec: ConvSpec, count: int) -> Iterator[di
     }
     usual |= {"small": [([size] * (count - 1), [1] * (count - 1)) for size in sizes], "scales": (None,)}
     choices: dict[str, Any] = {}
-    for name, parameter in list(inspect.signature(block.design).parameters.items())[1:]:
+    for name, parameter in block.options().items():
         if name in usual:
             choices[name] = usual[name]
         elif isinstance(parameter.default, bool):

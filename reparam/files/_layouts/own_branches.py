@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ...algebra._axes import NORM
 from ...algebra._spec import ConvSpec
 from ...blocks._block import ReparamBlock
 from ...blocks._mobileie import SideBySide
 from ...blocks._plainusr import LearnedGate
-from ...bn._norm import _CLASS, NormChoice, is_norm
+from ...bn._norm import NormChoice, is_norm
 from ...branches import (
     AvgPoolBranch,
     Branch,
@@ -174,7 +175,7 @@ def joined(parts: list[Reading], spec: ConvSpec, **options: Any) -> Reading:
 def norm_of(t: Tensors, ndim: int) -> NormChoice:
     """How to make a batch norm of these tensors; False if there are none."""
     affine = "weight" in t or "bias" in t
-    return (lambda channels: _CLASS[ndim](channels, affine=affine)) if t else False
+    return (lambda channels: NORM[ndim](channels, affine=affine)) if t else False
 
 
 def kind_of(module: Any) -> str:

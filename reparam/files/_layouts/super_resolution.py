@@ -72,7 +72,7 @@ def _repsr_hat(t: Tensors, options: Options) -> list[Part]:
     identity = options.identity is not False and inside == outside
 
     def path(spec: ConvSpec) -> Branch:  # not RepSRBlock, whose 3x3 has a bias
-        convs = nn.Conv2d(inside, wide, size, bias=False), nn.Conv2d(wide, outside, 1)  # type: ignore[arg-type]
+        convs = nn.Conv2d(inside, wide, size, bias=False), nn.Conv2d(wide, outside, 1)  # type: ignore[arg-type]  # size is of two numbers
         return SequentialBranch(spec, convs[0], nn.BatchNorm2d(wide), convs[1])
 
     block = partial(ReparamBlock, ConvSpec(inside, outside, size), [path, path, *[IdentityBranch] * identity])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from ...algebra._axes import pool_axes
 from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp, linear_op
 from ...algebra._spec import ConvSpec, Pads
@@ -110,8 +111,7 @@ def _conv(
 @layer_affine.register(nn.AvgPool2d)
 @layer_affine.register(nn.AvgPool3d)
 def _(layer: Any, like: Tensor) -> Affine:
-    ndim = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(layer)]
-    pads = _pairs(layer.padding, ndim)
+    pads = _pairs(layer.padding, pool_axes(layer))
     if any(map(any, pads)) and not layer.count_include_pad:
         raise NotLinearError(f"{type(layer).__name__} divides by another number at the border")
     bare = copy.copy(layer)

@@ -39,7 +39,7 @@ class Edit:
 
     def apply(self, module: nn.Module, keep: Keep) -> None:
         """Brings the block, or a copy of it, into its inference form."""
-        for slot in self.block.form.slots:  # type: ignore[union-attr]
+        for slot in self.block.form.slots:  # type: ignore[union-attr]  # edits are made of inference forms only
             for name in slot.parts:
                 if hasattr(module, name):
                     delattr(module, name)
@@ -114,7 +114,7 @@ def layer_of(value: Affine, block: ForeignBlock, conv: str) -> nn.Module:
 
 def _in_place_of(module: nn.Module, layer: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     layer.requires_grad_(any(parameter.requires_grad for part in parts for parameter in part.parameters()))
-    layer.fused_from = type(module).__name__  # type: ignore[assignment]
+    layer.fused_from = type(module).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
     return layer.train(module.training)
 
 

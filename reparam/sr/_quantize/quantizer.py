@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
@@ -13,16 +13,16 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from ..._tables import table
 from ...deploy._exporter import targets_of
 from ...errors import ExportError, SpecError
+from ...files import load_checkpoint
 from ...files._writing import files_beside, written
 from ...fusing._fuse import made_up_image, plain_copy
-from ...models import create_model, list_models
-from ...models._pretrained import train_file
+from ...models._pretrained import network_file
 from .._psnr import psnr_db
 from .._upscale import Upscaler
 from .._upscale.arrays import floats_of, whole_of
-from .._upscale.upscaler import read_network
 from .integers import write_int8
 from .pictures import Images, listed, pixels_of
 from .ranges import LayerRange, layer_ranges
@@ -60,11 +60,8 @@ class QuantizationReport:
         if self.float_db is not None and self.int8_db is not None:
             lost = self.float_db - self.int8_db
             lines += [f"{self.float_db:.3f} dB in float32, {self.int8_db:.3f} dB in INT8, {lost:.3f} dB lost"]
-        lines += [f"{'layer':12} {'spread before':>13} {'fused':>9} {'peak before':>12} {'fused':>9}"]
-        for row in self.layers:
-            before = ["" if value is None else f"{value:.1f}" for value in (row.spread_before, row.peak_before)]
-            lines += [f"{row.name:12} {before[0]:>13} {row.spread:9.1f} {before[1]:>12} {row.peak:9.1f}"]
-        return "\n".join(lines)
+        titles = ("spread before", "spread fused", "peak before", "peak fused")
+        return "\n".join([*lines, table({"layer": "", **dict.fromkeys(titles, ".1f")}, map(astuple, self.layers))])
 
 
 def quantize(
@@ -125,7 +122,7 @@ def quantize(
     if weight_bits not in (None, 7, 8):
         raise SpecError(f"weight_bits must be 7, 8 or None, but got {weight_bits!r}")
     targets_of(path, () if isinstance(model, nn.Module) else [Path(model)])
-    net = _network(model)
+    net = model if isinstance(model, nn.Module) else load_checkpoint(network_file(model))
     small, large = _pairs(images, targets)
     plain = plain_copy(net, made_up_image(net)).float().cpu().requires_grad_(False)
     reference = Upscaler(plain, engine="torch", tile=tile)
@@ -160,15 +157,6 @@ def _pairs(images: Images, targets: Images | None) -> tuple[list[Any], list[Any]
     if large is not None and len(large) != len(small):
         raise SpecError(f"every image needs its target, but got {len(small)} images and {len(large)} targets")
     return small, large
-
-
-def _network(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    """With its blocks, where they are known."""
-    if isinstance(model, nn.Module):
-        return model
-    if isinstance(model, str) and model in list_models(pretrained=True) and train_file(model).exists():
-        return create_model(model, pretrained=True)
-    return read_network(model)
 
 
 def _scores(reference: Upscaler, upscaler: Upscaler, small: Sequence[Any], large: Sequence[Any] | None) -> Scores:

@@ -21,7 +21,7 @@ from ...errors import SpecError
 from ...files import load_checkpoint
 from ...files._writing import check_targets
 from ...fusing._fuse import made_up_image, plain_copy
-from ...models import list_models, pretrained_file
+from ...models._pretrained import network_file
 from ...modules._like import tensor_like
 from .arrays import arrays_of, file_reader, floats_of, largest_of, of_pil, whole_of
 from .color import Coloring, coloring
@@ -211,7 +211,7 @@ class Upscaler:
 
 def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The network of a name or a file, or a copy of it, fused and in eval mode."""
-    net = model if isinstance(model, nn.Module) else read_network(model)
+    net = model if isinstance(model, nn.Module) else load_checkpoint(network_file(model, fused=True))
     _sizes(net)
     check_weights(net)
     return plain_copy(net, made_up_image(net))
@@ -219,20 +219,6 @@ def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
 
 def _make_float32(net: nn.Module, threads: int) -> Run:
     return make_engine(net.float(), "torch", threads)
-
-
-def read_network(model: str | os.PathLike[str]) -> nn.Module:
-    """The network of a name, with fused weights, or of a checkpoint.
-
-    Raises:
-        SpecError: if there is neither.
-    """
-    if isinstance(model, str) and model in list_models(pretrained=True):
-        return load_checkpoint(pretrained_file(model))
-    if not Path(model).exists():
-        names = ", ".join(list_models(pretrained=True))
-        raise SpecError(f"{os.fspath(model)!r} is no file, and no network with weights; there are {names}")
-    return load_checkpoint(model)
 
 
 def _sizes(net: nn.Module) -> tuple[int, int]:

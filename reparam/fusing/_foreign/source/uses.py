@@ -94,7 +94,7 @@ class ModuleUses:
         if not own and name in ("children", "values", "items", "named_children"):
             return [hands_out(inside(module), name in ("items", "named_children"))]
         if isinstance(value, property):
-            return self.call(MethodType(value.fget, module), [], {})  # type: ignore[arg-type]
+            return self.call(MethodType(value.fget, module), [], {})  # type: ignore[arg-type]  # a property that is read has one
         if isinstance(value, (staticmethod, classmethod)):
             return [value.__func__]
         if isinstance(value, FunctionType) and name not in vars(module):

@@ -1,0 +1,110 @@
+"""Files of weights: `reparam fuse`, `inspect`, `verify` and `models`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import SpecError
+from ._shared import MOST_PIXELS, Act, Json, Network, Overwrite, Wrapper, load
+
+
+class Keys(str, Enum):
+    """Whose keys a fused file gets."""
+
+    source = "source"
+    reparam = "reparam"
+
+
+def fuse(
+    source: Network,
+    target: Annotated[Path, typer.Argument(help="File to write; .safetensors, or torch's format.")],
+    keys: Annotated[Keys, typer.Option(help="Whose keys to write: those of the code the file is from, or ours.")] = (
+        Keys.source
+    ),
+    wrapper: Wrapper = None,
+    eps: Annotated[float | None, typer.Option(help="Of the batch norms, if not torch's 1e-5.")] = None,
+    identity: Annotated[
+        bool | None, typer.Option("--identity/--no-identity", help="Where the keys do not tell (with_idt of ECBSR).")
+    ] = None,
+    act: Act = None,
+    with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
+    pool: Annotated[
+        bool | None, typer.Option("--pool/--no-pool", help="Whether blocks have an average pool (QARepVGG's V2).")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="Of the channels, where the keys do not tell.")] = None,
+    dilations: Annotated[list[int] | None, typer.Option(help="Of small kernels; once for each of them.")] = None,
+    img_range: Annotated[
+        float | None, typer.Option(help="Of the images that an ECBSR was trained on: 255 or 1.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
+    from ..files import fuse_file
+    from ..files._writing import check_targets
+    from ..models._pretrained import network_file
+
+    layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
+    layout |= {"groups": groups, "dilations": dilations or None}
+    told: dict[str, Any] = {"act": act, "img_range": img_range}
+    options = {key: value for key, value in told.items() if value is not None}
+    file = network_file(source)
+    check_targets([target], [file], overwrite)
+    report = fuse_file(file, target, keys=keys.value, wrapper=wrapper, **layout, **options)
+    typer.echo(json.dumps(asdict(report), indent=2) if as_json else f"{report}\nwritten: {target}")
+
+
+def inspect(file: Network, wrapper: Wrapper = None, as_json: Json = False) -> None:
+    """Say what a checkpoint holds: network, blocks, sizes, and what stands in the way of fusing it."""
+    from ..files import inspect_file
+    from ..models._pretrained import network_file
+
+    report = inspect_file(network_file(file), wrapper=wrapper)
+    typer.echo(json.dumps(asdict(report), indent=2) if as_json else str(report))
+
+
+def verify(
+    source: Network,
+    wrapper: Wrapper = None,
+    act: Act = None,
+    size: Annotated[
+        int, typer.Option(min=1, max=MOST_PIXELS, help="Height and width of the image that it is tried on.")
+    ] = 64,
+    as_json: Json = False,
+) -> None:
+    """Compare a checkpoint's network with its fused form, block by block; exit code 1 if they differ."""
+    import torch
+
+    from .. import fusing
+
+    net = load(source, wrapper, act)
+    image = torch.rand(1, net.colors, size, size, generator=torch.Generator().manual_seed(0))
+    report = fusing.verify(net, fusing.fuse(net), image)
+    typer.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2) if as_json else str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="As of a shell, such as 'repsr_*_x2'.")] = "*",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only networks that come with weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the names of networks, those with weights marked."""
+    from ..models import list_models
+
+    with_weights = set(list_models(pretrained=True))
+    names = list_models(pattern, pretrained=pretrained)
+    if not names:
+        raise SpecError(f"no name fits {pattern!r}; there are {', '.join(list_models(pretrained=pretrained))}")
+    if as_json:
+        typer.echo(json.dumps([{"name": name, "pretrained": name in with_weights} for name in names], indent=2))
+        return
+    for name in names:
+        typer.echo(f"{name}  (weights)" if name in with_weights else name)

@@ -1,0 +1,97 @@
+"""Super-resolution at work: `reparam demo` and `reparam upscale`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._tables import table
+from ._shared import NETWORK, Json, Overwrite, Threads, Tile, bar
+
+
+def demo(
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the weights and the picture.")] = Path(
+        "reparam-demo"
+    ),
+    steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 1200,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights and patches.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a small RepSR on photos of scikit-image, freeze its batch norms, fuse it, prove it, draw it."""
+    from ..files._writing import check_targets
+
+    try:
+        from ..sr._demo import files_in, run_demo  # its packages come with the extra
+    except ModuleNotFoundError as error:
+        typer.echo(f"the demo needs the package {error.name!r}: pip install 'reparam[demo]'", err=True)
+        raise typer.Exit(1) from None
+    out.mkdir(parents=True, exist_ok=True)
+    check_targets(files_in(out), (), overwrite)
+    result = run_demo(out, steps, seed)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, default=str))
+        return
+    total = result.report.total
+    rows: list[tuple[str | None, ...]] = [
+        (f"PSNR on {name}, held out (dB)", *(f"{score:.2f}" for score in scores.values()))
+        for name, scores in result.psnr_db.items()
+    ]
+    rows += [
+        ("parameters", None, *(f"{count:,}" for count in result.parameters)),
+        ("training step, batch statistics (ms)", None, *(f"{ms:.1f}" for ms in result.batch_step_ms)),
+        ("training step, frozen (ms)", None, *(f"{ms:.1f}" for ms in result.frozen_step_ms)),
+        ("inference, 256x256 (ms)", None, *(f"{ms:.1f}" for ms in result.inference_ms)),
+        ("max |fused - train graph|", None, None, f"{total.max_abs:.1e}"),
+        ("rounding alone, float32", None, None, f"{total.noise_floor:.1e}"),
+    ]
+    title = "RepSR-M4C16 x2 after training on photos of scikit-image"
+    typer.echo(f"{title}\n\n{table({'': '', 'bicubic': '>', 'train graph': '>', 'fused': '>'}, rows)}\n")
+    typer.echo(f"fused weights: {result.weights}\npicture:       {result.picture}")
+
+
+def upscale(
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder for the results.")],
+    model: Annotated[
+        str, typer.Option(metavar="NETWORK", help=f"{NETWORK} Files of `reparam export` and `quantize`, too.")
+    ] = "repsr_m4c16_x2",
+    engine: Annotated[
+        str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16 or ncnn.")
+    ] = "auto",
+    tile: Tile = 256,
+    threads: Threads = 0,
+    suffix: Annotated[str, typer.Option(help="Format of the results, such as .png; if not given, the source's.")] = "",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Enlarge images by a network: photo.png becomes photo_x2.png in the folder."""
+    from .. import sr
+
+    try:
+        from ..sr._upscale.batch import plan, upscale_files
+    except ModuleNotFoundError as error:
+        typer.echo(f"upscaling needs the package {error.name!r}: pip install 'reparam[upscale]'", err=True)
+        raise typer.Exit(1) from None
+    upscaler = sr.Upscaler(model, engine=engine, tile=tile, threads=threads)
+    targets = plan(images, out, upscaler.scale, suffix, overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    failed: dict[Path, str] = {}
+    with bar(upscaler.engine, len(targets)) as advance:
+        for source, why in upscale_files(upscaler, targets):
+            failed |= {source: why} if why else {}
+            if why or not as_json:
+                typer.echo(f"error: {source}: {why}" if why else f"{source} -> {targets[source]}", err=bool(why))
+            advance()
+    if as_json:
+        files = [
+            {"source": str(source), "target": None if source in failed else str(target), "error": failed.get(source)}
+            for source, target in targets.items()
+        ]
+        typer.echo(json.dumps({"engine": upscaler.engine, "scale": upscaler.scale, "files": files}, indent=2))
+    if failed:
+        raise typer.Exit(1)
