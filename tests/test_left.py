@@ -14,6 +14,7 @@ from torch import nn
 
 import reparam.fusing._find
 from reparam import ECB, FuseError, RepSRBlock, RepVGGBlock, fuse, inspect_model, swap_convs, verify
+from reparam.fusing._foreign import blocks
 
 X = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0)).double()
 
@@ -72,6 +73,15 @@ class TestWhatWasLeft:
         plain = fuse(timm_net(), strict=True)
         report = inspect_model(plain)
         assert not (report.left or report.blocks or report.batch_norms)
+
+    def test_what_stands_in_two_places_is_looked_at_once(self, monkeypatch):
+        looked_at, look = [], blocks._look_at
+        monkeypatch.setattr(blocks, "_look_at", lambda module: looked_at.append(module) or look(module))
+        model = timm_net()
+        model.again = nn.Sequential(model.body, model.head, RepVGGBlock(6))
+        assert list(blocks.find_foreign(model)[0]) == ["stem", "body"]
+        assert len(set(map(id, looked_at))) == len(looked_at)
+        assert model.again[2] in looked_at and not any(part in looked_at for part in model.again[2].branches)
 
     def test_norms_beside_blocks_of_ours_stay_unless_asked_for(self):
         model = randomise(nn.Sequential(ECB(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double(), 0).eval()

@@ -14,12 +14,14 @@ from helpers import made
 from onnx import numpy_helper
 from PIL import Image
 from skimage import data
+from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 from typer.testing import CliRunner
 
 from reparam import ECB, ExportError, SpecError, Upscaler, create_model, fuse, quantize
 from reparam.cli import app
 from reparam.deploy._formats import read_note
+from reparam.sr._psnr import psnr_db
 from reparam.sr._quantize import quantizer
 from reparam.sr._quantize.integers import write_int8
 from reparam.sr._quantize.ranges import layer_ranges
@@ -55,6 +57,15 @@ def test_what_it_costs(written):
     assert 40 < psnr(rounded, exact) < 60
     assert 0 < psnr(exact, large) - psnr(rounded, large) < 0.3
     assert sorted(path.name for path in file.parent.iterdir() if path.name.startswith(".")) == []
+
+
+def test_psnr_is_that_of_scikit_image():
+    rng = np.random.default_rng(0)
+    image, original = rng.random((9, 7, 3), dtype=np.float32), rng.random((9, 7, 3), dtype=np.float32)
+    for peak in (1.0, 255.0):
+        wanted = peak_signal_noise_ratio(original.astype(np.float64), image.astype(np.float64), data_range=peak)
+        assert psnr_db(image, original, peak) == pytest.approx(wanted, rel=1e-7)
+    assert psnr_db(image, image) == np.inf
 
 
 def test_the_better_number_of_bits_is_taken(written, folder):
@@ -257,6 +268,8 @@ def test_missing_packages(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.delitem(sys.modules, "reparam.sr._upscale.images", raising=False)
     monkeypatch.delattr("reparam.sr._upscale.images", raising=False)
+    with pytest.raises(SpecError, match=r"image files need the package 'PIL': pip install 'reparam\[upscale\]'"):
+        Upscaler(NAME, engine="torch").file(tmp_path / "a.png", tmp_path / "b.png")
     with pytest.raises(SpecError, match=r"image files need the package 'PIL': pip install 'reparam\[upscale\]'"):
         quantize(NAME, tmp_path / "net.onnx", tmp_path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from math import gcd
+from math import gcd, prod
 from typing import NamedTuple
 
 import torch
@@ -105,39 +105,36 @@ def _(module: nn.Identity, channels: int, like: Tensor) -> LinearOp:
 
 def then(first: LinearOp, second: LinearOp) -> LinearOp:
     """The operation `second(first(x))`."""
-    channels = first.kernel.weight.shape[0]
-    if second.groups == second.kernel.weight.shape[0] == channels:  # as a product, not a sum of almost only zeros
-        stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
-        if all(k == 1 for k in second.kernel.size):
-            return LinearOp(
-                kernels.compose_depthwise(first.kernel, second.kernel), stride, first.dilation, first.groups
-            )
-        if all(k == 1 for k in first.kernel.size):
-            dilation = tuple(d * s for d, s in zip(second.dilation, first.stride))
-            return LinearOp(kernels.compose_depthwise(first.kernel, second.kernel), stride, dilation, first.groups)
+    stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
+    grid, ratio1, ratio2 = _one_grid(first, second)
+    depthwise = second.groups == second.kernel.weight.shape[0] == first.kernel.weight.shape[0]
+    if depthwise and 1 in (prod(first.kernel.size), prod(second.kernel.size)):
+        kernel = kernels.compose_depthwise(first.kernel, second.kernel)  # a product, not a sum of almost only zeros
+        return LinearOp(kernel, stride, grid, first.groups)
     groups = gcd(first.groups, second.groups)
-    # Taps of both on one grid, in pixels of the input, where the outputs of `first` lie s1 apart:
-    #
-    #     first    3 taps, d1 = 2         1 . 1 . 1
-    #     second   2 taps, d2 * s1 = 3    2 . . 2
-    #     both     grid gcd(2, 3) = 1     * . * * * * . *     0, 2, 4 and 3, 5, 7
-    #
-    # A kernel of one tap fits every grid, which gcd's neutral 0 says.
-    coarse = [d * s for d, s in zip(second.dilation, first.stride)]
-    grid = tuple(
-        gcd(d1 if k1 > 1 else 0, d2 if k2 > 1 else 0) or 1
-        for d1, k1, d2, k2 in zip(first.dilation, first.kernel.size, coarse, second.kernel.size)
-    )
-    ratio1 = tuple(d // g if k > 1 else 1 for d, g, k in zip(first.dilation, grid, first.kernel.size))
-    ratio2 = tuple(d // g if k > 1 else 1 for d, g, k in zip(coarse, grid, second.kernel.size))
     kernel = kernels.compose(
         kernels.dilate(kernels.regroup(first.kernel, first.groups, groups), ratio1),
         kernels.regroup(second.kernel, second.groups, groups),
         groups,
         ratio2,
     )
-    stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
     return LinearOp(kernel, stride, grid, groups)
+
+
+def _one_grid(first: LinearOp, second: LinearOp) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """A grid that holds the taps of both, in pixels of the input, and the steps of either on it.
+
+    The outputs of `first` lie s1 pixels apart, and so the taps of `second` d2 * s1:
+
+        first    3 taps, d1 = 2         1 . 1 . 1
+        second   2 taps, d2 * s1 = 3    2 . . 2
+        both     grid gcd(2, 3) = 1     * . * * * * . *     0, 2, 4 and 3, 5, 7
+    """
+    # One tap fits every grid, which gcd's neutral 0 says.
+    fine = [d if k > 1 else 0 for d, k in zip(first.dilation, first.kernel.size)]
+    coarse = [d * s if k > 1 else 0 for d, s, k in zip(second.dilation, first.stride, second.kernel.size)]
+    grid = tuple(gcd(d1, d2) or 1 for d1, d2 in zip(fine, coarse))
+    return grid, tuple(d // g or 1 for d, g in zip(fine, grid)), tuple(d // g or 1 for d, g in zip(coarse, grid))
 
 
 def place(op: LinearOp, ring: Pads, spec: ConvSpec) -> Kernel:

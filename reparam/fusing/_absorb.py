@@ -41,16 +41,7 @@ def absorb(block: ReparamBlock, target: Kernel) -> None:
         SpecError: if no branch can take any kernel; the block is in no particular state then.
     """
     holder, conv = _holder(block)
-    for _, bn in norms(block):
-        _forget(bn)
-    for bn in [*(bn for _, bn in norms(holder)), *([] if block.norm is None else [block.norm])]:
-        _neutralise(bn)
-    for module in holder.modules():
-        if isinstance(module, ChannelScale):
-            module.scale.fill_(1.0)
-        if isinstance(module, _ConvNd) and module is not conv and all(k == 1 for k in module.kernel_size):
-            for rows in module.weight.chunk(module.groups):
-                nn.init.orthogonal_(rows.flatten(1))
+    _make_plain(block, holder, conv)
     unknowns = [conv.weight, *_bias(block, holder)]
     wanted = torch.cat([target.weight.flatten(), target.bias if block.spec.bias else target.bias[:0]])
 
@@ -69,6 +60,20 @@ def absorb(block: ReparamBlock, target: Kernel) -> None:
             f"{type(block).__name__} ({block.spec}) cannot take the kernel: its way through {type(holder).__name__} is "
             "too narrow, or it has no bias to take the convolution's"
         )
+
+
+def _make_plain(block: ReparamBlock, holder: Branch, conv: _ConvNd) -> None:
+    """Takes what is around the convolution out of its way: norms and scales become 1, and 1x1s orthogonal."""
+    for _, bn in norms(block):
+        _forget(bn)
+    for bn in [*(bn for _, bn in norms(holder)), *([] if block.norm is None else [block.norm])]:
+        _neutralise(bn)
+    for module in holder.modules():
+        if isinstance(module, ChannelScale):
+            module.scale.fill_(1.0)
+        if isinstance(module, _ConvNd) and module is not conv and all(k == 1 for k in module.kernel_size):
+            for rows in module.weight.chunk(module.groups):
+                nn.init.orthogonal_(rows.flatten(1))
 
 
 def _holder(block: ReparamBlock) -> tuple[Branch, _ConvNd]:

@@ -52,7 +52,7 @@ def find_all(
         return {name: why for name, why in told.items() if id(model.get_submodule(name)) not in stays}
 
     def left() -> dict[str, str]:
-        outside = _norms_outside(model, found) if batch_norms is None and ours else ()
+        outside = _norms_outside(model, ours, found) if batch_norms is None and ours else ()
         kept = others if swapped else ()
         return unasked({**found.left, **dict.fromkeys(outside, _OUTSIDE), **dict.fromkeys(kept, _SWAPPED)})
 
@@ -89,10 +89,10 @@ def _untouched(pairs: Collection[Neighbours], stays: set[int]) -> tuple[Neighbou
     return tuple(pair for pair, group in zip(pairs, groups) if not group & gone)
 
 
-def _norms_outside(model: nn.Module, found: Survey) -> Iterator[str]:
+def _norms_outside(model: nn.Module, ours: Mapping[str, Branch], found: Survey) -> Iterator[str]:
     """The dotted names of norms that are in no block."""
-    inside = {id(inner) for block in find_blocks(model).values() for inner in block.modules()}
-    inside |= {id(inner) for block in found.blocks.values() for inner in block.module.modules()}
+    blocks = [*ours.values(), *(block.module for block in found.blocks.values())]
+    inside = {id(inner) for block in blocks for inner in block.modules()}
     for name, module in model.named_modules():
         if is_any_norm(module) and id(module) not in inside:
             yield name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,14 +115,14 @@ def inspect_model(model: nn.Module) -> ModelReport:
         ('0', False)
     """
     blocks, found = find_all(model)
-    reports = [*inspect_blocks(blocks), *_inspect_foreign(found)]
+    reports = tuple(_inspect_all(blocks, found))
     total = sum(p.numel() for p in model.parameters())
     saved = sum(report.parameters - report.fused_parameters for report in reports)
     saved += sum(p.numel() for pair in found.neighbours for p in pair.norm.parameters(recurse=False))
     layers: dict[int, Any] = {id(layer): layer for pair in found.neighbours for layer in pair.layers}
     saved -= sum(_outputs(layer) for layer in layers.values() if layer.bias is None)
     outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbours}
-    return ModelReport(tuple(reports), total, total - saved, outside, _outside_problems(found), found.left)
+    return ModelReport(reports, total, total - saved, outside, _outside_problems(found), found.left)
 
 
 def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
@@ -164,21 +164,13 @@ def _outputs(layer: Any) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def inspect_blocks(blocks: Mapping[str, Branch]) -> list[BlockReport]:
-    """Reports on blocks of this library by dotted name."""
-    return [
-        _report(name, type(block).__name__, block.spec, [block], _problems(name, block))
-        for name, block in blocks.items()
-    ]
-
-
-def _inspect_foreign(found: Survey) -> list[BlockReport]:
-    reports = []
+def _inspect_all(blocks: Mapping[str, Branch], found: Survey) -> Iterator[BlockReport]:
+    for name, ours in blocks.items():
+        yield _report(name, type(ours).__name__, ours.spec, [ours], _problems(name, ours))
     for name, block in found.blocks.items():
         for conv in block.values:
             kind, problems = type(block.module).__name__, _foreign_problems(found, block, conv)
-            reports.append(_report(f"{name}.{conv}".strip("."), kind, block.spec(conv), block.parts(conv), problems))
-    return reports
+            yield _report(f"{name}.{conv}".strip("."), kind, block.spec(conv), block.parts(conv), problems)
 
 
 def _report(name: str, kind: str, spec: ConvSpec, parts: Sequence[nn.Module], problems: dict[str, str]) -> BlockReport:

@@ -19,8 +19,7 @@ from ...branches._identity import has_identity
 from ...errors import CheckpointError, SpecError
 from .._tensor_files import some_keys
 from .base import Layout, Options, Part, Tensors
-from .own_branches import Reading, joined, norm_of, readings
-from .own_kinds import kind_of, kind_of_class
+from .own_branches import Reading, joined, kind_of, kind_of_class, norm_of, readings
 from .own_shapes import (
     HEADS,
     below,

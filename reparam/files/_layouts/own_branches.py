@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ...algebra._axes import NORM
 from ...algebra._spec import ConvSpec
 from ...blocks._block import ReparamBlock
 from ...blocks._mobileie import SideBySide
 from ...blocks._plainusr import LearnedGate
-from ...bn._norm import NormChoice
+from ...bn._norm import NormChoice, is_norm
 from ...branches import (
     AvgPoolBranch,
     Branch,
@@ -26,7 +27,7 @@ from ...branches import (
     SequentialBranch,
     SobelBranch,
 )
-from ...branches._edge import FixedFilter
+from ...branches._edge import FixedFilter, _EdgeBranch
 from ...branches._identity import has_identity
 from ...branches._stages import ChannelScale, IdentityPlusPoint
 from ...errors import CheckpointError
@@ -175,3 +176,40 @@ def norm_of(t: Tensors, ndim: int) -> NormChoice:
     """How to make a batch norm of these tensors; False if there are none."""
     affine = "weight" in t or "bias" in t
     return (lambda channels: NORM[ndim](channels, affine=affine)) if t else False
+
+
+def kind_of(module: Any) -> str:
+    """What a reading of its tensors calls a branch or a block."""
+    if isinstance(module, ReparamBlock):
+        return f"({'+'.join(map(kind_of, module.branches))})"
+    if isinstance(module, SequentialBranch):
+        return f"[{','.join(map(_kind_of_stage, module.layers))}]"
+    kind = kind_of_class(type(module))
+    return f"conv {shape_of(module.conv.kernel_size, module.spec.kernel_size)}" if kind == "conv" else kind
+
+
+def kind_of_class(made: type) -> str:
+    """The same for the classes of branches that are no chain and no block."""
+    kinds: dict[type, str] = {
+        IdentityBranch: "identity",
+        AvgPoolBranch: "pool",
+        _EdgeBranch: "edge",
+        SideBySide: "side",
+    }
+    kinds |= {ExpandSqueezeBranch: "expand", ConvBranch: "conv", ConvBNBranch: "conv"}
+    return next((name for kind, name in kinds.items() if issubclass(made, kind)), made.__name__)
+
+
+def _kind_of_stage(module: nn.Module) -> str:
+    if is_norm(module) or isinstance(module, ReparamBlock):
+        return kind_of(module) if isinstance(module, ReparamBlock) else "norm"
+    if isinstance(module, _ConvNd):
+        plain = module.bias is None and all(k == 1 for k in module.kernel_size)
+        return "square" if plain and module.in_channels == module.out_channels else "conv"
+    kinds: dict[type, str] = {
+        ChannelScale: "scale",
+        FixedFilter: "filter",
+        IdentityPlusPoint: "unit",
+        LearnedGate: "gate",
+    }
+    return kinds.get(type(module), type(module).__name__)

@@ -19,10 +19,10 @@ from ...numerics._precision import has_float64, in_float64
 from .affine import Affine, inputs
 from .equations import is_whole_block
 from .exact import copied_with, exact, numbers, without_hooks
+from .forms import InferenceForm, Row, form_of
 from .kernel_of import linear_parts
 from .lookalikes import says_it_fuses
 from .reading import affine_of, is_registered, like_of
-from .recipes import Recipe, Row, recipe_of
 from .trace import is_torch_layer
 
 
@@ -31,16 +31,16 @@ class ForeignBlock:
     """A module with convolutions that its branches become."""
 
     module: nn.Module
-    recipe: Recipe | Row | None
+    form: InferenceForm | Row | None
     """None: it becomes a layer as a whole."""
     values: Mapping[str, Affine]
     """Its convolutions in float64, by their name in it."""
 
     def parts(self, conv: str) -> list[nn.Module]:
         """What a convolution replaces."""
-        if not isinstance(self.recipe, Recipe):
+        if not isinstance(self.form, InferenceForm):
             return [self.module]
-        names = next(slot.parts for slot in self.recipe.slots if slot.conv == conv)
+        names = next(slot.parts for slot in self.form.slots if slot.conv == conv)
         return [part for name in names if (part := self.module._modules.get(name)) is not None]
 
     @property
@@ -59,10 +59,10 @@ class ForeignBlock:
     @property
     def kept(self) -> dict[str, nn.Module]:
         """Its own modules that stay, by name."""
-        if self.recipe is None:
+        if self.form is None:
             return {}
-        if isinstance(self.recipe, Row):
-            return {name: part for name, part in self.module.named_children() if name == self.recipe.then}
+        if isinstance(self.form, Row):
+            return {name: part for name, part in self.module.named_children() if name == self.form.then}
         gone = set(map(id, self.gone))
         return {name: part for name, part in self.module.named_children() if id(part) not in gone}
 
@@ -104,21 +104,21 @@ def _look_at(module: nn.Module) -> ForeignBlock | Refusal | None:
     if isinstance(module, Branch):
         return None
     registered = is_registered(module)
-    recipe = None if registered else recipe_of(module)
-    if not (registered or recipe or is_whole_block(module)) and not says_it_fuses(module):
+    form = None if registered else form_of(module)
+    if not (registered or form or is_whole_block(module)) and not says_it_fuses(module):
         return None
     try:
-        return _read(module, recipe)
+        return _read(module, form)
     except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
         why = str(error) if isinstance(error, ReparamError) else f"{type(error).__name__}: {error}"
         return Refusal(f"{type(module).__name__}: {why}", registered)
 
 
 @torch.no_grad()
-def _read(module: nn.Module, recipe: Recipe | Row | None) -> ForeignBlock:
+def _read(module: nn.Module, form: InferenceForm | Row | None) -> ForeignBlock:
     copied = to_read(module)
     like = in_float64(like_of(copied).new_empty(0))
-    block = ForeignBlock(module, recipe, linear_parts(copied, like))
+    block = ForeignBlock(module, form, linear_parts(copied, like))
     for conv in block.values:
         block.spec(conv)
     for part in module.modules():

@@ -11,8 +11,8 @@ from ...algebra._kernels import Kernel
 from ...errors import NotLinearError
 from ...modules._guard import why_replaced
 from .affine import Affine
+from .forms import InferenceForm, Row, form_of
 from .reading import Reading, affine_of, check_inside, is_registered, like_of, registered_kernel
-from .recipes import Recipe, Row, recipe_of
 
 
 class _Open:
@@ -79,12 +79,12 @@ def linear_parts(module: nn.Module, like: Tensor) -> dict[str, Affine]:
     """
     if why := why_replaced(module):
         raise NotLinearError(why)
-    recipe = None if is_registered(module) else recipe_of(module)
-    if recipe is None:
+    form = None if is_registered(module) else form_of(module)
+    if form is None:
         return {"": affine_of(module, like)}
-    if isinstance(recipe, Row):
-        return {recipe.conv: _before_activation(recipe, module, like)}
-    return _in_slots(recipe, module, like)
+    if isinstance(form, Row):
+        return {form.conv: _before_activation(form, module, like)}
+    return _in_slots(form, module, like)
 
 
 def _before_activation(row: Row, module: nn.Module, like: Tensor) -> Affine:
@@ -94,7 +94,7 @@ def _before_activation(row: Row, module: nn.Module, like: Tensor) -> Affine:
     return Reading(module, like, [row.then]).into(row.then)
 
 
-def _in_slots(recipe: Recipe, module: nn.Module, like: Tensor) -> dict[str, Affine]:
-    names = [name for slot in recipe.slots for name in (slot.goes_into(module), slot.source) if name]
+def _in_slots(form: InferenceForm, module: nn.Module, like: Tensor) -> dict[str, Affine]:
+    names = [name for slot in form.slots for name in (slot.goes_into(module), slot.source) if name]
     reading = Reading(module, like, names)
-    return {slot.conv: reading.take(slot.source).into(slot.goes_into(module)) for slot in recipe.slots}
+    return {slot.conv: reading.take(slot.source).into(slot.goes_into(module)) for slot in form.slots}

@@ -12,8 +12,8 @@ from torch.fx import Graph, Node
 from torch.nn.modules.conv import _ConvNd
 
 from .exact import copied_with
+from .forms import FORMS
 from .layers import layer_affine
-from .recipes import RECIPES
 from .trace import called, is_any_norm, is_torch_layer
 
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -54,7 +54,7 @@ def _keeps_itself(module: nn.Module) -> bool:
 
 
 def _is_fused(module: nn.Module) -> bool:
-    names = {slot.conv for recipe in RECIPES for slot in recipe.slots}
+    names = {slot.conv for form in FORMS for slot in form.slots}
     return any("fused_from" in vars(part) for part in module.modules()) or any(
         module._modules.get(name) is not None for name in names
     )

@@ -16,8 +16,8 @@ from torch.fx import Graph
 
 from .pairs import Neighbours, Search, is_same_conv
 from .reading import is_leaf
+from .source import used_modules
 from .trace import Leaf, called, graphs, is_any_norm
-from .untraced import used_modules
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from ...numerics._precision import in_float64
 from .affine import Affine
 from .blocks import ForeignBlock
 from .exact import exact
+from .forms import InferenceForm, Row
 from .layers import norm_scale_shift
 from .pairs import Neighbours
-from .recipes import Recipe, Row
 
 Keep = Callable[[nn.Module], nn.Module]
 """Makes what is kept of a module: a copy, or the module itself."""
@@ -39,7 +39,7 @@ class Edit:
 
     def apply(self, module: nn.Module, keep: Keep) -> None:
         """Brings the block, or a copy of it, into its inference form."""
-        for slot in self.block.recipe.slots:  # type: ignore[union-attr]  # edits are made of recipes only
+        for slot in self.block.form.slots:  # type: ignore[union-attr]  # edits are made of inference forms only
             for name in slot.parts:
                 if hasattr(module, name):
                     delattr(module, name)
@@ -67,9 +67,9 @@ def add_foreign(plan: Plan, blocks: Iterable[ForeignBlock]) -> None:
     """Adds what foreign blocks become."""
     for block in blocks:
         layers = {conv: layer_of(value, block, conv) for conv, value in block.values.items()}
-        if isinstance(block.recipe, Recipe):
-            plan.edits.append(Edit(block, _in_place(block.recipe, block.module, layers)))
-        elif isinstance(block.recipe, Row):
+        if isinstance(block.form, InferenceForm):
+            plan.edits.append(Edit(block, _in_place(block.form, block.module, layers)))
+        elif isinstance(block.form, Row):
             plan.instead[id(block.module)] = partial(_row, block, layers)
         else:
             plan.instead[id(block.module)] = partial(given, layers[""])
@@ -85,13 +85,13 @@ def _row(block: ForeignBlock, layers: Mapping[str, nn.Module], keep: Keep) -> nn
     return nn.Sequential(OrderedDict({**layers, **kept})).train(block.module.training)
 
 
-def _in_place(recipe: Recipe, module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Callable]:
+def _in_place(form: InferenceForm, module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Callable]:
     def make(layer: nn.Module, then: nn.Module | None, keep: Keep) -> nn.Module:
         return layer if then is None else nn.Sequential(layer, keep(then)).train(module.training)
 
-    followers = {slot.conv: module._modules.get(slot.then or "") for slot in recipe.slots}
+    followers = {slot.conv: module._modules.get(slot.then or "") for slot in form.slots}
     convs = {name: partial(make, layer, followers[name]) for name, layer in layers.items()}
-    return {**convs, **{name: partial(_value, value) for name, value in recipe.sets.items()}}
+    return {**convs, **{name: partial(_value, value) for name, value in form.sets.items()}}
 
 
 def _value(value: Any, keep: Keep) -> Any:
@@ -109,9 +109,13 @@ def layer_of(value: Affine, block: ForeignBlock, conv: str) -> nn.Module:
         layer.weight, layer.bias = nn.Parameter(weight.squeeze(-1)), nn.Parameter(bias)
     else:
         layer = value.spec().build_conv(weight, bias)
+    return _in_place_of(block.module, layer, parts)
+
+
+def _in_place_of(module: nn.Module, layer: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     layer.requires_grad_(any(parameter.requires_grad for part in parts for parameter in part.parameters()))
-    layer.fused_from = type(block.module).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
-    return layer.train(block.module.training)
+    layer.fused_from = type(module).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
+    return layer.train(module.training)
 
 
 def _like(parts: Iterable[nn.Module]) -> Tensor:
@@ -208,9 +212,6 @@ def _open_block(block: Branch) -> _Layer:
 
     def build(kernel: Kernel) -> nn.Module:
         weight, bias = _placed(kernel, _like([block]))
-        conv = block.spec.replace(bias=True).build_conv(weight, bias)
-        conv.requires_grad_(any(parameter.requires_grad for parameter in block.parameters()))
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # as above
-        return conv.train(block.training)
+        return _in_place_of(block, block.spec.replace(bias=True).build_conv(weight, bias), [block])
 
     return _Layer(Kernel(weight, bias), block.spec.groups, build)

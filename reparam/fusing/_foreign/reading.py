@@ -173,14 +173,8 @@ class Reading:
     def _work_out(self, node: Node) -> Any:
         if node is self._source:
             return the_input(self.like)
-        if node.op == "placeholder":
-            if not node.args:
-                raise NotLinearError(f"{type(self.root).__name__} depends on {node.target!r} as well")
-            return node.args[0]
-        if node.op == "get_attr":
-            module, _, name = str(node.target).rpartition(".")
-            value = getattr(self.root.get_submodule(module), name)
-            return value.to(self.like.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        if node.op in ("placeholder", "get_attr"):
+            return self._given(node)
         self._check_in_place(node)
         args: Any = map_arg(node.args, self._value)
         kwargs: Any = map_arg(node.kwargs, self._value)
@@ -196,6 +190,16 @@ class Reading:
         if depends:
             return table[target](*args, **kwargs)
         return target(*args, **kwargs) if callable(target) else getattr(args[0], str(target))(*args[1:], **kwargs)
+
+    def _given(self, node: Node) -> Any:
+        """A default argument, or what stands in an attribute."""
+        if node.op == "placeholder":
+            if not node.args:
+                raise NotLinearError(f"{type(self.root).__name__} depends on {node.target!r} as well")
+            return node.args[0]
+        module, _, name = str(node.target).rpartition(".")
+        value = getattr(self.root.get_submodule(module), name)
+        return value.to(self.like.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def _run(self, layer: nn.Module, args: Any, kwargs: Any) -> Any:
         """What a module makes of numbers, in the precision of all others."""

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import SpecError
-from .._upscale.arrays import arrays_of
+from .._upscale.arrays import arrays_of, file_reader
 
 Images = str | os.PathLike[str] | Iterable[Any]
 """A folder, or images and image files."""
@@ -28,24 +27,13 @@ def listed(images: Images) -> list[Any]:
     folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _reader().SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(_reader().SUFFIXES)})")
-    return list(files)
+    return list(file_reader().images_in(folder))
 
 
 def pixels_of(image: Any) -> np.ndarray:
     """(H, W) or (H, W, C), of what `listed` gives."""
-    return _reader().read_picture(Path(image)).pixels if _is_path(image) else image
+    return file_reader().read_picture(Path(image)).pixels if _is_path(image) else image
 
 
 def _is_path(image: object) -> bool:
     return isinstance(image, (str, os.PathLike))
-
-
-def _reader() -> Any:
-    try:
-        from .._upscale import images
-    except ModuleNotFoundError as error:
-        raise SpecError(f"image files need the package {error.name!r}: pip install 'reparam[upscale]'") from None
-    return images

@@ -55,3 +55,16 @@ def largest_of(image: np.ndarray) -> int:
 def floats_of(part: np.ndarray) -> np.ndarray:
     """A part (h, w, C) as (1, C, h, w), float32 of 0 to 1."""
     return np.ascontiguousarray(part.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(largest_of(part))
+
+
+def file_reader() -> Any:
+    """The module that reads and writes image files.
+
+    Raises:
+        SpecError: if Pillow is not installed, which it needs.
+    """
+    try:
+        from . import images
+    except ModuleNotFoundError as error:
+        raise SpecError(f"image files need the package {error.name!r}: pip install 'reparam[upscale]'") from None
+    return images

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import ReparamError, SpecError
 from ...files._writing import check_targets
-from .images import SUFFIXES
+from .images import SUFFIXES, images_in
 from .memory import ran_out
 from .upscaler import Upscaler
 
@@ -47,14 +47,11 @@ def plan(
 
 
 def _files_of(source: Path) -> list[Path]:
-    if not source.is_dir():
-        if not source.exists():
-            raise FileNotFoundError(f"there is no file {source}")
-        return [source]
-    inside = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not inside:
-        raise FileNotFoundError(f"no image in {source} (looked for {', '.join(SUFFIXES)})")
-    return inside
+    if source.is_dir():
+        return images_in(source)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file {source}")
+    return [source]
 
 
 def upscale_files(upscaler: Upscaler, targets: dict[Path, Path]) -> Iterator[tuple[Path, str]]:

@@ -23,6 +23,18 @@ _ADVICE = "convert it to a PNG of RGB or RGBA"
 _ORIENTATION = 0x0112
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, in the order of their names.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(SUFFIXES)})")
+    return files
+
+
 class Picture(NamedTuple):
     """Pixels and what belongs to them."""
 

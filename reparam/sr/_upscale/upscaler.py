@@ -23,7 +23,7 @@ from ...files._writing import check_targets
 from ...fusing._fuse import made_up_image, plain_copy
 from ...models._pretrained import network_file
 from ...modules._like import tensor_like
-from .arrays import arrays_of, floats_of, largest_of, of_pil, whole_of
+from .arrays import arrays_of, file_reader, floats_of, largest_of, of_pil, whole_of
 from .color import Coloring, coloring
 from .guard import check_weights, checked, seam
 from .tiles import Span, scaled, spans
@@ -158,14 +158,11 @@ class Upscaler:
             SpecError: if the file is no image, or is the target too; if the target's format cannot hold it; if Pillow
                 is not installed.
         """
-        try:
-            from .images import read_picture, write_picture
-        except ModuleNotFoundError as error:
-            raise SpecError(f"image files need the package {error.name!r}: pip install 'reparam[upscale]'") from None
+        images = file_reader()
         source, target = Path(source), Path(target)
         check_targets([target], [source])
-        picture = read_picture(source)
-        write_picture(picture._replace(pixels=self._array(picture.pixels)), target)
+        picture = images.read_picture(source)
+        images.write_picture(picture._replace(pixels=self._array(picture.pixels)), target)
 
     def _tensor(self, image: Tensor) -> Tensor:
         large = [self._array(one).transpose(2, 0, 1) for one in arrays_of(image)]

@@ -42,7 +42,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class InferenceForm:
     """How a class is brought into its inference form."""
 
     holds: Mapping[str, Kind]
@@ -90,35 +90,35 @@ def _at_least_one(kind: Kind) -> Kind:
 
 _BRANCHES = ("identity", "conv_kxk", "conv_1x1", "conv_scale", "drop_path")
 _TIMM = [
-    Recipe(
+    InferenceForm(
         {"conv_kxk": conv_and_norm, "conv_1x1": conv_and_norm, "attn": anything},
         (Slot("reparam_conv", _BRANCHES, ("attn",)),),
     ),
-    Recipe(
+    InferenceForm(
         {"conv_kxk": many(conv_and_norm), "attn": anything, "act": anything},
         (Slot("reparam_conv", _BRANCHES, ("attn",)),),
     ),
-    Recipe(
+    InferenceForm(
         {"se": anything, "act": anything, "conv_kxk": many(conv_and_norm)},
         (Slot("reparam_conv", _BRANCHES, ("se",)),),
         {"inference_mode": True},
     ),
-    Recipe(
+    InferenceForm(
         {"large_conv": conv_and_norm, "se": anything, "act": anything},
         (Slot("reparam_conv", ("large_conv", "small_conv"), ("se",)),),
     ),
-    Recipe(
+    InferenceForm(
         {"norm": anything, "mixer": anything, "layer_scale": anything},
         (Slot("reparam_conv", ("mixer", "norm", "layer_scale")),),
         {"inference_mode": True},
     ),
-    Recipe({"pos_enc": a(nn.Conv2d)}, (Slot("reparam_conv", ("pos_enc",)),)),
-    Recipe(
+    InferenceForm({"pos_enc": a(nn.Conv2d)}, (Slot("reparam_conv", ("pos_enc",)),)),
+    InferenceForm(
         {"dw_conv_list": _at_least_one(conv_and_norm), "dw_act": anything},
         (Slot("dw_conv", ("dw_conv_list",), ("dw_act",)),),
         {"dw_conv_list": None},
     ),
-    Recipe(
+    InferenceForm(
         {
             "primary_conv": anything,
             "fusion_conv": _at_least_one(anything),
@@ -128,7 +128,7 @@ _TIMM = [
         (Slot("cheap_operation", ("cheap_operation", "fusion_conv", "fusion_bn"), ("relu",), "primary_conv"),),
         {"fusion_conv": list, "fusion_bn": list},
     ),
-    Recipe(
+    InferenceForm(
         {"primary_rpr_conv": _at_least_one(conv_and_norm), "cheap_rpr_conv": _at_least_one(conv_and_norm)},
         tuple(
             Slot(
@@ -145,7 +145,7 @@ _TIMM = [
         ),
         {"infer_mode": True},
     ),
-    Recipe(
+    InferenceForm(
         {"dw_rpr_conv": _at_least_one(conv_and_norm), "ghost1": anything, "se": anything},
         (Slot("conv_dw", ("dw_rpr_conv", "dw_rpr_scale", "dw_rpr_skip"), ("se",), "ghost1"),),
         {"bn_dw": nn.Identity, "infer_mode": True},
@@ -153,23 +153,23 @@ _TIMM = [
 ]
 _RBR = ("rbr_dense", "rbr_1x1", "rbr_identity")
 _OFFICIAL = [
-    Recipe(  # RepVGG, RepVGGplus, and YOLO's RepConv
+    InferenceForm(  # RepVGG, RepVGGplus, and YOLO's RepConv
         {"rbr_dense": conv_and_norm, "rbr_1x1": conv_and_norm},
         (Slot("rbr_reparam", _RBR, ("se", "nonlinearity", "act")),),
         {"deploy": True},
     ),
-    Recipe(  # MobileOne
+    InferenceForm(  # MobileOne
         {"rbr_conv": many(conv_and_norm), "se": anything, "activation": anything},
         (Slot("reparam_conv", ("rbr_conv", "rbr_scale", "rbr_skip"), ("se",)),),
         {"inference_mode": True},
     ),
-    Recipe(  # DBB
+    InferenceForm(  # DBB
         {"dbb_origin": conv_and_norm, "dbb_avg": a(nn.Sequential), "dbb_1x1_kxk": a(nn.Sequential)},
         (Slot("dbb_reparam", ("dbb_origin", "dbb_1x1", "dbb_avg", "dbb_1x1_kxk"), ("nonlinear",)),),
         {"deploy": True},
     ),
 ]
-RECIPES = [*_TIMM, *_OFFICIAL]
+FORMS = [*_TIMM, *_OFFICIAL]
 """Classes that keep their forward, which runs the convolution instead of the branches where it finds it."""
 
 
@@ -205,7 +205,7 @@ ROWS = [
 ]
 
 
-def recipe_of(module: nn.Module) -> Recipe | Row | None:
+def form_of(module: nn.Module) -> InferenceForm | Row | None:
     """How a module of a known class is brought into its inference form; None for others."""
-    known: list[Recipe | Row] = [*RECIPES, *ROWS]
-    return next((recipe for recipe in known if recipe.fits(module)), None)
+    known: list[InferenceForm | Row] = [*FORMS, *ROWS]
+    return next((form for form in known if form.fits(module)), None)

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .scope import Scope
-from .sources import sources_of
 from .things import CONTAINERS, OF_TENSORS, Numbers, Things, cells, handed_out, hands_out, inside, key_of, relevant
+from .trees import sources_of
 
 
 def used_modules(modules: Iterable[nn.Module]) -> tuple[dict[int, nn.Module], set[int]]:
