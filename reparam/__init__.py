@@ -64,6 +64,7 @@ __all__ = [
     "inspect_model",
     "kernel_of",
     "recalibrate_bn_stats",
+    "reset_parameters",
     "set_fold",
     "swap_convs",
     "unfreeze_bn_stats",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 
@@ -108,6 +109,20 @@ def check_built_on_meta(branch: Branch, build: Callable[[], Branch], x: Tensor) 
         assert torch.equal(loaded.train(branch.training)(x), y)
         assert torch.equal(loaded.to_conv()(x), branch.to_conv()(x))
         assert {t.dtype for t in loaded.buffers() if t.is_floating_point()} <= {x.dtype}
+
+
+def check_reset(branch: Branch, build: Callable[[], Branch], seed: int) -> None:
+    """A seed gives the same start to a branch as when it is built, of which every tensor stays the object it is."""
+    torch.manual_seed(seed)
+    expected, drawn = build(), torch.rand(1)
+    ours = dict(itertools.chain(branch.named_parameters(), branch.named_buffers()))
+    torch.manual_seed(seed)
+    branch.reset_parameters()
+    assert torch.equal(torch.rand(1), drawn), "another number of draws than when it is built"
+    now = dict(itertools.chain(branch.named_parameters(), branch.named_buffers()))
+    for name, start in itertools.chain(expected.named_parameters(), expected.named_buffers()):
+        assert now[name] is ours[name] and torch.equal(now[name], start.to(now[name].dtype)), name
+    assert now.keys() == ours.keys()
 
 
 def check_autocast(branch: Branch, x: Tensor) -> None:

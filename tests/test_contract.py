@@ -1,6 +1,8 @@
 """Every exported branch and block against the contract, over geometry."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from contract import (
     check_gradients,
     check_is_affine,
     check_meta,
+    check_reset,
 )
 from helpers import image, randomise
 from hypothesis import given
@@ -72,6 +75,17 @@ def test_built_on_meta(case):
         return made
 
     check_built_on_meta(branch, fresh, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@given(case=cases())
+def test_reset(case, dtype):
+    kind, spec, seed, _ = case
+    handed_in = kind.startswith("SequentialBranch")  # layers that torch draws anew in the dtype that they have
+    branch = randomise(KINDS[kind](spec), seed).to(torch.float32 if handed_in else dtype)
+    pickled = [pickle.loads(pickle.dumps(branch))] * (kind != "ReparamBlock nested")  # which is built of a lambda
+    for copied in (branch, copy.deepcopy(branch), *pickled):
+        check_reset(copied, lambda: KINDS[kind](spec), seed)
 
 
 @pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])

@@ -482,3 +482,29 @@ def test_what_is_saved_for_backward_is_the_input(channels):
     for block in (RepSRBlock(channels, fold=True), ECB(channels)):
         assert saved_bytes(block, x) <= 1.15 * plain
     assert saved_bytes(RepSRBlock(channels, fold=False), x) > 4 * plain
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_input_is_saved_in_half_precision_only(dtype):
+    x = torch.rand(16, 16, 64, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        plain = saved_bytes(nn.Conv2d(16, 16, 3, padding=1), x)
+        assert saved_bytes(RepSRBlock(16, fold=True), x) <= 1.15 * plain
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_of_half_precision_are_those_of_the_same_numbers_in_float32(dtype, channels):
+    smooth = F.interpolate(torch.rand(2, channels, 4, 5), size=(12, 15), mode="bicubic")
+    came = smooth.to(dtype).requires_grad_()
+    raised = came.detach().float().requires_grad_()
+    found = []
+    for x in (came, raised):
+        moments = patch_moments(x, (3, 3))
+        weights = torch.linspace(-1, 2, moments.covariance.numel(), dtype=torch.float64)
+        total = (moments.covariance.flatten() * weights).sum() + moments.mean.square().sum()
+        found.append((moments, *torch.autograd.grad(total, x)))
+    (ours, gradient), (theirs, expected) = found
+    assert torch.equal(ours.covariance, theirs.covariance) and torch.equal(ours.mean, theirs.mean)
+    assert torch.equal(ours.centre, theirs.centre) and torch.equal(ours.rounded, theirs.rounded)
+    assert gradient.dtype == dtype and torch.equal(gradient, expected.to(dtype))

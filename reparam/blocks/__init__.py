@@ -15,6 +15,7 @@ from ._qarepvgg import QARepVGGBlock
 from ._reprfn import RepRFNBlock
 from ._repsr import RepSRBlock
 from ._repvgg import RepVGGBlock
+from ._reset import reset_parameters
 from ._sesr import CollapsibleLinearBlock
 from ._span import Conv3XC
 from ._unireplknet import DilatedReparamBlock
@@ -39,5 +40,6 @@ __all__ = [
     "RepSRBlock",
     "RepVGGBlock",
     "ReparamBlock",
+    "reset_parameters",
     "set_fold",
 ]

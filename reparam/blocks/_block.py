@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import reduce
-from typing import Literal
+from functools import partial, reduce
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ from ..bn._norm import NormChoice, Norms, batch_scale_shift, is_norm, make_norm,
 from ..branches import Branch
 from ..branches._base import ScaleShift, normalise
 from ..branches._expand_squeeze import ExpandSqueezeStack, stacked
+from ..branches._weight import refuse_to_set
 from ..errors import SpecError
 from ..folding import cost
 from ..folding._convolution import convolve
 from ..folding.moments import PatchMoments, patch_moments, reaches_across, why_no_moments
 from ..modules._guard import all_read, altered
+from ..modules._start import Recipe
 from ..numerics._autocast import as_conv_input, no_autocast
 
 BranchFactory = Callable[[ConvSpec], Branch]
@@ -66,7 +68,9 @@ class ReparamBlock(Branch):
         self, spec: ConvSpec, branches: Iterable[BranchFactory], *, bn: NormChoice = False, fold: Fold = "auto"
     ) -> None:
         super().__init__(spec)
-        self.branches = nn.ModuleList(factory(spec) for factory in branches)
+        factories = list(branches)  # a fresh start needs them again
+        vars(self).setdefault("_recipe", Recipe(partial(ReparamBlock, spec, factories, bn=bn)))
+        self.branches = nn.ModuleList(factory(spec) for factory in factories)
         if not self.branches:
             raise SpecError("a block needs at least one branch, but got branches=[]")
         for index, branch in enumerate(self.branches):
@@ -81,6 +85,10 @@ class ReparamBlock(Branch):
         self.cost += cost.BATCH_NORM * spec.out_channels * (self.norm is not None)
         self._no_moments = why_no_moments(spec) or self._closed_branch()
         self.fold = fold
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_to_set(self, name, value)
+        super().__setattr__(name, value)
 
     def kernel(self) -> Kernel:
         """The kernel of the whole block; see `Branch.kernel`."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +33,23 @@ from ..modules._constants import constant
 from ..modules._guard import altered, is_read, is_read_stage, is_unaltered, why_hooked, why_not_read
 from ..modules._hooks import copy_module
 from ..modules._sound import unsound_in
+from ..modules._start import fresh_start, remembering
 from ..numerics._autocast import as_conv_input, no_autocast
 from ..numerics._precision import module_in_float64, rounded_like
 from ._geometry import Mode, Number, Outputs, Padding, Sizes
+from ._weight import WithoutWeight
 
 ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
 """Tells the scale and shift of batch norms, given what ran before them and the ring that is cropped after them."""
 
 
-class Branch(nn.Module, ABC):
+class Branch(WithoutWeight, ABC):
     r"""A linear module that is equal to one convolution: y = conv(x, W, b) in the geometry of `spec`.
 
     A branch of one's own defines `kernel`; `forward` and `to_conv` follow from it. For code that was written for
     convolutions it has `in_channels`, `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups` and
     `padding_mode`, to be read only: what `to_conv()` has, so that `padding` is "same" where one side has a pixel more.
+    There is no `weight` and no `bias`, and the error says why: `to_conv()` has them.
 
     Args:
         spec: the geometry of the equivalent convolution.
@@ -79,6 +83,12 @@ class Branch(nn.Module, ABC):
     groups = Number()
     padding_mode = Mode()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = remembering(cls.__init__)  # type: ignore[method-assign]  # for `reset_parameters`
+
+    @remembering
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -139,6 +149,18 @@ class Branch(nn.Module, ABC):
             return
         if found := "; ".join(f"{name or 'itself'!r}: {why}" for name, why in altered(self).items()):
             raise NotLinearError(f"{type(self).__name__} has no kernel now: {found}")
+
+    def reset_parameters(self) -> None:
+        """Draws a fresh start, as the constructor does: the same numbers for the same seed, statistics as if unseen.
+
+        Every parameter and buffer stays the object that it is. Layers that were handed to a `SequentialBranch` are
+        reset by their own `reset_parameters`.
+
+        Raises:
+            OptionError: if it cannot be built anew, or was changed since it was built; it is as before then.
+            StatisticsError: if a batch norm inside was frozen.
+        """
+        fresh_start(self)()
 
     def fuse(self) -> nn.Module:
         """The same as `to_conv`, under the name that timm's `reparameterize_model` looks for."""

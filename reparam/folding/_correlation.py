@@ -36,7 +36,12 @@ def lay_out(x: Tensor, reach: Distance, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 def products_dtype(x: Tensor) -> torch.dtype:
     """What to lay out images in: few channels in float64, which costs little."""
-    return torch.float64 if x.shape[1] <= _FEW and has_float64(x.device) else x.dtype
+    return torch.float64 if x.shape[1] <= _FEW and has_float64(x.device) else at_least_float32(x)
+
+
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """The dtype in which to sum x: its own, or float32 for half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def correlation(one: Tensor, other: Tensor, size: tuple[int, int], reach: Distance, at: Sequence[Distance]) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..algebra._kernels import Kernel
 from ..algebra._spec import ConvSpec
 from ..numerics._precision import float64_device, in_float64, rounded_like, sum_in_float64, with_all_digits
-from ._correlation import correlation, lay_out, products_dtype
+from ._correlation import at_least_float32, correlation, lay_out, products_dtype
 from ._ring import ring, unwindow
 
 
@@ -82,18 +82,18 @@ class PatchMoments:
 def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
     """Moments of the patches of x (N, C, H, W) under a zero-padded convolution that keeps the size.
 
-    Differentiable in x; half precision is raised to float32 first.
+    Differentiable in x; of half precision, they are computed in float32.
     """
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    centre = x.detach().mean((0, 2, 3))
+    centre = x.detach().to(at_least_float32(x)).mean((0, 2, 3))
     mean, covariance = _Moments.apply(x, centre, kernel_size)
-    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance, covariance.to(x.dtype))
+    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance, covariance.to(centre.dtype))
 
 
 class _Moments(torch.autograd.Function):
     """Mean (D,) and covariance (D, D) of the patches of x, of which only x itself is kept for the backward pass.
 
-    Written out, as autograd would keep each of the many small pieces and run twice as many operations.
+    It is kept as it came: under autocast that is the half-precision copy which the convolution keeps too. Written out,
+    as autograd would keep each of the many small pieces and run twice as many operations.
     """
 
     @staticmethod
@@ -108,7 +108,8 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None, None]:
         x, centre, mean = ctx.saved_tensors
-        return _gradient(x, centre, mean, of_mean, of_covariance, ctx.kernel_size), None, None
+        gradient = _gradient(x, centre, mean, of_mean, of_covariance, ctx.kernel_size)
+        return gradient.to(x.dtype), None, None
 
 
 @with_all_digits("(Tensor x, Tensor centre, int[] kernel_size) -> (Tensor, Tensor)")
@@ -151,9 +152,9 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
 def _gradient(
     x: Tensor, centre: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, kernel_size: tuple[int, int]
 ) -> Tensor:
-    """The gradient to x from those to its moments; differentiable itself."""
+    """The gradient to x from those to its moments, in the dtype of the centre; differentiable itself."""
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    x = _centred(x, centre)
+    x = _centred(x.to(centre.dtype), centre)
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps = images * height * width, high * wide
     size = channels * taps

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..modules._constants import constant
+from ..modules._start import reset_layers
 from ._net import ConvFactory, conv3x3
 from ._sizes import check_sizes
 
@@ -88,6 +89,10 @@ class EDSR(nn.Module):
         self.conv_after_body = conv3x3(channels, channels)
         self.upsample = _upsample(scale, channels)
         self.conv_last = conv3x3(channels, colors)
+
+    def reset_parameters(self) -> None:
+        """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""
+        reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges x of shape (N, colors, H, W)."""

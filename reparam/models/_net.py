@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..blocks import ECB, CollapsibleLinearBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
 from ..blocks._conv_block import ConvBlock
 from ..errors import OptionError, SpecError
+from ..modules._start import reset_layers
 from ._sizes import check_sizes
 
 ConvFactory = Callable[[int, int], nn.Module]
@@ -90,6 +91,10 @@ class SRNet(nn.Module):
         for _ in range(num_blocks):
             layers += [block(channels, channels), _ACTS[act](channels)]
         self.body = nn.Sequential(*layers, ends(channels, colors * scale**2))
+
+    def reset_parameters(self) -> None:
+        """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""
+        reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges x of shape (N, colors, H, W)."""

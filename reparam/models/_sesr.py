@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import CollapsibleLinearBlock
+from ..modules._start import reset_layers
 from ._sizes import check_sizes
 
 
@@ -58,6 +59,10 @@ class SESR(nn.Module):
         layers = [layer for _ in range(num_blocks) for layer in (block(channels), nn.PReLU(channels))]
         self.body = nn.Sequential(*layers)
         self.conv_last = block(channels, scale**2, 5, identity=False)
+
+    def reset_parameters(self) -> None:
+        """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""
+        reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges x of shape (N, 1, H, W)."""
