@@ -60,8 +60,20 @@ TESTS = {
     "verify": "fuse proof",
     "swap": "swap laws",
     "writing": "writing",
+    "axes": "spec branches",
+    "population": "gap freeze",
+    "conv_block": "signatures contract",
+    "arguments": "signatures",
+    "geometry": "signatures",
+    "weight": "init",
+    "start": "init",
+    "reset": "init",
+    "inside": "eval_cache batch_statistics",
+    "kept": "eval_cache",
+    "walk": "left",
+    "carry_out": "fuse left proof",
 }
-"""Test files of each file or folder of the core, the quick ones first; the docstrings of the file come after them."""
+"""Test files of each file or room of the core, the quick ones first; the docstrings of the file come after them."""
 
 SWAPPED_OPERATORS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -165,11 +177,15 @@ def drawn(mutants: Sequence[Mutant], count: int | None, seed: int) -> list[Mutan
     return sorted(mutants, key=lambda mutant: hashlib.sha256(f"{seed}|{mutant.key}".encode()).digest())[:count]
 
 
+def row_of(file: Path) -> str:
+    """The row of the table for a file: its own, or its room's."""
+    name = file.stem.lstrip("_")
+    return name if name in TESTS else file.parts[1]
+
+
 def tests_of(file: str) -> list[str]:
     """The test files of a file of the package; outside of the core, the one of its name."""
-    parts = Path(file).with_suffix("").parts[1:]
-    name = parts[-1].lstrip("_")
-    names = TESTS.get(name, TESTS.get(parts[0], name)).split()
+    names = TESTS.get(row_of(Path(file)), Path(file).stem.lstrip("_")).split()
     return [
         *(f"tests/test_{name}.py" for name in names),
         file,
@@ -251,8 +267,7 @@ def run(mutants: Sequence[Mutant], root: Path = ROOT, jobs: int = 1, tests: Sequ
 
 def core() -> list[Path]:
     """The files that the table names."""
-    paths = [path for name in TESTS for path in (ROOT / "reparam").glob(f"{name}.py")]
-    return paths + [path for name in TESTS for path in sorted((ROOT / "reparam" / name).rglob("*.py"))]
+    return [path for path in sorted((ROOT / "reparam").rglob("*.py")) if row_of(path.relative_to(ROOT)) in TESTS]
 
 
 def main() -> None:

@@ -110,6 +110,6 @@ def test_every_mutant_of_the_package_is_python_and_has_tests():
             assert source[mutant.start : mutant.end].decode() == mutant.old
             text = source[: mutant.start] + mutant.new.encode() + source[mutant.end :]
             assert ast.dump(ast.parse(text)) != ast.dump(ast.parse(source)), mutant
+    assert {mutate.row_of(path.relative_to(mutate.ROOT)) for path in mutate.core()} == set(mutate.TESTS)
     for name, tests in mutate.TESTS.items():
-        assert (mutate.ROOT / "reparam" / name).exists() or (mutate.ROOT / "reparam" / f"{name}.py").exists(), name
         assert all((mutate.ROOT / "tests" / f"test_{test}.py").exists() for test in tests.split()), name
