@@ -24,7 +24,8 @@ from ..bn._norm import (
     uses_batch_stats,
 )
 from ..branches import Branch
-from ..branches._base import ScaleShift, normalise
+from ..branches._base import ScaleShift
+from ..branches._chain import normalise
 from ..branches._expand_squeeze import ExpandSqueezeStack, stacked
 from ..branches._weight import refuse_to_set
 from ..errors import SpecError

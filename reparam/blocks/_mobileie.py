@@ -13,7 +13,8 @@ from ..algebra._linear import LinearOp, fit, linear_op, then
 from ..algebra._spec import ConvSpec
 from ..bn._norm import BatchNorm, NormChoice, make_norm, stored_scale_shift
 from ..branches import Branch
-from ..branches._base import ScaleShift, normalise, run
+from ..branches._base import ScaleShift
+from ..branches._chain import normalise, run
 from ..folding import cost
 from ..numerics._autocast import as_conv_input, no_autocast
 from ._block import BranchFactory

@@ -1,6 +1,7 @@
 """The kinds of branch a block can be made of."""
 
-from ._base import Branch, ChainBranch
+from ._base import Branch
+from ._chain import ChainBranch
 from ._conv import ConvBNBranch, ConvBranch
 from ._edge import LaplacianBranch, SobelBranch
 from ._expand_squeeze import ExpandSqueezeBranch

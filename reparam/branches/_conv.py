@@ -8,7 +8,7 @@ from torch import nn
 
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
-from ._base import ChainBranch
+from ._chain import ChainBranch
 
 
 def _own_conv(

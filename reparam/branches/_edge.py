@@ -11,7 +11,7 @@ from ..algebra._kernels import Kernel
 from ..algebra._linear import LinearOp, linear_op
 from ..algebra._spec import ConvSpec
 from ..errors import SpecError
-from ._base import ChainBranch
+from ._chain import ChainBranch
 
 
 class FixedFilter(nn.Module):

@@ -25,7 +25,8 @@ from ..bn._norm import (
     uses_batch_stats,
 )
 from ..errors import SpecError
-from ._base import Branch, ChainBranch, ScaleShift
+from ._base import Branch, ScaleShift
+from ._chain import ChainBranch
 
 
 class ExpandSqueezeBranch(ChainBranch):

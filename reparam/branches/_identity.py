@@ -10,7 +10,7 @@ from torch import nn
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
 from ..errors import SpecError
-from ._base import ChainBranch
+from ._chain import ChainBranch
 
 
 def has_identity(spec: ConvSpec) -> bool:

@@ -7,7 +7,7 @@ from torch import nn
 from ..algebra._axes import POOL
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
-from ._base import ChainBranch
+from ._chain import ChainBranch
 
 
 class AvgPoolBranch(ChainBranch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..algebra._spec import ConvSpec
-from ._base import ChainBranch
+from ._chain import ChainBranch
 
 
 class SequentialBranch(ChainBranch):

@@ -14,9 +14,9 @@ from ..algebra._linear import LinearOp, linear_op
 from ..algebra._spec import ConvSpec
 from ..blocks._block import ReparamBlock
 from ..blocks._mobileie import SideBySide
-from ..bn._norm import FrozenStatsBN, is_norm
+from ..bn._norm import BatchNorm, FrozenStatsBN, is_norm
 from ..branches import Branch
-from ..branches._base import BatchNorm, ChainBranch
+from ..branches._chain import ChainBranch
 from ..errors import NotLinearError, SpecError
 from ..files._writing import written
 from ..fusing._find import find_blocks

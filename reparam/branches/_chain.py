@@ -1,0 +1,228 @@
+"""A branch of linear modules that run one after the other."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import _kernels as kernels
+from ..algebra._axes import NORM
+from ..algebra._kernels import Kernel
+from ..algebra._linear import LinearOp, fit, identity_op, linear_op, then
+from ..algebra._spec import ConvSpec, Pads, centre, pad
+from ..bn._norm import (
+    BatchNorm,
+    batch_moments,
+    batch_scale_shift,
+    is_norm,
+    norms,
+    stored_scale_shift,
+    uses_batch_stats,
+)
+from ..errors import NotLinearError, SpecError
+from ..folding import cost
+from ..modules._guard import is_read, is_read_stage, why_hooked, why_not_read
+from ..numerics._autocast import as_conv_input, no_autocast
+from ._base import Branch, ScaleShift
+
+
+class ChainBranch(Branch):
+    r"""A branch that runs linear modules one after the other; the base of every shipped branch.
+
+    The input is padded once, before the first module, and every module after it is a valid convolution: this is what
+    makes the fused convolution exact at the borders. A batch norm that is followed by a k x k module sees a ring of
+    values beyond the output grid; its statistics are taken without this ring, over the positions of the output.
+
+    A final branch builds its modules, then calls `check`, and names them in `stages`.
+    """
+
+    @abstractmethod
+    def stages(self) -> list[nn.Module]:
+        """The modules in the order in which they run."""
+
+    def check(self) -> None:
+        """Checks the stages against the spec, and works out the pads of the input and the ring around each stage.
+
+        Raises:
+            SpecError: if the stages do not make up a convolution of this spec.
+            NotLinearError: if a stage is not linear; its position and type are named.
+        """
+        channels, ones = self.spec.in_channels, (1,) * self.spec.ndim
+        outline = _Outline(torch.Size((channels, 1, *ones)), ones, ones, channels)
+        reach = []  # of each stage: taps before and after the centre tap, and stride
+        self.cost = 0.0
+        for index, (stage, step) in enumerate(self.steps()):
+            if why := why_hooked(stage) or why_not_read(stage):
+                raise NotLinearError(f"{type(self).__name__}, stage {index}: {why}")
+            size, spread = step.kernel.size, step.dilation
+            channels, inputs = step.kernel.weight.shape[:2]
+            is_bn = is_norm(stage)
+            self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
+            reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, spread, step.stride)])
+            outline = _then(outline, _outline(step))
+        self._pads: Pads = self.spec.pads_for(_size_in(self.spec, outline))
+        self._rings: list[Pads] = []
+        ring = [(0, 0)] * self.spec.ndim
+        for taps in reversed(reach):
+            self._rings.insert(0, tuple((-low, -high) for low, high in ring))
+            ring = [(before + low * s, after + high * s) for (low, high), (before, after, s) in zip(ring, taps)]
+
+    def steps(self) -> Iterator[tuple[nn.Module, LinearOp]]:
+        """The stages, each with its operation, on the meta device: what is known of it without its numbers."""
+        channels = self.spec.in_channels
+        for index, stage in enumerate(self.stages()):
+            try:
+                step = self._step_on_meta(stage, channels)
+            except (NotLinearError, SpecError) as error:
+                raise type(error)(f"{type(self).__name__}, stage {index}: {error}") from None
+            channels = step.kernel.weight.shape[0]
+            yield stage, step
+
+    def kernel(self) -> Kernel:
+        """The composed kernel of all stages; see `Branch.kernel`."""
+        self.check_read()
+        return self.kernel_with(stored_scale_shift)
+
+    def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
+        """The composed kernel, for batch norms that scale and shift as told."""
+        op: LinearOp | None = None
+        for stage, ring in zip(self.stages(), self._rings):
+            channels = self.spec.in_channels if op is None else op.kernel.weight.shape[0]
+            if is_norm(stage):
+                op = identity_op(channels, self.spec.ndim, self.like) if op is None else op
+                op = op._replace(kernel=kernels.affine(op.kernel, *scale_shift_of([stage], op, ring)))
+            else:
+                step = _op_of(stage, channels, self.like)
+                op = step if op is None else then(op, step)
+        return fit(op or identity_op(self.spec.in_channels, self.spec.ndim, self.like), self.spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the stages on x (N, in_channels, *size), without their bias if the spec has none."""
+        x = as_conv_input(x)
+        if self.spec.bias:
+            return self._run(x, None)
+        self.check_read()  # the bias that is taken off is read
+        used: dict[BatchNorm, tuple[Tensor, Tensor]] = {}
+        y = self._run(x, used)
+        with no_autocast(x.device.type):
+            bias = self.kernel_with(lambda bns, *_: used[bns[0]]).bias
+        return y - bias.to(y).reshape(-1, *(1,) * self.spec.ndim)
+
+    def _run(self, x: Tensor, used: dict[BatchNorm, tuple[Tensor, Tensor]] | None) -> Tensor:
+        """Runs the stages; into `used`, if given, goes what each batch norm did."""
+        pads: Pads | None = self._pads
+        for stage, ring in zip(self.stages(), self._rings):
+            if is_norm(stage):
+                x = x if pads is None else pad(x, pads, self.spec.padding_mode)
+                x = normalise(stage, x, ring, used)
+            else:
+                x = run(stage, x, pads, self.spec.padding_mode)
+            pads = None
+        return x if pads is None else pad(x, pads, self.spec.padding_mode)
+
+    def _step_on_meta(self, stage: nn.Module, channels: int) -> LinearOp:
+        """The operation of a stage, without its numbers."""
+        ndim = self.spec.ndim
+        if is_norm(stage):
+            if any(True for _ in stage.children()):
+                raise NotLinearError(f"{type(stage).__name__} holds an activation, which belongs outside of the block")
+            takes, step = stage.num_features, identity_op(channels, ndim, self.like.to("meta"))
+            if not _fits(stage, ndim):
+                raise SpecError(f"{type(stage).__name__} does not take the {ndim} spatial axes of ndim={ndim}")
+        else:
+            step = _op_of(stage, channels, self.like.to("meta"))
+            step = step._replace(kernel=Kernel(*(tensor.detach().to("meta") for tensor in step.kernel)))
+            takes = step.kernel.weight.shape[1] * step.groups
+            if len(step.kernel.size) != ndim:
+                raise SpecError(
+                    f"{type(stage).__name__} has {len(step.kernel.size)} spatial axes, the spec ndim={ndim}"
+                )
+        if takes != channels:
+            raise SpecError(f"{type(stage).__name__} takes {takes} channels, but is given {channels}")
+        return step
+
+
+class _Outline(NamedTuple):
+    """An operation without its numbers. The blocks of a network ask for the same few, which are worked out once."""
+
+    weight: torch.Size
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def on_meta(self) -> LinearOp:
+        weight = torch.empty(self.weight, device="meta")
+        return LinearOp(Kernel(weight, weight.new_empty(self.weight[0])), self.stride, self.dilation, self.groups)
+
+
+def _outline(op: LinearOp) -> _Outline:
+    return _Outline(op.kernel.weight.shape, tuple(op.stride), tuple(op.dilation), op.groups)
+
+
+@lru_cache(maxsize=1024)
+def _then(first: _Outline, second: _Outline) -> _Outline:
+    return _outline(then(first.on_meta(), second.on_meta()))
+
+
+@lru_cache(maxsize=1024)
+def _size_in(spec: ConvSpec, outline: _Outline) -> tuple[int, ...]:
+    """Taps of an operation on the grid of a spec, which it must fit."""
+    fit(outline.on_meta(), spec)
+    return fit(outline.on_meta(), spec, embedded=False).size
+
+
+def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
+    """The operation of a stage, which may be a branch or a block itself."""
+    if not isinstance(module, Branch):  # not registered: singledispatch on an abstract class cannot be compiled
+        return linear_op(module, channels, like)
+    spec = module.spec
+    if any(map(any, spec.pads)):
+        raise NotLinearError(
+            f"{type(module).__name__} pads its input ({spec}), but inside a branch only the input is padded, by the "
+            "padding of the ConvSpec; build it with padding=0"
+        )
+    if any(True for _ in norms(module)):
+        raise NotLinearError(f"{type(module).__name__} holds batch norms of its own; put them into the branch itself")
+    weight, bias = module.kernel()
+    kernel = Kernel(weight, bias if spec.bias else torch.zeros_like(bias))
+    return LinearOp(kernel, spec.stride, spec.dilation, spec.groups)
+
+
+def run(stage: nn.Module, x: Tensor, pads: Pads | None, padding_mode: str) -> Tensor:
+    """A stage on x, padded before: as the convolution that is read of it, or itself where it may be something else."""
+    if is_read_stage(stage):
+        return _op_of(stage, x.shape[1], x).apply(x, pads, padding_mode)
+    return stage(x if pads is None else pad(x, pads, padding_mode))
+
+
+def _fits(bn: BatchNorm, ndim: int) -> bool:
+    """Whether a batch norm accepts inputs of this many spatial axes."""
+    return all(axes == ndim for axes, kind in NORM.items() if isinstance(bn, kind))
+
+
+def normalise(
+    bn: BatchNorm, x: Tensor, ring: Pads = (), used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
+    """Applies `bn` to x; batch statistics are those of x without its ring."""
+    if any(map(any, ring)) and uses_batch_stats(bn) and not is_read(bn):
+        raise NotLinearError(
+            f"{why_hooked(bn) or why_not_read(bn)}; before a k x k convolution its statistics leave out the ring of "
+            "the padding, which only this library's own batch norm does"
+        )
+    if not uses_batch_stats(bn):
+        if used is not None:
+            used[bn] = stored_scale_shift([bn])
+        return bn(x)
+    if used is None and not any(map(any, ring)) and not isinstance(bn, nn.SyncBatchNorm):  # torch's runs on GPUs only
+        return bn(x)
+    scale, shift = batch_scale_shift([bn], *batch_moments(pad(x, ring)))
+    if used is not None:
+        used[bn] = (scale, shift)
+    shape = (-1, *(1,) * (x.dim() - 2))
+    return (x * scale.reshape(shape) + shift.reshape(shape)).to(x.dtype)  # a batch norm may be of higher precision
