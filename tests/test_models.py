@@ -113,7 +113,7 @@ def test_parameter_counts_of_the_field(family, size, scale):
 
 
 def test_parameter_counts_in_the_docs():
-    page = (Path(__file__).parents[1] / "docs" / "api" / "models.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "api" / "sr.md").read_text()
     rows = re.findall(r"^\| (m\d+c\d+) \| (.*) \|$", page, re.MULTILINE)
     shown = {size: [int(cell.replace(",", "")) for cell in cells.split(" | ")] for size, cells in rows}
     assert shown == {size: [COUNTS[size, scale][column] for column in (1, 2) for scale in (2, 4)] for size, _ in COUNTS}

@@ -314,7 +314,7 @@ def test_tiles_of_periodic_networks_equal_the_whole(kind, monkeypatch):
     net = make().eval()
     found = locality(net, net.colors)
     assert found.period == period and radius <= found.radius < radius + period
-    monkeypatch.setattr(reparam.upscale.upscaler, "locality", lambda *_: found)  # not to be measured for each tile
+    monkeypatch.setattr("reparam.sr._upscale.upscaler.locality", lambda *_: found)  # not to be measured for each tile
     whole, *tiled = (Upscaler(net, engine="torch", tile=tile) for tile in (0, 1 + period, 16, 40))
     assert {upscaler._overlap for upscaler in tiled} == {max(found.radius, period, 2)}
     sizes = [(96, 48)] if "unshuffle" in kind or kind == "strided" else [(53, 67), (64, 61), (49, 72)]
