@@ -73,10 +73,12 @@ __all__ = [
 
 _ROOMS = ("errors", "algebra", "bn", "branches", "blocks", "fusing", "models", "files", "deploy", "drawing", "sr")
 """In which a name is looked for, in this order; torch is imported with the first."""
+_MORE_ROOMS = ("folding", "bench", "interop")
+"""Of which nothing is at the top."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in (*_ROOMS, *_MORE_ROOMS):
         return import_module(f".{name}", __name__)
     if not name.startswith("_"):
         for room in _ROOMS:
@@ -88,4 +90,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_ROOMS, *_MORE_ROOMS})

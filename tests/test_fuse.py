@@ -204,8 +204,9 @@ def test_fused_in_the_middle_of_training():
     model = zoo().train()
     x = torch.randn(2, 3, 7, 8).double()
     modes = [m.training for m in model.modules()]
-    with pytest.warns(DeprecationWarning, match=r"take fuse\(model.eval\(\)\)"):
+    with pytest.warns(DeprecationWarning, match=r"take fuse\(model.eval\(\)\)") as told:
         plain = fused(model).__enter__()
+    assert told[0].filename == __file__
     assert not blocks(plain) and not plain.training
     y = plain(x)
     assert [m.training for m in model.modules()] == modes

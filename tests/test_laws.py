@@ -140,6 +140,14 @@ class TestArguments:
         with pytest.raises(SpecError, match=f"{name} must be one integer >= 1, or 2 of them, but got {name}="):
             ConvSpec(4, **{name: value})
 
+    @pytest.mark.parametrize("name", ["bn", "sum_bn"])
+    @pytest.mark.parametrize("choice", [None, 1, "batch"])
+    def test_what_makes_no_batch_norm(self, name, choice):
+        with pytest.raises(SpecError, match=f"bn must be True, False or a callable .*, but got bn={choice!r}"):
+            RepSRBlock(4, **{name: choice})
+        with pytest.raises(SpecError, match="bn must make a batch norm, but .* made a GroupNorm"):
+            RepSRBlock(4, **{name: lambda channels: nn.GroupNorm(1, channels)})
+
     def test_an_unknown_option_is_named_with_those_that_exist(self):
         with pytest.raises(OptionError, match=r"RepSRBlock has no option 'pathz'; it takes in_channels, .*, paths"):
             RepSRBlock(3, 16, pathz=3)

@@ -11,7 +11,7 @@ import runpy
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import pytest
 import torch
@@ -75,6 +75,13 @@ def test_the_arguments_of_every_block_are_documented_where_the_others_point():
     assert re.findall(r"^ {8}(\w+): ", section, re.MULTILINE) == COMMON
 
 
+def test_the_geometry_is_given_as_to_a_spec():
+    takes, types = signature(ConvSpec).parameters, get_type_hints(ConvSpec.__init__)
+    for name, parameter in takes.items():
+        ours = signature(ConvBlock).parameters[name]
+        assert (ours.default, ours.kind, ours.annotation) == (parameter.default, parameter.kind, types[name])
+
+
 def test_help_shows_them():
     shown = pydoc.plain(pydoc.render_doc(RepSRBlock))
     assert "options: Any" not in shown
@@ -95,12 +102,13 @@ class Keywords(ConvBlock):
 class Attributes(ConvBlock):
     """Options as attributes, one of them of a type that only type checkers know."""
 
+    times: ClassVar[int] = 1
     count: int = 2
     of: Sized | None = None
     made_of: type[ConvBranch] = ConvBranch
 
     def design(self, spec):
-        return [self.made_of] * self.count
+        return [self.made_of] * self.count * self.times
 
 
 class OtherDefaults(Attributes):
@@ -153,6 +161,27 @@ class TestOnesOwn:
         assert len(Child(4, other=2).branches) == 2
         with pytest.raises(TypeError, match="missing a required.* argument: 'other'"):
             Child(4)
+
+    def test_a_static_design_cannot_read_what_a_base_declares(self):
+        class Simple(RepSRBlock):
+            @staticmethod
+            def design(spec, *, paths=1):
+                return [ConvBranch] * paths
+
+        assert list(signature(Simple).parameters) == [*COMMON, "paths"]
+        assert len(Simple(4, paths=3).branches) == 3
+        with pytest.raises(OptionError, match="'gain'"):
+            Simple(4, gain=0.5)
+
+    def test_a_design_may_go_on_from_that_of_its_base(self):
+        class Longer(RepSRBlock):
+            more: int = 1
+
+            def design(self, spec):
+                return super().design(spec) + [ConvBranch] * self.more
+
+        assert len(Longer(4, paths=3, more=2).branches) == 1 + 3 + 2
+        assert len(Longer.planned(ConvSpec(4, 6), more=2)) == 2 + 2
 
     def test_a_constructor_of_its_own_says_what_it_takes(self):
         assert list(signature(OwnConstructor).parameters) == ["channels", "times"]

@@ -2,7 +2,7 @@
 
 import string
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reparam._tables import table
@@ -11,6 +11,7 @@ WORDS = st.text(string.ascii_letters + "._-", min_size=1, max_size=120)
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@example([("a" * 90, 1.0, None, "b" * 90)])
 @given(st.lists(st.tuples(WORDS, NUMBERS, st.none() | st.integers(), WORDS), min_size=1, max_size=6))
 def test_every_cell_is_whole_and_in_its_column(rows):
     titles, *lines = table({"name": "", "error": ".2e", "count": ",", "remark": ""}, rows).splitlines()

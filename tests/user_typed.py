@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reparam import Branch, ConvBlock, ConvBNBranch, ConvBranch, ConvSpec, RepSRBlock, fuse, swap_convs
-from reparam.models import create_model
+from reparam.sr import Network, RepSR, create_model, load_checkpoint
 
 
 class Repeated(ConvBlock):
@@ -23,7 +23,15 @@ block = RepSRBlock(16, 16, 3, 1, "same", groups=2, dtype=torch.float64, bn=parti
 taps: tuple[int, ...] = block.kernel_size
 channels: int = block.out_channels + Repeated(4).count
 swap_convs(nn.Sequential(nn.Conv2d(3, 8, 3)), partial(RepSRBlock, paths=1))
-plain: nn.Module = fuse(create_model("ecbsr_m1c4_x2"))
+plain: Network = fuse(create_model("ecbsr_m1c4_x2"))
+
+
+def classes(file: str) -> int:
+    fused: nn.Sequential = fuse(net)
+    narrow: RepSR = fuse(RepSR(num_blocks=1, channels=4))
+    same: RepSRBlock = fuse(block)  # type: ignore[assignment]  # a block becomes a convolution
+    inner: nn.DataParallel[nn.Module] = fuse(nn.DataParallel(net))  # type: ignore[assignment]  # a wrapper is taken off
+    return load_checkpoint(file).scale * narrow.scale + len(fused) + len([same, inner])
 
 
 def wrong() -> None:

@@ -11,6 +11,7 @@ from typing_extensions import Format, dataclass_transform, get_annotations
 
 from ..branches._geometry import FromSpec
 from ..errors import OptionError
+from ..modules._start import remembering
 
 
 def argument(*, default: Any = Parameter.empty, kw_only: bool = True) -> Any:
@@ -40,6 +41,7 @@ class Arguments:
         cls._declared = {**cls._declared, **_declared_in(cls)}
         cls.__signature__ = Signature(list(cls.arguments().values()))
 
+    @remembering
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         known = self.arguments()
         if unknown := [name for name in kwargs if name not in known]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 from typing import Any, Literal
 
@@ -13,7 +13,16 @@ from ..algebra import _kernels as kernels
 from ..algebra._kernels import Kernel
 from ..algebra._linear import LinearOp, place
 from ..algebra._spec import ConvSpec, Pads
-from ..bn._norm import NormChoice, Norms, batch_scale_shift, is_norm, make_norm, stored_scale_shift, uses_batch_stats
+from ..bn._norm import (
+    BatchNorm,
+    NormChoice,
+    Norms,
+    batch_scale_shift,
+    is_norm,
+    make_norm,
+    stored_scale_shift,
+    uses_batch_stats,
+)
 from ..branches import Branch
 from ..branches._base import ScaleShift, normalise
 from ..branches._expand_squeeze import ExpandSqueezeStack, stacked
@@ -23,8 +32,10 @@ from ..folding import cost
 from ..folding._convolution import convolve
 from ..folding.moments import PatchMoments, patch_moments, reaches_across, why_no_moments
 from ..modules._guard import all_read, altered
+from ..modules._inside import Remembered
 from ..modules._start import Recipe
 from ..numerics._autocast import as_conv_input, no_autocast
+from ._kept import KeptKernel, may_be_kept
 
 BranchFactory = Callable[[ConvSpec], Branch]
 Fold = Literal["auto", True, False]
@@ -85,6 +96,7 @@ class ReparamBlock(Branch):
         self.cost += cost.BATCH_NORM * spec.out_channels * (self.norm is not None)
         self._no_moments = why_no_moments(spec) or self._closed_branch()
         self.fold = fold
+        self._inside, self._kept = Remembered(), KeptKernel()
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_to_set(self, name, value)
@@ -105,18 +117,27 @@ class ReparamBlock(Branch):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of the branches on x (N, in_channels, *size): run one by one, or folded into one convolution."""
-        x, read = as_conv_input(x), self._is_read()
-        if read and self._folds(x):
+        if self.training or torch.is_grad_enabled():
+            self._kept.drop()
+        x, read, live = as_conv_input(x), self._is_read(), self._norms_on_batch()
+        if read and self._folds(x, live):
             moments: list[PatchMoments] = []
             with no_autocast(x.device.type):
-                weight, bias = self.kernel_with(self._scale_shift_for(x, moments))
+                weight, bias = self._kernel_on(x, live, moments)
                 if not self.spec.bias:  # biases of the branches have gradients then too, of zero, which DDP insists on
                     weight = weight + 0.0 * bias.sum()
             if moments:
                 return convolve(x, weight, bias if self.spec.bias else None)
             return self.spec.convolve(x, weight, bias)
-        total = self._sum(x) if read else reduce(torch.add, (branch(x) for branch in self.branches))
+        total = self._sum(x, live) if read else reduce(torch.add, (branch(x) for branch in self.branches))
         return total if self.norm is None else normalise(self.norm, total)
+
+    def _kernel_on(self, x: Tensor, live: Norms, moments: list[PatchMoments]) -> Kernel:
+        """The kernel that acts on x now; if it needs patch moments, they are put into the list."""
+        plain = type(self).kernel_with is ReparamBlock.kernel_with
+        if plain and not (live or self.training) and may_be_kept(x):
+            return self._kept.of(self, self._inside.of(self), partial(self.kernel_with, stored_scale_shift))
+        return self.kernel_with(self._scale_shift_for(x, moments))
 
     @property
     def fold(self) -> Fold:
@@ -148,11 +169,11 @@ class ReparamBlock(Branch):
             raise SpecError(f"fold=True is not possible for {name!r}: {why}; with fold='auto' the branches run")
         return read
 
-    def _folds(self, x: Tensor) -> bool:
-        """Whether this forward runs one convolution."""
-        if self.fold is False or not _on_batch_stats(self):
+    def _folds(self, x: Tensor, live: Norms) -> bool:
+        """Whether this forward runs one convolution, with these norms on batch statistics."""
+        if self.fold is False or not live:
             return self.fold is not False
-        if not _on_batch_stats(self.branches):  # the norm after the sum alone takes its own from the sum
+        if live[0] is self.norm:  # the norm after the sum alone takes its own from the sum
             return False
         if not x.shape[0]:  # an empty batch has no moments
             return False
@@ -168,9 +189,15 @@ class ReparamBlock(Branch):
             return False
         return cost.folded(self.spec, x.numel() // x.shape[1]) < self.cost
 
-    def _sum(self, x: Tensor) -> Tensor:
+    def _norms_on_batch(self) -> Norms:
+        """The batch norms inside that use the statistics of the batch, that after the sum last; asked in every step."""
+        compiling = torch.compiler.is_compiling()  # a compiler guards what it sees asked itself
+        norms = list(_norms(self)) if compiling else self._inside.of(self).norms
+        return [bn for bn in norms if uses_batch_stats(bn)]
+
+    def _sum(self, x: Tensor, live: Norms) -> Tensor:
         """The sum of the branches on x: one by one, or as one convolution if none of them is on batch statistics."""
-        if self.fold is False or _on_batch_stats(self.branches):
+        if self.fold is False or (live and live[0] is not self.norm):
             return reduce(torch.add, (part(x) for part in self._parts()))
         with no_autocast(x.device.type):
             kernel = self._sum_of_kernels(stored_scale_shift)
@@ -204,16 +231,13 @@ class ReparamBlock(Branch):
         return stacked(self.branches)  # type: ignore[arg-type]  # a ModuleList of branches only
 
 
-def _on_batch_stats(module: nn.Module) -> bool:
-    """Whether a batch norm inside uses the statistics of the batch."""
-    for inner in module._modules.values():  # modules() takes three times as long, and this is asked in every step
-        if inner is not None and (_uses_batch_stats(inner) or (inner._modules and _on_batch_stats(inner))):
-            return True
-    return False
-
-
-def _uses_batch_stats(module: nn.Module) -> bool:
-    return is_norm(module) and uses_batch_stats(module)
+def _norms(module: nn.Module) -> Iterator[BatchNorm]:
+    """The batch norms inside, found in a way that can be compiled."""
+    for inner in module._modules.values():
+        if inner is not None:
+            if is_norm(inner):
+                yield inner
+            yield from _norms(inner)
 
 
 def set_fold(model: nn.Module, fold: Fold) -> list[str]:

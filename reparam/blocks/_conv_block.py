@@ -15,11 +15,15 @@ from ._arguments import Arguments, argument
 from ._block import BranchFactory, Fold, ReparamBlock
 
 
-def _keywords_of_design(block: type) -> dict[str, Parameter]:
+def _is_static(block: type[ConvBlock]) -> bool:
+    """Whether the `design` of a block sees no attributes, and is called with the spec alone."""
+    return not isfunction(getattr_static(block, "design"))
+
+
+def _keywords_of_design(block: type[ConvBlock]) -> dict[str, Parameter]:
     """What the `design` of a block takes beside the spec."""
-    design = getattr_static(block, "design")
-    before = 2 if isfunction(design) else 1  # self and spec, or, of a static method, the spec alone
-    taken = list(signature(design.__get__(None, block)).parameters.values())[before:]
+    before = 1 if _is_static(block) else 2  # the spec, or self and the spec
+    taken = list(signature(block.design).parameters.values())[before:]
     open_ended = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
     return {p.name: p.replace(kind=Parameter.KEYWORD_ONLY) for p in taken if p.kind not in open_ended}
 
@@ -95,8 +99,11 @@ class ConvBlock(Arguments, ReparamBlock):
 
     @classmethod
     def arguments(cls) -> dict[str, Parameter]:
-        """What the constructor takes, by name; keyword arguments of a `design` are options too."""
-        return {**super().arguments(), **_keywords_of_design(cls)}
+        """What the constructor takes, by name; keyword arguments of a `design` are options, too."""
+        taken = super().arguments()
+        if _is_static(cls):  # and cannot read the options that a base declares
+            taken = {name: value for name, value in taken.items() if name in ConvBlock._declared}
+        return {**taken, **_keywords_of_design(cls)}
 
     def _build(self, **given: Any) -> None:
         spec = ConvSpec(**{name: given.pop(name) for name in ConvSpec.__dataclass_fields__})

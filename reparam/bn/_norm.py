@@ -106,6 +106,8 @@ def make_norm(choice: NormChoice, channels: int, ndim: int) -> BatchNorm | None:
     """The norm that an argument `bn` asks for, or None."""
     if choice is False:
         return None
+    if choice is not True and not callable(choice):
+        raise SpecError(f"bn must be True, False or a callable that makes a batch norm, but got bn={choice!r}")
     norm = NORM[ndim](channels) if choice is True else choice(channels)
     if not is_norm(norm):
         raise SpecError(f"bn must make a batch norm, but {choice!r} made a {type(norm).__name__}")

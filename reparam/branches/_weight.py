@@ -19,6 +19,9 @@ class WithoutWeight(nn.Module):
     """A module that says, where a convolution's `weight` or `bias` is asked for and it has none, what to ask for."""
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
+        modules = self.__dict__.get("_modules", ())  # first, as a forward asks for little else; torch looks here last
+        if name in modules:
+            return modules[name]
         try:
             return super().__getattr__(name)
         except AttributeError:

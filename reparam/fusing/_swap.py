@@ -185,7 +185,7 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
         parameter.requires_grad_(parameter.requires_grad and conv.weight.requires_grad)
     if conv.weight.dim() == 4 and not conv.weight.is_contiguous():
         block.to(memory_format=torch.channels_last)
-    block.swapped_from = type(conv).__name__
+    block.swapped_from = type(conv).__name__  # so that `fuse` leaves what is of other codes
     return block
 
 
