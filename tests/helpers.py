@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reparam import ConvSpec, create_model
+from reparam import ConvSpec, blocks, create_model
 from reparam.bn._norm import norms
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+PAPERS = [name for name, kind in vars(blocks).items() if kind in blocks.ConvBlock.__subclasses__()]
+"""Names of the papers' blocks."""
 _NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
