@@ -68,7 +68,7 @@ def test_an_engine_that_fails_is_named_and_the_others_are_timed(net, monkeypatch
 
 def test_a_file_is_run_by_its_engines(net, tmp_path, monkeypatch):
     file = tmp_path / "int8.xml"
-    quantize(net, file, [np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)])
+    quantize(net, file, [np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)], weight_bits=8)
     report = bench_inference(net, 9, 12, engines=["torch", "openvino"], files=[file], rounds=1)
     assert [(row.graph, row.engine) for row in report.rows[-2:]] == [("fused", "openvino"), ("int8.xml", "openvino")]
     assert 1e-4 < report.rows[-1].error < 0.5

@@ -166,7 +166,7 @@ def test_a_network_with_weights_is_as_good_as_a_file(tmp_path):
         (("inspect",), ()),
         (("verify",), ("--size", "9")),
         (("export",), ("out.pt2",)),
-        (("quantize",), ("out.onnx", "--images", "photos")),
+        (("quantize",), ("out.onnx", "--images", "photos", "--weight-bits", "7")),
         (("upscale", "photos", "-o", "out", "--model"), ()),
         (("bench", "infer"), ("--height", "9", "--width", "9", "--rounds", "1", "--engine", "torch")),
     ],

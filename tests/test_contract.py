@@ -19,6 +19,7 @@ from contract import (
 )
 from helpers import image, randomise
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import KINDS, cases, fits
 
 import reparam
@@ -78,8 +79,7 @@ def test_built_on_meta(case):
     check_built_on_meta(branch, fresh, x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@given(case=cases())
+@given(case=cases(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_reset(case, dtype):
     kind, spec, seed, _ = case
     handed_in = kind.startswith("SequentialBranch")  # layers that torch draws anew in the dtype that they have
