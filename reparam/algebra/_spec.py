@@ -175,9 +175,9 @@ class ConvSpec:
             raise SpecError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={padding_mode!r}")
         size = _tuple("kernel_size", kernel_size, ndim, 1)
         step = _tuple("stride", stride, ndim, 1)
-        spread = _tuple("dilation", dilation, ndim, 1)
-        total = tuple(d * (k - 1) for d, k in zip(spread, size))
-        values = (in_channels, out_channels, size, step, _padding(padding, total, step), spread, groups, bool(bias))
+        apart = _tuple("dilation", dilation, ndim, 1)
+        total = tuple(d * (k - 1) for d, k in zip(apart, size))
+        values = (in_channels, out_channels, size, step, _padding(padding, total, step), apart, groups, bool(bias))
         for name, value in zip(self.__dataclass_fields__, (*values, padding_mode, ndim)):
             object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 

@@ -55,10 +55,10 @@ class DiverseBranchBlock(ConvBlock):
         hidden = self.hidden_channels or spec.in_channels * (1 + depthwise)
         points = [] if depthwise else [partial(ConvBNBranch, kernel_size=1, bn=self.bn)]
         pool = partial(AvgPoolBranch, conv=not depthwise, bn=self.bn)
-        return [partial(ConvBNBranch, bn=self.bn), *points, pool, partial(_chain, hidden=hidden, bn=self.bn)]
+        return [partial(ConvBNBranch, bn=self.bn), *points, pool, partial(_point_then_conv, hidden=hidden, bn=self.bn)]
 
 
-def _chain(spec: ConvSpec, hidden: int, bn: NormChoice) -> Branch:
+def _point_then_conv(spec: ConvSpec, hidden: int, bn: NormChoice) -> Branch:
     equal = hidden == spec.in_channels
     point = spec.pointwise(out_channels=hidden, bias=False)
     first = IdentityPlusPoint(hidden, spec.groups, spec.ndim) if equal else point.new_conv()

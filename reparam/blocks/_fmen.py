@@ -44,10 +44,10 @@ class RRRB(ConvBlock):
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The outer residual and the chain."""
-        return [partial(_chain, expansion=self.expansion), *identities(spec)]
+        return [partial(_inner_residual, expansion=self.expansion), *identities(spec)]
 
 
-def _chain(spec: ConvSpec, expansion: int) -> Branch:
+def _inner_residual(spec: ConvSpec, expansion: int) -> Branch:
     wide = expansion * spec.in_channels
     middle = spec.unpadded(in_channels=wide, out_channels=wide, bias=True)
     inner = ReparamBlock(middle, [ConvBranch, *identities(middle)])

@@ -156,16 +156,16 @@ def _conv(spec: ConvSpec, slope: float) -> _ConvNd:
     return conv
 
 
-def _chain(spec: ConvSpec, scale: float, *stages: nn.Module) -> Branch:
+def _stages_times_scale(spec: ConvSpec, scale: float, *stages: nn.Module) -> Branch:
     return SequentialBranch(spec, *stages, ChannelScale(spec.out_channels, spec.ndim, start=scale))
 
 
 def _dense(spec: ConvSpec, scale: float, slope: float = 0.0) -> Branch:
-    return _chain(spec, scale, _conv(spec.unpadded(bias=False), slope))
+    return _stages_times_scale(spec, scale, _conv(spec.unpadded(bias=False), slope))
 
 
 def _point(spec: ConvSpec, scale: float) -> Branch:
-    return _chain(spec, scale, _conv(spec.unpadded(bias=False, kernel_size=1), 0.0))
+    return _stages_times_scale(spec, scale, _conv(spec.unpadded(bias=False, kernel_size=1), 0.0))
 
 
 def _filtered(spec: ConvSpec, mask: Tensor, scale: float, slope: float, drawn_as: str) -> Branch:
@@ -188,13 +188,15 @@ def _point_then_dense(spec: ConvSpec, hidden: int, scale: float, slope: float = 
         point: nn.Module = IdentityPlusPoint(spec.in_channels, spec.groups, spec.ndim, out_channels=hidden, keep=True)
     else:
         point = _conv(spec.pointwise(bias=False, out_channels=hidden), slope)
-    return _chain(spec, scale, point, _conv(spec.unpadded(bias=False, in_channels=hidden), slope))
+    return _stages_times_scale(spec, scale, point, _conv(spec.unpadded(bias=False, in_channels=hidden), slope))
 
 
 def _separable(spec: ConvSpec, expansion: int, scale: float, slope: float = 0.0) -> Branch:
     wide = expansion * spec.in_channels
     depthwise = spec.unpadded(bias=False, out_channels=wide, groups=spec.in_channels)
-    return _chain(spec, scale, _conv(depthwise, slope), _conv(spec.pointwise(bias=False, in_channels=wide), slope))
+    return _stages_times_scale(
+        spec, scale, _conv(depthwise, slope), _conv(spec.pointwise(bias=False, in_channels=wide), slope)
+    )
 
 
 def _two_points(spec: ConvSpec, hidden: int, scale: float) -> Branch:
@@ -204,7 +206,7 @@ def _two_points(spec: ConvSpec, hidden: int, scale: float) -> Branch:
     if square.weight.shape[0] == square.weight.shape[1] * spec.groups:
         with torch.no_grad():
             square.weight.copy_(kernels.identity(hidden, spec.groups, spec.ndim, square.weight).weight)
-    return _chain(spec, scale, first, second)
+    return _stages_times_scale(spec, scale, first, second)
 
 
 def _normed_sum(spec: ConvSpec, terms: Sequence[BranchFactory], bn: NormChoice) -> Branch:

@@ -55,7 +55,7 @@ class RepMBConvBlock(ConvBlock):
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The chain and the outer residual."""
-        chain = partial(_chain, expansion=self.expansion, reduction=self.gate_reduction)
+        chain = partial(_gated_path, expansion=self.expansion, reduction=self.gate_reduction)
         return [chain, *identities(spec)]
 
 
@@ -91,7 +91,7 @@ def _gated(spec: ConvSpec, reduction: int) -> Branch:
     return SequentialBranch(spec, spec.new_conv(), LearnedGate(spec.out_channels, spec.ndim, reduction))
 
 
-def _chain(spec: ConvSpec, expansion: int, reduction: int) -> Branch:
+def _gated_path(spec: ConvSpec, expansion: int, reduction: int) -> Branch:
     wide = expansion * spec.in_channels
     middle = spec.unpadded(in_channels=wide, out_channels=wide, bias=True)
     inner = ReparamBlock(middle, [partial(_gated, reduction=reduction), *identities(middle)])

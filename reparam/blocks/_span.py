@@ -46,10 +46,10 @@ class Conv3XC(ConvBlock):
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The skip and the chain."""
-        return [partial(ConvBranch, kernel_size=1), partial(_chain, gain=self.gain)]
+        return [partial(ConvBranch, kernel_size=1), partial(_wide_path, gain=self.gain)]
 
 
-def _chain(spec: ConvSpec, gain: int) -> Branch:
+def _wide_path(spec: ConvSpec, gain: int) -> Branch:
     wide_in, wide_out = gain * spec.in_channels, gain * spec.out_channels
     convs: list[nn.Module] = [
         spec.pointwise(out_channels=wide_in, bias=True).new_conv(),

@@ -65,6 +65,6 @@ class DilatedReparamBlock(ConvBlock):
                 f"{spec.kernel_size}; give small=(sizes, dilations)"
             )
         sizes, dilations = _SMALL[size] if self.small is None else self.small
-        spread = [tuple(rate * d for d in spec.dilation) for rate in dilations]
-        kinds = [partial(ConvBNBranch, kernel_size=k, dilation=d, bn=self.bn) for k, d in zip(sizes, spread)]
+        apart = [tuple(rate * d for d in spec.dilation) for rate in dilations]
+        kinds = [partial(ConvBNBranch, kernel_size=k, dilation=d, bn=self.bn) for k, d in zip(sizes, apart)]
         return [partial(ConvBNBranch, bn=self.bn), *kinds]

@@ -60,11 +60,11 @@ class ChainBranch(Branch):
         for index, (stage, step) in enumerate(self.steps()):
             if why := why_hooked(stage) or why_not_read(stage):
                 raise NotLinearError(f"{type(self).__name__}, stage {index}: {why}")
-            size, spread = step.kernel.size, step.dilation
+            size, apart = step.kernel.size, step.dilation
             channels, inputs = step.kernel.weight.shape[:2]
             is_bn = is_norm(stage)
             self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
-            reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, spread, step.stride)])
+            reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, apart, step.stride)])
             outline = _then(outline, _outline(step))
         self._pads: Pads = self.spec.pads_for(_size_in(self.spec, outline))
         self._rings: list[Pads] = []

@@ -16,8 +16,8 @@ def _own_conv(
 ) -> nn.Module:
     """An unpadded convolution of the spec, perhaps with fewer taps, or with taps that lie farther apart."""
     size = spec.kernel_size if kernel_size is None else kernel_size
-    spread = spec.dilation if dilation is None else dilation
-    return spec.unpadded(kernel_size=size, dilation=spread, bias=bias).new_conv()
+    apart = spec.dilation if dilation is None else dilation
+    return spec.unpadded(kernel_size=size, dilation=apart, bias=bias).new_conv()
 
 
 class ConvBranch(ChainBranch):
