@@ -189,9 +189,9 @@ class TestOnesOwn:
         assert len(block.branches) == 3 and block.mask.shape == (1,)
 
     def test_the_positions_are_counted(self):
-        with pytest.raises(TypeError, match="too many positional arguments"):
+        with pytest.raises(TypeError, match="RepSRBlock: too many positional arguments"):
             RepSRBlock(3, 16, 3, 1, 1, 1, 1, True, "zeros", None, None, 2)
-        with pytest.raises(TypeError, match="missing a required.* argument: 'in_channels'"):
+        with pytest.raises(TypeError, match="RepSRBlock: missing a required.* argument: 'in_channels'"):
             RepSRBlock()
 
     def test_a_function_that_makes_norms_is_not_kept_so_that_the_block_can_be_pickled(self):

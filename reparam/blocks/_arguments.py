@@ -48,7 +48,10 @@ class Arguments:
             raise OptionError(
                 f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(known)}"
             )
-        bound = Signature(list(known.values())).bind(*args, **kwargs)
+        try:
+            bound = Signature(list(known.values())).bind(*args, **kwargs)
+        except TypeError as error:  # Python's own words, which do not say of what
+            raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
         self._build(**bound.arguments)
 
