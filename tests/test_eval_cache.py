@@ -31,6 +31,7 @@ from reparam import (
     set_fold,
     unfreeze_bn_stats,
 )
+from reparam.modules._inside import inside_of
 
 SPEC = ConvSpec(3)
 BLOCKS = sorted(kind for kind, make in KINDS.items() if isinstance(make(SPEC), ReparamBlock))
@@ -156,6 +157,14 @@ def test_every_change_is_seen(change):
     torch.testing.assert_close(y, branches, rtol=1e-10, atol=1e-10)
     if change != "pruned":  # of which torch makes no copies
         check_is_up_to_date(block, x)
+
+
+def test_what_is_put_into_a_layer_that_held_nothing_is_seen():
+    block, _ = built()
+    inside = inside_of(block)
+    assert inside.is_current(block)
+    block.branches[1].expand.add_module("more", nn.BatchNorm2d(3))
+    assert not inside.is_current(block)
 
 
 @pytest.mark.parametrize("number", ["weight", "bias"])

@@ -38,6 +38,7 @@ from reparam import (
     set_fold,
 )
 from reparam.bn._norm import norms
+from reparam.folding import cost
 from reparam.folding.moments import patch_moments
 
 
@@ -337,6 +338,11 @@ class TestRefusals:
         with pytest.raises(SpecError, match="branch 0, a Closed with batch norms and no kernel_with"):
             ReparamBlock(ConvSpec(4), [Closed], fold=True)
         assert ReparamBlock(ConvSpec(4), [Closed, ConvBranch])(torch.rand(2, 4, 40, 40)).shape == (2, 4, 40, 40)
+
+
+def test_the_estimate_is_that_of_the_docs():
+    assert cost.folded(ConvSpec(4), 1000) == (27 + 13 + 25) * 4**2 + cost.MOMENTS / 1000  # docs/folding.md
+    assert cost.convolution(8, 4, 9) == 3 * 8 * 4 * 9
 
 
 class TestSurroundings:

@@ -291,6 +291,8 @@ class TestRegisteredTypes:
             FuseError, match=r"1: Activated: its forward is not the kernel .*numbers of shape \(3, 6, 9"
         ):
             fuse(model)
+        with pytest.raises(FuseError, match="cannot fuse the model:\n  1: Activated"):
+            fuse(model[1:])  # which is nothing else
         report = inspect_model(model)
         assert not report.ready and report.problems["1"] == survey(model, True).left["1"]
 

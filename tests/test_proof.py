@@ -178,6 +178,12 @@ class TestWhatModelsReturn:
         with pytest.raises(FuseError, match=r"not alike at \['z'\]: a tensor of shape \(2,\) .* and 'nothing'"):
             verify(model, plain, photo())
 
+    def test_a_number_of_python_has_all_its_digits(self):
+        model = Model(lambda self, x: (simple(self, x).sum() > 0, 1.0))
+        plain = fuse(model)
+        plain._run = lambda self, x: (simple(self, x).sum() > 0, 1.0 + 1e-9)
+        assert verify(model, plain, photo()).total.max_abs == pytest.approx(1e-9, rel=1e-3)
+
     def test_no_numbers(self):
         model = Model(lambda self, x: str(self.block(x).shape))
         with pytest.raises(FuseError, match="the model returns no numbers"):
