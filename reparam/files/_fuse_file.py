@@ -109,11 +109,11 @@ def fuse_file(
     contents = read_file(source, wrapper)
     told = Options(eps, identity, groups, dilations, bias, with_13, pool)
     options = options if identity is None else _with_identity(identity, options)
-    if keys == "reparam" or _is_ours(contents, options):
-        return _fuse_network(contents, target, told, options, keys)
-    blocks = find_blocks_in(contents.state_dict, told)
+    net = _ours(contents, options)
+    blocks = [] if net is not None or keys == "reparam" else find_blocks_in(contents.state_dict, told)
     if not blocks:
-        return _fuse_network(contents, target, told, options, keys)
+        net = network_of(contents, **options) if net is None else net
+        return _fuse_network(net, contents, target, told, keys)
     fused = fuse_found(contents.state_dict, blocks)
     rows = []
     for block in blocks:
@@ -136,17 +136,17 @@ def _network(contents: Contents) -> str | None:
     return known[1].network.__name__ if known else None
 
 
-def _is_ours(contents: Contents, options: dict[str, Any]) -> bool:
-    """Whether the file holds one of our networks, with blocks: its keys are ours already, and a note describes it."""
+def _ours(contents: Contents, options: dict[str, Any]) -> Network | None:
+    """The network, if the file holds one of ours, with blocks: its keys are ours already, and a note describes it."""
     try:
         known = blueprint_of(contents)
-        return known is not None and known[1].names is None and bool(find_blocks(network_of(contents, **options)))
+        net = network_of(contents, **options) if known and known[1].names is None else None
     except CheckpointError:  # another network that has blocks in the same places
-        return False
+        return None
+    return net if net is not None and find_blocks(net) else None
 
 
-def _fuse_network(contents: Contents, target: Path, told: Options, options: dict[str, Any], keys: str) -> FileReport:
-    net = network_of(contents, **options)
+def _fuse_network(net: Network, contents: Contents, target: Path, told: Options, keys: str) -> FileReport:
     blocks = find_blocks(net)
     if not blocks:
         raise CheckpointError(f"nothing to fuse: the file holds a {type(net).__name__} of plain convolutions")
