@@ -5,13 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import relative_error
+from helpers import assert_close, relative_error
 from skimage import data
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import ACBlock, DiverseBranchBlock, OREPARepVGGBlock, RepSRBlock, RepVGGBlock, set_fold
 from reparam.algebra._kernels import Kernel
+from reparam.folding._correlation import correlation, lay_out
 from reparam.folding.moments import patch_moments
 
 HIGH_PASS = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]) / 4
@@ -60,6 +61,17 @@ def output_and_gradient(block: nn.Module, x: Tensor, fold: bool) -> tuple[Tensor
     target = torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)[:, None, None] * x.detach().mean(1, keepdim=True)
     (gradient,) = torch.autograd.grad((y - target).square().mean(), x)
     return y.detach(), gradient
+
+
+def test_sums_over_a_large_image_lose_no_digits():
+    """As one float32 sum they would be off by 3e-5 here, as float32 sums of sums by 1.5e-7."""
+    x = torch.rand(1, 8, 1024, 1024).cumsum(2).cumsum(3)
+    x = (x - x.mean((2, 3), keepdim=True)) / x.std()
+    lines, _ = lay_out(x, (2, 2), torch.float32)
+    sums, exact = (
+        correlation(one, one, (1024, 1024), (2, 2), [(0, 0), (1, -1), (2, 2)]) for one in (lines, lines.double())
+    )
+    assert_close(sums, exact, 3e-8)
 
 
 @pytest.mark.parametrize("high_pass", [False, True], ids=["fresh", "high-pass"])
