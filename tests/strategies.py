@@ -23,6 +23,7 @@ from reparam import (
     ExpandSqueezeBranch,
     IdentityBranch,
     LaplacianBranch,
+    LoRABranch,
     MBRConvBlock,
     MobileOneBlock,
     OREPABlock,
@@ -33,11 +34,14 @@ from reparam import (
     RepRFNBlock,
     RepSRBlock,
     RepVGGBlock,
+    ScaledBranch,
     SequentialBranch,
+    SliceBranch,
     SobelBranch,
 )
 from reparam.algebra._axes import CONV, NORM
 from reparam.algebra._spec import PADDING_MODES, centre
+from reparam.blocks._block import BranchFactory
 from reparam.blocks._conv_block import ConvBlock
 from reparam.branches._identity import has_identity
 
@@ -77,6 +81,20 @@ def two_spatial(spec: ConvSpec) -> Branch:
     return SequentialBranch(spec.replace(stride=1), *layers)
 
 
+def half(spec: ConvSpec, branch: BranchFactory) -> Branch:
+    """A branch from the second half of the channels to the first one, or of the second half of the groups."""
+    each = spec.in_channels // spec.groups if spec.groups > 1 else 1
+    channels = spec.in_channels // each // 2 * each, spec.in_channels
+    outputs = None if spec.groups > 1 else (0, spec.out_channels - spec.out_channels // 2)
+    return SliceBranch(spec, branch, channels=channels, outputs=outputs)
+
+
+def scaled_block(spec: ConvSpec) -> Branch:
+    """A block of two branches, one of them a part with a scale of its own, as a branch."""
+    part = partial(ScaledBranch, branch=partial(half, branch=ConvBNBranch))
+    return ReparamBlock(spec, [part, ConvBNBranch])
+
+
 KINDS = {
     "IdentityBranch": IdentityBranch,
     "IdentityBranch bn": partial(IdentityBranch, bn=True),
@@ -86,6 +104,11 @@ KINDS = {
     "ExpandSqueezeBranch": partial(ExpandSqueezeBranch, bn=True),
     "ExpandSqueezeBranch 1x1-kxk": partial(ExpandSqueezeBranch, order="1x1-kxk"),
     "ExpandSqueezeBranch 1x1-bn-kxk": partial(ExpandSqueezeBranch, order="1x1-kxk", bn=True, bias=False),
+    "LoRABranch": partial(LoRABranch, rank=2, alpha=3.0),
+    "ScaledBranch": partial(ScaledBranch, branch=ConvBNBranch),
+    "ScaledBranch block": partial(ScaledBranch, branch=scaled_block, shared=True),
+    "SliceBranch": partial(half, branch=ConvBNBranch),
+    "SliceBranch stack": partial(half, branch=stack),
     "SobelBranch": SobelBranch,
     "LaplacianBranch": LaplacianBranch,
     "AvgPoolBranch": AvgPoolBranch,

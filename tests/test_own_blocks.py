@@ -20,10 +20,13 @@ from reparam import (
     ExpandSqueezeBranch,
     IdentityBranch,
     LaplacianBranch,
+    LoRABranch,
     ReparamBlock,
     RepSRBlock,
     RepVGGBlock,
+    ScaledBranch,
     SequentialBranch,
+    SliceBranch,
     SobelBranch,
     blocks,
     fuse,
@@ -151,6 +154,18 @@ OWN_BRANCHES = {
         [SobelBranch, LaplacianBranch, partial(ExpandSqueezeBranch, bn=True)],
         {"identity": False, "pool": False},
     ),
+    "low rank": ([ConvBranch, partial(LoRABranch, rank=2, alpha=3.0)], {"identity": False, "pool": False}),
+    "scaled": (
+        [partial(ScaledBranch, branch=ConvBNBranch), partial(ScaledBranch, branch=IdentityBranch, shared=True)],
+        {"identity": True, "pool": False},
+    ),
+    "scaled block": (
+        [
+            partial(ScaledBranch, branch=partial(ReparamBlock, branches=[ConvBranch, LoRABranch]), shared=True),
+            ConvBNBranch,
+        ],
+        {"identity": False, "pool": False},
+    ),
     "chain": (
         [
             ConvBNBranch,
@@ -226,6 +241,14 @@ def test_others_lists_called_branches_are_left():
 def test_a_sum_of_blocks_is_no_list_of_blocks():
     with pytest.raises(CheckpointError, match="branch 0 is a block itself.*fuse it as a model"):
         fuse_state_dict(state_dict_of(RepVGGBlock(6), "a.branches.0."))
+
+
+@pytest.mark.parametrize("branch", [ConvBNBranch, IdentityBranch])
+def test_which_channels_a_part_is_of_no_key_tells(branch):
+    part = partial(SliceBranch, branch=branch, channels=(0, 2))
+    for kind in (part, partial(ScaledBranch, branch=part)):
+        with pytest.raises(CheckpointError, match="branch 1 works on a part of the channels.*fuse it as a model"):
+            fuse_state_dict(state_dict_of(ReparamBlock(ConvSpec(6), [ConvBranch, kind])), identity=True)
 
 
 def test_a_block_without_a_convolution():
