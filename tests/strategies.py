@@ -23,6 +23,7 @@ from reparam import (
     ExpandSqueezeBranch,
     IdentityBranch,
     LaplacianBranch,
+    LoRABlock,
     LoRABranch,
     MBRConvBlock,
     MobileOneBlock,
@@ -34,10 +35,12 @@ from reparam import (
     RepRFNBlock,
     RepSRBlock,
     RepVGGBlock,
+    RepVGGDW,
     ScaledBranch,
     SequentialBranch,
     SliceBranch,
     SobelBranch,
+    VGGBlock,
 )
 from reparam.algebra._axes import CONV, NORM
 from reparam.algebra._spec import PADDING_MODES, centre
@@ -135,6 +138,10 @@ KINDS = {
     "RepRFNBlock": partial(of_spec, RepRFNBlock),
     "RepMBConvBlock": partial(of_spec, RepMBConvBlock),
     "MBRConvBlock": partial(of_spec, MBRConvBlock, expansion=2),
+    "LoRABlock": partial(of_spec, LoRABlock, rank=2),
+    "RepVGGDW": partial(of_spec, RepVGGDW),
+    "RepVGGDW yolov10": partial(of_spec, RepVGGDW, small_bn=True, identity=False, sum_bn=False),
+    "VGGBlock": partial(of_spec, VGGBlock),
     "MBRConvBlock own": partial(of_spec, MBRConvBlock, expansion=1, shared=False),
 }
 """Everything that must obey the contract, by name; each takes a spec."""
@@ -142,7 +149,7 @@ KINDS = {
 WITH_THREE_TAPS = ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock", "RepRFNBlock")
 """Kinds with edge filters or small kernels inside of the large one."""
 
-WITH_SUM_BN = ("OREPABlock", "QARepVGGBlock")
+WITH_SUM_BN = ("OREPABlock", "QARepVGGBlock", "RepVGGDW")
 """Kinds with a batch norm after the sum, which has a bias."""
 
 

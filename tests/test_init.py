@@ -408,5 +408,5 @@ class TestNoWeight:
 
 def test_all_blocks_of_papers_are_walked():
     assert len(BLOCKS) >= 17 and all(
-        kind.split()[0].endswith(("Block", "ECB", "EDBB", "RRRB", "Conv3XC")) for kind in BLOCKS
+        kind.split()[0].endswith(("Block", "ECB", "EDBB", "RRRB", "Conv3XC", "RepVGGDW")) for kind in BLOCKS
     )

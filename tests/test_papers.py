@@ -12,15 +12,20 @@ from torch import nn
 
 from reparam import (
     ConvSpec,
+    LoRABlock,
     MBRConvBlock,
     OREPABlock,
     OREPARepVGGBlock,
     QARepVGGBlock,
     RepMBConvBlock,
     RepRFNBlock,
+    RepVGGBlock,
+    RepVGGDW,
     SpecError,
+    VGGBlock,
     freeze_bn_stats,
     set_fold,
+    swap_convs,
 )
 from reparam.blocks._orepa import cosines
 
@@ -44,6 +49,10 @@ BLOCKS = {
     "repmbconv": RepMBConvBlock,
     "mbrconv": MBRConvBlock,
     "syenet": partial(MBRConvBlock, shared=False),
+    "lora": LoRABlock,
+    "repvggdw": RepVGGDW,
+    "yolov10": partial(RepVGGDW, kernel_size=7, small_size=3, small_bn=True, identity=False, sum_bn=False),
+    "vggblock": VGGBlock,
 }
 
 
@@ -175,6 +184,73 @@ class TestQARepVGG:
         assert QARepVGGBlock(4, sum_bn=False, bias=False).norm is None
         with pytest.raises(SpecError, match="bn needs a spec with bias=True"):
             QARepVGGBlock(4, bias=False)
+
+
+class TestRepVGGDW:
+    def test_that_of_repvit(self):
+        b = ready(RepVGGDW(6, groups=6))
+        x = image(b.spec, 0, (7, 9))
+        dense, point = b.branches[:2]
+        expected = bn(F.conv2d(x, dense.conv.weight, padding=1, groups=6), dense.norm)
+        expected += F.conv2d(x, point.conv.weight, point.conv.bias, groups=6) + x
+        assert dense.conv.bias is None and point.norm is None
+        assert_close_everywhere(b(x), bn(expected, b.norm))
+        assert_close_everywhere(b.to_conv()(x), bn(expected, b.norm))
+
+    def test_that_of_lsnet(self):
+        b = ready(RepVGGDW(6, groups=6, small_bn=True, sum_bn=False))
+        x = image(b.spec, 0, (7, 9))
+        dense, point = b.branches[:2]
+        expected = bn(F.conv2d(x, dense.conv.weight, padding=1, groups=6), dense.norm)
+        expected += bn(F.conv2d(x, point.conv.weight, groups=6), point.norm) + x
+        assert point.conv.bias is None and b.norm is None
+        assert_close_everywhere(b(x), expected)
+
+    def test_that_of_yolov10(self):
+        options = {"small_size": 3, "small_bn": True, "identity": False, "sum_bn": False}
+        b = ready(RepVGGDW(6, kernel_size=7, groups=6, **options))
+        x = image(b.spec, 0, (9, 8))
+        large, small = b.branches
+        expected = bn(F.conv2d(x, large.conv.weight, padding=3, groups=6), large.norm)
+        expected += bn(F.conv2d(x, small.conv.weight, padding=1, groups=6), small.norm)
+        assert_close_everywhere(b(x), expected, 3)
+        assert_close_everywhere(b.to_conv()(x), expected, 3)
+
+    def test_a_small_kernel_that_is_none_is_refused(self):
+        with pytest.raises(SpecError, match=r"kernel of \(5, 5\) taps does not fit into kernel_size=\(3, 3\)"):
+            RepVGGDW(6, groups=6, small_size=5)
+
+
+def test_vggblock_has_no_identity_unless_asked():
+    b = ready(VGGBlock(4))
+    x = image(b.spec, 0, (7, 9))
+    dense, point = b.branches
+    expected = bn(F.conv2d(x, dense.conv.weight, padding=1), dense.norm)
+    assert_close_everywhere(b(x), expected + bn(F.conv2d(x, point.conv.weight), point.norm))
+    assert isinstance(b, RepVGGBlock) and len(VGGBlock(4, identity=None).branches) == 3
+
+
+class TestLoRA:
+    def test_one_convolution_and_the_product(self):
+        b = ready(LoRABlock(4, 6, 5, stride=2, rank=3, alpha=1.5))
+        x = image(b.spec, 0, (9, 8))
+        conv, lora = b.branches[0].conv, b.branches[1]
+        product = torch.einsum("or,rihw->oihw", lora.up.weight.flatten(1), lora.down.weight)
+        assert_close_everywhere(b(x), F.conv2d(x, conv.weight + 0.5 * product, conv.bias, 2, 2), 2)
+
+    def test_put_into_a_network_it_changes_nothing_and_only_the_product_is_trained(self):
+        net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False)).double()
+        x = image(ConvSpec(4), 0, (7, 9))
+        expected, weight = net(x), net[0].weight.detach()
+        assert swap_convs(net, partial(LoRABlock, rank=2)).swapped == ("0", "2")
+        assert_close(net(x), expected)
+        assert_close(net[0].branches[0].conv.weight, weight)
+        for block in (net[0], net[2]):
+            block.branches[0].requires_grad_(False)
+        names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        assert names == [f"{index}.branches.1.{part}.weight" for index in (0, 2) for part in ("down", "up")]
+        net(x).square().sum().backward()
+        assert net[0].branches[0].conv.weight.grad is None and net[0].branches[1].up.weight.grad.abs().min() > 0
 
 
 def test_reprfn_is_the_sum_of_its_branches():

@@ -7,6 +7,7 @@ from ._dbb import DiverseBranchBlock
 from ._ecb import ECB
 from ._efdn import EDBB
 from ._fmen import RRRB
+from ._lora import LoRABlock
 from ._mobileie import MBRConvBlock
 from ._mobileone import MobileOneBlock
 from ._orepa import OREPABlock, OREPARepVGGBlock
@@ -15,10 +16,12 @@ from ._qarepvgg import QARepVGGBlock
 from ._reprfn import RepRFNBlock
 from ._repsr import RepSRBlock
 from ._repvgg import RepVGGBlock
+from ._repvit import RepVGGDW
 from ._reset import reset_parameters
 from ._sesr import CollapsibleLinearBlock
 from ._span import Conv3XC
 from ._unireplknet import DilatedReparamBlock
+from ._vggblock import VGGBlock
 
 __all__ = [
     "ECB",
@@ -30,6 +33,7 @@ __all__ = [
     "ConvBlock",
     "DilatedReparamBlock",
     "DiverseBranchBlock",
+    "LoRABlock",
     "MBRConvBlock",
     "MobileOneBlock",
     "OREPABlock",
@@ -39,7 +43,9 @@ __all__ = [
     "RepRFNBlock",
     "RepSRBlock",
     "RepVGGBlock",
+    "RepVGGDW",
     "ReparamBlock",
+    "VGGBlock",
     "reset_parameters",
     "set_fold",
 ]

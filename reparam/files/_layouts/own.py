@@ -87,6 +87,7 @@ OWN = Layout("a block of reparam", ("branches.0.conv.weight",), _own, keeps=Fals
 """Known by more than marks; see `own_blocks`."""
 
 _PAPERS = [block for block in map(vars(blocks).get, reversed(blocks.__all__)) if block in ConvBlock.__subclasses__()]
+_PAPERS.sort(key=lambda block: block is blocks.RepVGGDW)  # which with some options is one of the others
 """The blocks of the papers; of those with the same branches the first one gives its name."""
 
 Ways = dict[str, tuple[Reading, str]]
@@ -249,6 +250,7 @@ def _variants(block: type[ConvBlock], spec: ConvSpec, count: int) -> Iterator[di
         "identity": (False, True),
     }
     usual |= {"small": [([size] * (count - 1), [1] * (count - 1)) for size in sizes], "scales": (None,)}
+    usual |= {"small_size": sizes}
     choices: dict[str, Any] = {}
     for name, parameter in block.options().items():
         if name in usual:
