@@ -13,6 +13,7 @@ from reparam import (
     ACBlock,
     AvgPoolBranch,
     Branch,
+    ChunkConv,
     CollapsibleLinearBlock,
     Conv3XC,
     ConvBNBranch,
@@ -27,15 +28,20 @@ from reparam import (
     LoRABranch,
     MBRConvBlock,
     MobileOneBlock,
+    OmniShift,
     OREPABlock,
     OREPARepVGGBlock,
     QARepVGGBlock,
     ReparamBlock,
+    RepDWConvM,
+    RepDWConvS,
     RepMBConvBlock,
     RepRFNBlock,
+    RepRLFNBlock,
     RepSRBlock,
     RepVGGBlock,
     RepVGGDW,
+    RTMoSRRepConv,
     ScaledBranch,
     SequentialBranch,
     SliceBranch,
@@ -138,6 +144,13 @@ KINDS = {
     "RepRFNBlock": partial(of_spec, RepRFNBlock),
     "RepMBConvBlock": partial(of_spec, RepMBConvBlock),
     "MBRConvBlock": partial(of_spec, MBRConvBlock, expansion=2),
+    "RTMoSRRepConv": partial(of_spec, RTMoSRRepConv),
+    "OmniShift": partial(of_spec, OmniShift),
+    "OmniShift shared": lambda spec: of_spec(OmniShift, spec, shared=True, conv_bias=spec.bias),
+    "RepRLFNBlock": partial(of_spec, RepRLFNBlock),
+    "RepDWConvS": partial(of_spec, RepDWConvS),
+    "RepDWConvM": partial(of_spec, RepDWConvM),
+    "ChunkConv": partial(of_spec, ChunkConv),
     "LoRABlock": partial(of_spec, LoRABlock, rank=2),
     "RepVGGDW": partial(of_spec, RepVGGDW),
     "RepVGGDW yolov10": partial(of_spec, RepVGGDW, small_bn=True, identity=False, sum_bn=False),
@@ -149,13 +162,16 @@ KINDS = {
 WITH_THREE_TAPS = ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock", "RepRFNBlock")
 """Kinds with edge filters or small kernels inside of the large one."""
 
+WITH_IDENTITY = ("IdentityBranch", "ChunkConv")
+"""Kinds that need equal channels and stride 1."""
+
 WITH_SUM_BN = ("OREPABlock", "QARepVGGBlock", "RepVGGDW")
 """Kinds with a batch norm after the sum, which has a bias."""
 
 
 def fits(kind: str, spec: ConvSpec) -> bool:
     """Whether this kind exists in this geometry."""
-    if kind.startswith("IdentityBranch"):
+    if kind.startswith(WITH_IDENTITY):
         return has_identity(spec)
     if kind.startswith(("AvgPoolBranch", "DiverseBranchBlock", "QARepVGGBlock pool")):
         return all(d == 1 for d in spec.dilation)
@@ -170,12 +186,12 @@ def specs(draw, kind: str | None = None) -> ConvSpec:
     ndim = draw(st.sampled_from([2, 2, 2, 1, 3]))
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     inside, outside = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
-    if kind is not None and kind.startswith("IdentityBranch"):
+    if kind is not None and kind.startswith(WITH_IDENTITY):
         outside = inside
     high = 5 if ndim < 3 else 3
     low = 3 if kind in WITH_THREE_TAPS else 1
     size = tuple(draw(st.integers(low, high)) for _ in range(ndim))
-    plain = kind is not None and kind.startswith("IdentityBranch")
+    plain = kind is not None and kind.startswith(WITH_IDENTITY)
     stride = 1 if plain else draw(st.sampled_from([1, 1, 1, 2, 3]))
     pooled = kind is not None and kind.startswith(("AvgPool", "DiverseBranch", "QARepVGGBlock pool"))
     odd = (1, 3) if plain else (1, 1, 2, 3)

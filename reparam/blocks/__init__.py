@@ -13,11 +13,14 @@ from ._mobileone import MobileOneBlock
 from ._orepa import OREPABlock, OREPARepVGGBlock
 from ._plainusr import RepMBConvBlock
 from ._qarepvgg import QARepVGGBlock
+from ._repnext import ChunkConv, RepDWConvM, RepDWConvS
 from ._reprfn import RepRFNBlock
+from ._reprlfn import RepRLFNBlock
 from ._repsr import RepSRBlock
 from ._repvgg import RepVGGBlock
 from ._repvit import RepVGGDW
 from ._reset import reset_parameters
+from ._rtmosr import OmniShift, RTMoSRRepConv
 from ._sesr import CollapsibleLinearBlock
 from ._span import Conv3XC
 from ._unireplknet import DilatedReparamBlock
@@ -28,6 +31,7 @@ __all__ = [
     "EDBB",
     "RRRB",
     "ACBlock",
+    "ChunkConv",
     "CollapsibleLinearBlock",
     "Conv3XC",
     "ConvBlock",
@@ -38,9 +42,14 @@ __all__ = [
     "MobileOneBlock",
     "OREPABlock",
     "OREPARepVGGBlock",
+    "OmniShift",
     "QARepVGGBlock",
+    "RTMoSRRepConv",
+    "RepDWConvM",
+    "RepDWConvS",
     "RepMBConvBlock",
     "RepRFNBlock",
+    "RepRLFNBlock",
     "RepSRBlock",
     "RepVGGBlock",
     "RepVGGDW",
