@@ -223,7 +223,7 @@ def _end_of_ffn(t: Tensors) -> Part:
         given["layers.2.scale"] = t["gamma"]
     block = partial(_scaled_linear, ConvSpec(inside, outside, 1), scaled="gamma" in t)
     names: Names = {"pwconv2.0": None, "pwconv2.2": "layers.1", "act.1.beta": None, "gamma": None}
-    return Part(block, names, "pwconv2.0", given)
+    return Part(block, names, "pwconv2.0", given, "UniRepLKNet's linear layer")
 
 
 def _scaled_linear(spec: ConvSpec, scaled: bool) -> Branch:
