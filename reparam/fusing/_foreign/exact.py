@@ -14,16 +14,27 @@ from ...modules._hooks import same_hooks
 from ...numerics._precision import in_float64
 
 
-def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a module in eval mode that holds other tensors; those of integers are kept."""
+def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor], quietly: bool = False) -> Any:
+    """A copy of a module in eval mode with other tensors; its buffers, which a forward may write to, are its own.
+
+    Args:
+        module: any.
+        make: the tensors of the copy.
+        quietly: whether not to tell the modules that they are in eval mode, of which some work their kernels out then.
+    """
     memo = same_hooks(module)
     for tensor in chain(module.parameters(), module.buffers()):
-        if tensor.is_floating_point():
-            made = make(tensor).detach()
-            memo[id(tensor)] = nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
+        made = make(tensor).detach() if tensor.is_floating_point() else tensor
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(made, requires_grad=False)
         else:
-            memo[id(tensor)] = tensor
-    return copy.deepcopy(module, memo).eval()
+            memo[id(tensor)] = made.clone()
+    copied = copy.deepcopy(module, memo)
+    if not quietly:
+        return copied.eval()
+    for part in copied.modules():
+        part.training = False
+    return copied
 
 
 def exact(module: nn.Module) -> Any:
@@ -33,7 +44,8 @@ def exact(module: nn.Module) -> Any:
 
 def shared_eval(model: nn.Module) -> nn.Module:
     """A copy in eval mode of the modules, which hold the very tensors of `model`."""
-    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
+    memo |= {id(tensor): tensor.detach().clone() for tensor in model.buffers()}  # which a forward may write to
     return copy.deepcopy(model, memo | same_hooks(model)).eval()
 
 
