@@ -212,7 +212,7 @@ def read_block(
         check_inside(twin)
         parts = tuple(name for name in module._modules if name != form.then and module._modules[name] is not None)
         return ForeignBlock(module, form, {form.conv: form.equation(twin, like)}, {form.conv: parts})
-    if _is_ours(module) or (form is not None and survey is not None and id(twin) in survey.opaque):
+    if _is_ours(module):
         return None
     try:
         forward = reader.forward_of(twin)
