@@ -29,6 +29,7 @@ class Untraced(nn.Module):
         self.inner = row(row=conv_bn(6, 6, 1), last=nn.ReLU())
         self.optional = Optional()
         self.plain_list = [self.p, self.q]
+        self.flag = self.raw = False
         self.whole = partial(self.call, self.p)
 
     def forward(self, x):
@@ -43,6 +44,10 @@ class Untraced(nn.Module):
     @property
     def main(self):
         return self.p
+
+    @property
+    def heads(self):
+        return {"part": self.p}
 
 
 class Optional(nn.Module):
@@ -127,6 +132,122 @@ def in_a_dict(m, x):
     return parts["p"][0](x)
 
 
+def slices(m, x):
+    for part in m.many[:-1]:
+        x = part(x)
+    return m.many[-1](x)
+
+
+def pairs(m, x):
+    for index, (y, part) in enumerate(zip([x, 2 * x], m.many)):
+        x = part(y) + index
+    for part, y in zip(m.many, (x, x)):
+        x = part(y)
+    return x
+
+
+def pairs_with_parts(m, x):
+    for y, part in zip([x], m.p):
+        x = part(y)
+    return x
+
+
+def spread(m, x):
+    return call(x=x, **m.heads)
+
+
+def spread_to_part(m, x):
+    return first_of(x=x, **m.heads)
+
+
+def perhaps(part, x, raw=False, scale=1.0):
+    return (part[0](x) if raw else part(x)) * scale
+
+
+def changed(part, x, raw=False):
+    raw = bool(x.numel()) or raw
+    return part[0](x) if raw else part(x)
+
+
+def any_way(m, x, *args, **kwargs):
+    return perhaps(m.p, x, *args, **kwargs)
+
+
+def set_before(m, x):
+    m.raw = True
+    return raw_of(m, x)
+
+
+def raw_of(m, x):
+    y = m.first_of(m.p, x) if m.raw else m.p(x)
+    m.raw = False
+    return y
+
+
+def appended(m, x):
+    parts = [m.q]
+    parts.append(m.p)
+    return parts[1][0](x)
+
+
+def turned(m, x):
+    parts = [m.p, m.q]
+    parts.reverse()
+    _, q = parts
+    return q[0](x)
+
+
+class Told:
+    """An object that asks for a number of a module, and keeps the module."""
+
+    def __init__(self, model, kind=None):
+        self.stride, self.part = model.q.conv.stride[0], model.p
+
+    def __call__(self, x):
+        return x + self.stride
+
+    def run(self, x):
+        return self.part(x)
+
+
+class Keeps(Told):
+    """One that runs a layer of it."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.layer = model.p.conv
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+class Late(Told):
+    """One that is given a layer after it is made."""
+
+    def __init__(self, model):
+        self.part = model.q
+
+    def __enter__(self):
+        self.layer = self.part[0]
+        return self.layer
+
+    def __exit__(self, *_):
+        return None
+
+    def __matmul__(self, x):
+        return self.part[0](x)
+
+
+def made(m, x, kind=Told):
+    told = kind(m)
+    return told(x) + told.run(x)
+
+
+def entered(m, x):
+    with Late(m) as layer:
+        return layer(x)
+
+
 WITHOUT_SOURCE = eval("lambda m, x: m.p(x)")  # as from a console: nothing can be known of it
 
 WHOLE = {
@@ -146,6 +267,15 @@ WHOLE = {
     "its forward": lambda m, x: m.p.forward(x),
     "a checkpoint": lambda m, x: checkpoint(m.p, x, use_reentrant=False),
     "an optional part as it is traced": lambda m, x: m.optional(x),
+    "a slice that is walked": slices,
+    "pairs of values and parts": pairs,
+    "keywords that are spread": spread,
+    "an option that is off": lambda m, x: perhaps(m.p, x),
+    "an option that is off by keyword": lambda m, x: perhaps(m.p, x, scale=2.0, raw=False),
+    "options that are handed on, and not given": any_way,
+    "a flag that is off": lambda m, x: m.p[0](x) if m.flag else m.p(x),
+    "a flag that is on": lambda m, x: m.p(x) if not m.flag or m.p is None else m.p[0](x),
+    "an object that is made of it": made,
     "asked about": lambda m, x: m.p(x) if isinstance(m.p, nn.Sequential) and len(m.p) and m.q is not None else x,
 }
 IN_PART = {
@@ -168,9 +298,24 @@ IN_PART = {
     "handed to Python's own": (lambda m, x: next(map(first_of, [m.p], [x])), ["p.bn"]),
     "kept for later": (kept_for_later, ["p.bn"]),
     "kept in a dict": (in_a_dict, ["p.bn"]),
-    "an element of a list": (lambda m, x: m.many[1][0](x), ["many.0.bn", "many.1.bn"]),
+    "an element of a list": (lambda m, x: m.many[1][0](x), ["many.1.bn"]),
     "an option": (lambda m, x: m.optional(x, True), ["optional.bn"]),
     "an option by name": (lambda m, x: m.optional(x, raw=True), ["optional.bn"]),
+    "the last of a list": (lambda m, x: m.many[-1][0](x), ["many.1.bn"]),
+    "pairs of values and layers": (pairs_with_parts, ["p.bn"]),
+    "keywords that are spread": (spread_to_part, ["p.bn"]),
+    "arguments that are spread": (lambda m, x: perhaps(*[m.p, x]), ["p.bn"]),
+    "an option that is on": (lambda m, x: perhaps(m.p, x, True), ["p.bn"]),
+    "an option that is on by keyword": (lambda m, x: perhaps(m.p, x, raw=True), ["p.bn"]),
+    "an option that is worked out": (lambda m, x: perhaps(m.p, x, x.mean() > 0), ["p.bn"]),
+    "an option that is changed": (lambda m, x: changed(m.p, x), ["p.bn"]),
+    "options that are handed on": (lambda m, x: any_way(m, x, True), ["p.bn"]),
+    "a flag that is changed": (lambda m, x: set_before(m, x) + raw_of(m, x), ["p.bn"]),
+    "appended to a list": (appended, ["p.bn", "q.bn"]),
+    "a list that is turned": (turned, ["p.bn", "q.bn"]),
+    "an object that keeps a layer": (lambda m, x: made(m, x, Keeps), ["p.bn"]),
+    "an object that is entered": (entered, ["q.bn"]),
+    "an object that multiplies": (lambda m, x: Late(m) @ x, ["q.bn"]),
     "inside of inside": (lambda m, x: m.inner.row.conv(x), ["inner.row.bn"]),
 }
 

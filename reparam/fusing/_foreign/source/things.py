@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Hashable, Iterable
+from functools import cache, partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -23,6 +23,43 @@ class Numbers:
         self.module = module
 
 
+class Row(tuple):
+    """A tuple of which it is known what each of its places may mean."""
+
+    slots: list[Things]
+
+    def __new__(cls, slots: Iterable[Things]) -> Row:
+        slots = list(slots)
+        row = super().__new__(cls, (thing for things in slots for thing in things))
+        row.slots = slots
+        return row
+
+
+class Fixed:
+    """A number, a string, True, False or None, that is given to a function."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@cache
+def _fixed(kind: Hashable, value: Any) -> Fixed:
+    return Fixed(value)
+
+
+def fixed(value: Any) -> Fixed:
+    """The same object for the same value, so that calls with it can be told from others."""
+    return _fixed(type(value), value)
+
+
+class Instance:
+    """An object of a class of somebody's own, which a forward makes."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.kept: dict[str, Things] = {}
+
+
 def handed_out() -> None:
     """Stands for methods that hand out what is in a container."""
 
@@ -36,11 +73,13 @@ def inside(thing: Any) -> Things:
         return [thing]
     if isinstance(thing, nn.Module):
         return list(thing.children())
+    if isinstance(thing, Instance):
+        return [one for things in thing.kept.values() for one in things]
     return relevant(thing.values() if isinstance(thing, dict) else thing if isinstance(thing, CONTAINERS) else [])
 
 
 CONTAINERS = (list, tuple, set, dict)
-_KINDS = (nn.Module, FunctionType, MethodType, partial, ModuleType, Numbers)
+_KINDS = (nn.Module, FunctionType, MethodType, partial, ModuleType, Numbers, Instance, type)
 
 
 def relevant(values: Iterable[Any]) -> Things:
@@ -49,7 +88,12 @@ def relevant(values: Iterable[Any]) -> Things:
 
 
 def key_of(things: Things) -> Any:
-    return tuple(key_of(list(inside(thing))) if isinstance(thing, CONTAINERS) else id(thing) for thing in things)
+    return tuple(
+        (tuple(map(key_of, thing.slots)) if isinstance(thing, Row) else key_of(list(inside(thing))))
+        if isinstance(thing, CONTAINERS)
+        else id(thing)
+        for thing in things
+    )
 
 
 def cells(function: FunctionType) -> dict[str, Things]:
