@@ -132,7 +132,7 @@ class WrongShape(Branch):
         (
             lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3), nn.ReLU()),
             NotLinearError,
-            "stage 1: ReLU is not a linear",
+            "stage 1: ReLU is not linear",
         ),
         (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3, padding=1)), NotLinearError, r"padding=\(1, 1\)"),
         (lambda: SequentialBranch(SPEC, nn.ConvTranspose2d(4, 6, 3)), NotLinearError, "ConvTranspose2d"),

@@ -1,5 +1,6 @@
 """What cannot be read stays, with the reason, and does not keep the rest from being fused."""
 
+import copy
 import re
 import threading
 
@@ -10,10 +11,11 @@ from helpers import assert_close
 from official import RepVGGBlock, conv_bn
 from test_foreign import Forward, bn, conv, image, norms_in, ready
 from torch import nn
+from torch.fx import GraphModule
 
 from reparam import FuseError, Kernel, fuse, inspect_model, kernel_of
 from reparam.fusing._foreign import survey
-from reparam.fusing._foreign.reading import registered_kernel
+from reparam.fusing._foreign.reading import _REGISTERED
 
 
 class Branches(nn.Module):
@@ -35,16 +37,30 @@ def two_inputs(module, x):
     return module.a(input=x) + module.b(x)
 
 
-UNREADABLE = {
-    "stack": (lambda m, x: torch.stack([m.a(x), m.b(x)]).sum(0), "Branches: stack is not known to be linear"),
-    "cat": (lambda m, x: torch.cat([m.a(x), m.b(x)], 1)[:, ::2], "Branches: cat is not known to be linear"),
-    "causal": (lambda m, x: m.b(m.a(F.pad(x, (2, 0, 2, 0)))), r"no convolution: axes 2, pads \(\(3, 1\), \(3, 1\)\)"),
-    "by keyword": (two_inputs, "a in the forward of Branches cannot be read"),
-    "an option": (lambda m, x: F.interpolate(m.a(x) + m.b(x), scale_factor=2.0), "interpolate is not known to be"),
-    "another option": (lambda m, x: torch.add(m.a(x), m.b(x), out=None), "add in the forward of Branches cannot be"),
-    "values": (lambda m, x: m.a(x) + m.b(x) if x.sum() != 0 else x, "the forward of Branches cannot be traced"),
-    "an activation": (lambda m, x: (m.a(x) + m.b(x)).relu(), "relu is not known to be linear"),
+ODD = {
+    "stack": (lambda m, x: torch.stack([m.a(x), m.b(x)]).sum(0), nn.Conv2d),
+    "by keyword": (two_inputs, nn.Conv2d),
+    "an option": (lambda m, x: F.interpolate(m.a(x) + m.b(x), scale_factor=2.0), GraphModule),
+    "an activation": (lambda m, x: (m.a(x) + m.b(x)).relu(), GraphModule),
+    "causal": (lambda m, x: m.b(m.a(F.pad(x, (2, 0, 2, 0)))), Branches),  # in place: b does nothing any more
 }
+UNREADABLE = {
+    "another option": (lambda m, x: torch.add(m.a(x), m.b(x), out=None), "add cannot be read: .* argument 'out'"),
+    "values": (lambda m, x: m.a(x) + m.b(x) if x.sum() != 0 else x, "the forward of Branches cannot be traced"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@torch.no_grad()
+def test_what_a_forward_becomes(name):
+    function, kind = ODD[name]
+    model, x = ready(nn.Sequential(RepVGGBlock(6, 6), Branches(function), conv_bn(6, 6, 1))), image(1, 6, 7, 6)
+    plain = fuse(model, strict=True)
+    assert isinstance(plain[1], kind) and not norms_in(plain)
+    assert sum(isinstance(part, nn.Conv2d) for part in plain[1].modules()) == 1
+    assert_close(plain(x), model(x))
+    assert fuse(plain).state_dict().keys() == plain.state_dict().keys()
+    assert_close(copy.deepcopy(plain)(x), model(x))
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -79,27 +95,6 @@ def test_a_norm_without_statistics_is_left_where_others_go():
     assert norms_in(plain) == ["0.rbr_identity"]
     assert_close(plain(x), model(x))
     assert "batch statistics" in survey(model, True).left["0"]
-
-
-def sum_of_three(m, x):
-    return (m.a(x) + m.b(x) + m.n(x)).relu()
-
-
-SUMS = {
-    "three branches": (lambda: Forward(sum_of_three, a=conv_bn(6, 6, 3, padding=1), b=conv(1), n=bn()), ["0"]),
-    "in a part": (lambda: nn.Sequential(nn.ReLU(), Forward(sum_of_three, a=conv(), b=conv(1), n=bn())), ["0.1"]),
-    "a residual": (lambda: Forward(lambda m, x: m.a(x) + x, a=conv()), []),
-    "a shortcut": (lambda: Forward(lambda m, x: m.a(x.relu()) + m.b(x), a=conv(), b=conv(1)), []),
-    "a number": (lambda: Forward(lambda m, x: m.b(m.a(x)) + 1, a=conv(), b=conv(1)), []),
-}
-
-
-@pytest.mark.parametrize("name", SUMS)
-def test_a_sum_of_layers_that_nobody_knows_is_named(name):
-    build, names = SUMS[name]
-    model = ready(nn.Sequential(build(), conv_bn(6, 6, 1)))
-    left = survey(model, True).left
-    assert [key for key, why in left.items() if "adds what several linear layers make" in why] == names
 
 
 def hooked(put):
@@ -277,7 +272,7 @@ class Activated(nn.Conv2d):
 def activated():
     kernel_of.register(Activated)(lambda module: Kernel(module.weight, module.bias))
     yield
-    registered_kernel.register(Activated)(registered_kernel.dispatch(object))  # as if nobody had
+    del _REGISTERED[Activated]  # as if nobody had
 
 
 @pytest.mark.usefixtures("activated")

@@ -76,7 +76,7 @@ class TestWhatWasLeft:
 
     def test_what_stands_in_two_places_is_looked_at_once(self, monkeypatch):
         looked_at, look = [], blocks._look_at
-        monkeypatch.setattr(blocks, "_look_at", lambda module: looked_at.append(module) or look(module))
+        monkeypatch.setattr(blocks, "_look_at", lambda module, *args: looked_at.append(module) or look(module, *args))
         model = timm_net()
         model.again = nn.Sequential(model.body, model.head, RepVGGBlock(6))
         assert list(blocks.find_foreign(model)[0]) == ["stem", "body"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..algebra import _kernels as kernels
 from ..algebra._axes import NORM
 from ..algebra._kernels import Kernel
-from ..algebra._linear import LinearOp, fit, identity_op, linear_op, then
+from ..algebra._linear import LinearOp, check_valid, fit, identity_op, linear_op, then
 from ..algebra._spec import ConvSpec, Pads, centre, pad
 from ..bn._norm import (
     BatchNorm,
@@ -180,7 +180,7 @@ def _size_in(spec: ConvSpec, outline: _Outline) -> tuple[int, ...]:
 def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
     """The operation of a stage, which may be a branch or a block itself."""
     if not isinstance(module, Branch):  # not registered: singledispatch on an abstract class cannot be compiled
-        return linear_op(module, channels, like)
+        return check_valid(module, linear_op(module, channels, like))
     spec = module.spec
     if any(map(any, spec.pads)):
         raise NotLinearError(

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
+from ...algebra._affine import the_input
+from ...algebra._linear import LinearOp
 from ...algebra._spec import ConvSpec
 from ...branches import Branch
 from ...errors import NotLinearError, ReparamError
 from ...modules._walk import walk
 from ...numerics._precision import has_float64, in_float64
-from .affine import Affine, inputs
+from .._regions import Piece, find_pieces
 from .equations import is_whole_block
 from .exact import copied_with, exact, numbers, without_hooks
 from .forms import InferenceForm, Row, form_of
-from .kernel_of import linear_parts
 from .lookalikes import says_it_fuses
-from .reading import affine_of, is_registered, like_of
-from .trace import is_torch_layer
+from .reading import Forward, Reader, check_inside, is_registered, like_of
+from .rewriting import InPlace, Rewriting, name_pieces
+from .source import used_modules
+from .trace import called, is_any_norm, is_torch_layer
+
+Form = InferenceForm | Row | Rewriting | InPlace
 
 
 @dataclass(frozen=True)
@@ -31,30 +39,28 @@ class ForeignBlock:
     """A module with convolutions that its branches become."""
 
     module: nn.Module
-    form: InferenceForm | Row | None
+    form: InferenceForm | Row | Rewriting | InPlace | None
     """None: it becomes a layer as a whole."""
-    values: Mapping[str, Affine]
+    values: Mapping[str, LinearOp]
     """Its convolutions in float64, by their name in it."""
+    swallows: Mapping[str, tuple[str, ...]]
+    """The names of the modules in it that a convolution replaces; none: the module itself."""
 
     def parts(self, conv: str) -> list[nn.Module]:
-        """What a convolution replaces."""
-        if not isinstance(self.form, InferenceForm):
-            return [self.module]
-        names = next(slot.parts for slot in self.form.slots if slot.conv == conv)
-        return [part for name in names if (part := self.module._modules.get(name)) is not None]
+        """What a convolution is made of."""
+        return [self.module.get_submodule(name) for name in self.swallows[conv]] or [self.module]
 
     @property
     def gone(self) -> list[nn.Module]:
-        """What all of its convolutions replace."""
-        return [part for conv in self.values for part in self.parts(conv)]
+        """What is not there any more afterwards."""
+        if self.form is None or isinstance(self.form, Row):
+            return [self.module]
+        return [self.module.get_submodule(name) for names in self.swallows.values() for name in names]
 
     def spec(self, conv: str) -> ConvSpec:
         """The geometry of a convolution; a linear layer is one with one tap on one axis."""
         value = self.values[conv]
-        if value.flat:
-            out, inputs, _ = value.op.kernel.weight.shape
-            return ConvSpec(inputs, out, 1, ndim=1)
-        return value.spec()
+        return ConvSpec(value.inputs, value.outputs, 1, ndim=1) if value.flat else value.spec()
 
     @property
     def kept(self) -> dict[str, nn.Module]:
@@ -63,6 +69,8 @@ class ForeignBlock:
             return {}
         if isinstance(self.form, Row):
             return {name: part for name, part in self.module.named_children() if name == self.form.then}
+        if isinstance(self.form, Rewriting):
+            return {name: self.module.get_submodule(name) for name in self.form.calls()}
         gone = set(map(id, self.gone))
         return {name: part for name, part in self.module.named_children() if id(part) not in gone}
 
@@ -81,10 +89,11 @@ def find_foreign(model: nn.Module) -> tuple[dict[str, ForeignBlock], dict[str, R
 
     What one of the blocks keeps is searched as well.
     """
+    survey = _Survey(model)
     seen: dict[int, ForeignBlock | Refusal | None] = {}
 
     def inside(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-        block = seen[id(module)] = _look_at(module)
+        block = seen[id(module)] = _look_at(module, survey)
         if isinstance(block, ForeignBlock):
             return block.kept.items()
         return () if isinstance(module, Branch) else module.named_children()
@@ -96,46 +105,209 @@ def find_foreign(model: nn.Module) -> tuple[dict[str, ForeignBlock], dict[str, R
 
 def foreign_block(module: nn.Module) -> ForeignBlock | None:
     """A module as a foreign block, if it is one."""
-    block = _look_at(module)
+    block = _look_at(module, _Survey(module))
     return block if isinstance(block, ForeignBlock) else None
 
 
-def _look_at(module: nn.Module) -> ForeignBlock | Refusal | None:
+class _Survey:
+    """The modules of a model, as copies in eval mode that can be read in float64."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @cached_property
+    def twins(self) -> dict[int, nn.Module]:
+        """The copy of a module, by its id."""
+        return {id(module): twin for module, twin in zip(self.model.modules(), to_read(self.model).modules())}
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads the copies."""
+        return Reader(in_float64(like_of(self.model)))
+
+    @cached_property
+    def calls(self) -> Counter[int]:
+        """How often each copy is called, by its id."""
+        counts: Counter[int] = Counter()
+        opaque = []
+        for twin in self.twins.values():
+            try:
+                forward = self.reader.forward_of(twin)
+            except NotLinearError:
+                opaque.append(twin)
+                continue
+            counts.update(id(module) for node in forward.graph.nodes if (module := called(twin, node)) is not None)
+        counts.update(used_modules(opaque)[0].keys())
+        return counts
+
+
+def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | None:
     if isinstance(module, Branch):
         return None
     registered = is_registered(module)
     form = None if registered else form_of(module)
-    if not (registered or form or is_whole_block(module)) and not says_it_fuses(module):
-        return None
     try:
-        return _read(module, form)
+        return _read(module, form, survey)
     except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
+        if not (registered or form or is_whole_block(module) or says_it_fuses(module)):
+            return None
         why = str(error) if isinstance(error, ReparamError) else f"{type(error).__name__}: {error}"
         return Refusal(f"{type(module).__name__}: {why}", registered)
 
 
 @torch.no_grad()
-def _read(module: nn.Module, form: InferenceForm | Row | None) -> ForeignBlock:
-    copied = to_read(module)
-    like = in_float64(like_of(copied).new_empty(0))
-    block = ForeignBlock(module, form, linear_parts(copied, like))
+def _read(module: nn.Module, form: InferenceForm | Row | None, survey: _Survey) -> ForeignBlock | None:
+    if is_torch_layer(module) and not is_registered(module):
+        return None
+    block = read_block(module, survey.twins[id(module)], form, survey.reader, survey)
+    if block is None:
+        return None
     for conv in block.values:
         block.spec(conv)
-    for part in module.modules():
-        if is_registered(part):
-            check_registered(part, like)
+    for name in dict.fromkeys(name for names in block.swallows.values() for name in names or ("",)):
+        for part in module.get_submodule(name).modules():
+            if is_registered(part):
+                check_registered(part, survey.reader.like)
     return block
+
+
+def read_block(
+    module: nn.Module, twin: nn.Module, form: InferenceForm | Row | None, reader: Reader, survey: _Survey | None = None
+) -> ForeignBlock | None:
+    """A module as a block; None if nothing in it becomes another convolution.
+
+    Args:
+        module: of the user's.
+        twin: what is read in its place.
+        form: how it is brought into its inference form, if its class is known.
+        reader: reads the twin.
+        survey: of the model, without which only parallel branches are looked for.
+    """
+    like = reader.like
+    if is_registered(module) or is_whole_block(module):
+        return ForeignBlock(module, None, {"": reader.apply(twin, the_input(like))}, {"": ()})
+    if isinstance(form, Row):
+        check_inside(twin)
+        parts = tuple(name for name in module._modules if name != form.then and module._modules[name] is not None)
+        return ForeignBlock(module, form, {form.conv: form.equation(twin, like)}, {form.conv: parts})
+    if _is_ours(module):
+        return None
+    forward = reader.forward_of(twin)
+    pieces = _pieces_of(forward)
+    if isinstance(form, InferenceForm) and len(pieces) == len(form.convs):
+        values = {conv: piece.value(like) for conv, piece in zip(form.convs, pieces)}
+        swallows = {conv: _children(forward, piece) for conv, piece in zip(form.convs, pieces)}
+        return ForeignBlock(module, form, values, swallows)
+    pieces = [piece for piece in pieces if _is_worth_it(piece, forward)] or (pieces if says_it_fuses(module) else [])
+    if not pieces:
+        if survey is not None and says_it_fuses(module):
+            forward.apply(the_input(like))  # which says why not, if it can
+        return None
+    return _placed(module, forward, pieces, reader, survey)
+
+
+def _placed(
+    module: nn.Module, forward: Forward, pieces: list[Piece], reader: Reader, survey: _Survey | None
+) -> ForeignBlock | None:
+    """Where the convolutions of a module without an inference form of its own go."""
+    chains = [piece for piece in pieces if _is_chain(piece, forward)]
+    if chains == pieces:
+        return None if survey is None else _in_place(module, forward, pieces, reader, survey)
+    if len(pieces) == 1 and [pieces[0].source] == forward.inputs and forward.outputs() == [pieces[0].output]:
+        if isinstance(forward.output.args[0], Node):
+            return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()})
+    named = name_pieces(forward, pieces)
+    values = {name: piece.value(reader.like) for name, piece in named.items()}
+    swallows = {name: _modules_of(forward, piece) for name, piece in named.items()}
+    return ForeignBlock(module, Rewriting(forward, named), values, swallows)
+
+
+def _in_place(
+    module: nn.Module, forward: Forward, pieces: list[Piece], reader: Reader, survey: _Survey
+) -> ForeignBlock | None:
+    """Layers that follow each other: the first becomes the convolution, the others nothing."""
+    values, swallows = {}, {}
+    for piece in pieces:
+        names = _modules_of(forward, piece)
+        if all(survey.calls[id(forward.root.get_submodule(name))] == 1 for name in names):
+            first = next(name for name in names if not is_any_norm(forward.root.get_submodule(name)))
+            values[first] = piece.value(reader.like)
+            swallows[first] = names
+    return ForeignBlock(module, InPlace(), values, swallows) if values else None
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.split(".")[0] == "reparam"
+
+
+def _pieces_of(forward: Forward) -> list[Piece]:
+    """What of a forward becomes convolutions; blocks of this library stay what they are."""
+    steps = [replace(step, apply=None) if _holds_ours(forward, step.key) else step for step in forward.steps]
+    return [piece for piece in find_pieces(steps, forward.outputs(), forward.widths()) if forward.is_safe(piece)]
+
+
+def _holds_ours(forward: Forward, node: Any) -> bool:
+    module = called(forward.root, node)
+    return module is not None and any(isinstance(part, Branch) for part in module.modules())
+
+
+def _layers(piece: Piece, forward: Forward) -> list[nn.Module | None]:
+    """The layers in a piece; None for a function that is one."""
+    found: list[nn.Module | None] = []
+    for step in piece.steps:
+        module = called(forward.root, step.key)
+        if step.key in piece.gone and (module is not None or _is_layer_function(step.key)):
+            found.append(module)
+    return [module for module in found if module is None or any(True for _ in module.parameters()) or _pools(module)]
+
+
+def _pools(module: nn.Module) -> bool:
+    return type(module).__name__.startswith("AvgPool") or is_any_norm(module)
+
+
+def _is_layer_function(node: Any) -> bool:
+    return getattr(node.target, "__name__", "") in ("conv1d", "conv2d", "conv3d", "linear", "batch_norm")
+
+
+def _is_worth_it(piece: Piece, forward: Forward) -> bool:
+    """Whether a piece has several layers, of which norms next to their layer are no concern here."""
+    layers = _layers(piece, forward)
+    if _is_chain(piece, forward):
+        return sum(module is None or not is_any_norm(module) for module in layers) > 1
+    return len(layers) > 1
+
+
+def _is_chain(piece: Piece, forward: Forward) -> bool:
+    """Whether modules are called one after the other, and nothing else is done."""
+    modules = [called(forward.root, step.key) for step in piece.steps]
+    return all(len(step.inputs) == 1 for step in piece.steps) and all(
+        module is not None or step.cost == 0 for step, module in zip(piece.steps, modules)
+    )
+
+
+def _modules_of(forward: Forward, piece: Piece) -> tuple[str, ...]:
+    """The names of the modules that a piece replaces; none if it has parameters of the module itself in it."""
+    names = [str(step.key.target) for step in piece.steps if step.key in piece.gone and step.key.op == "call_module"]
+    steps = {step.key for step in piece.steps}
+    own = any(node.op == "get_attr" and forward.feeds(node, steps) for node in forward.graph.nodes)
+    return () if own else tuple(dict.fromkeys(names))
+
+
+def _children(forward: Forward, piece: Piece) -> tuple[str, ...]:
+    """The names of the attributes that hold the modules of a piece."""
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in _modules_of(forward, piece)))
 
 
 def to_read(module: nn.Module) -> Any:
     """As `exact`, but weights of torch's convolutions stay as they are.
 
-    They are large, and become float64 where an `Affine` uses them. Such a copy can be read, and not run.
+    They are large, and become float64 where a kernel is made of them. Such a copy can be read, and not run.
     """
-    opaque = any(is_registered(part) or isinstance(part, Branch) for part in module.modules())
+    opaque = [part for part in module.modules() if is_registered(part) or isinstance(part, Branch)]
+    inside = {id(inner) for part in opaque for inner in part.modules()}
     convs = [part for part in module.modules() if isinstance(part, _ConvNd) and is_torch_layer(part)]
-    weights = [] if opaque else [weight for conv in convs if (weight := conv._parameters.get("weight")) is not None]
-    raw = {id(weight) for weight in weights if has_float64(weight.device)}
+    weights = [part._parameters.get("weight") for part in convs if id(part) not in inside]
+    raw = {id(weight) for weight in weights if weight is not None and has_float64(weight.device)}
     return copied_with(module, lambda tensor: tensor if id(tensor) in raw else in_float64(tensor))
 
 
@@ -145,16 +317,16 @@ def check_registered(module: nn.Module, like: Tensor) -> None:
     Raises:
         NotLinearError: if it does something else than the kernel that is registered.
     """
-    value = affine_of(exact(module), like).settled()
-    if value.op.kernel.weight.is_meta:
+    value = Reader(like).apply(exact(module), the_input(like))
+    if value.kernel.weight.is_meta:
         return
-    x = numbers(_shape_for(value), value.op.kernel.weight)
+    x = numbers(_shape_for(value), value.kernel.weight)
     try:
         wanted = without_hooks(exact(module)).forward(x)
     except Exception:  # a foreign forward may raise anything; it may want another shape, or more than one input
         return
-    conv = None if value.flat else value.spec().build_conv(*value.op.kernel)
-    y = F.linear(x, value.op.kernel.weight.squeeze(-1), value.op.kernel.bias) if conv is None else conv(x)
+    conv = None if value.flat else value.spec().build_conv(*value.kernel)
+    y = F.linear(x, value.kernel.weight.squeeze(-1), value.kernel.bias) if conv is None else conv(x)
     error = float((y - wanted).abs().max()) if y.shape == getattr(wanted, "shape", None) else float("inf")
     largest = float(wanted.abs().max()) if error < float("inf") else float("nan")
     if not error <= 1e-6 * largest + 1e-12:  # a forward may well compute in float32
@@ -165,8 +337,7 @@ def check_registered(module: nn.Module, like: Tensor) -> None:
         )
 
 
-def _shape_for(value: Affine) -> tuple[int, ...]:
+def _shape_for(value: LinearOp) -> tuple[int, ...]:
     """Of an input that has a few outputs in the inside and at each border."""
-    op = value.op
-    sizes = (d * (k - 1) + 1 + 3 * s for k, s, d in zip(op.kernel.size, op.stride, op.dilation))
-    return (3, inputs(op), *(() if value.flat else sizes))
+    sizes = (d * (k - 1) + 1 + 3 * s for k, s, d in zip(value.kernel.size, value.stride, value.dilation))
+    return (3, value.inputs, *(() if value.flat else sizes))

@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...algebra._kernels import Kernel
-from ...algebra._linear import LinearOp
-from .affine import Affine, after, padded, the_input
-from .layers import layer_affine, norm_affine
-from .sums import add
+from ...algebra._affine import add, after, padded, the_input
+from ...algebra._linear import LinearOp, conv_op
+from .layers import layer_of_torch, norm_op
 from .trace import is_any_norm
 
 
@@ -22,27 +20,22 @@ def is_seq_conv(module: nn.Module) -> bool:
     return {"k0", "b0"} <= names and ({"k1", "b1"} <= names or {"scale", "bias", "mask"} <= names)
 
 
-def _seq_conv(module: Any, like: Tensor) -> Affine:
+def _seq_conv(module: Any, like: Tensor) -> LinearOp:
     """The 1x1's bias is padded around what it made, which is the same as padding the input first."""
     names = module._parameters.keys()
     second = (module.k1, module.b1) if "k1" in names else (module.scale * module.mask, module.bias)
     pads = tuple(((k - 1) // 2, k // 2) for k in second[0].shape[2:])
-    value = after(padded(pads, "zeros", like), _valid(module.k0, module.b0))
-    return after(value, _valid(*second, groups=1 if "k1" in names else len(second[1])))
-
-
-def _valid(weight: Tensor, bias: Tensor, groups: int = 1) -> Affine:
-    ones = (1,) * (weight.dim() - 2)
-    return Affine(LinearOp(Kernel(weight, bias), ones, ones, groups))
+    value = after(padded(pads, "zeros", like), conv_op(module.k0, module.b0))
+    return after(value, conv_op(*second, groups=1 if "k1" in names else len(second[1])))
 
 
 ECB_PARTS = ("conv3x3", "conv1x1_3x3", "conv1x1_sbx", "conv1x1_sby", "conv1x1_lpl")
 
 
-def ecb(module: Any, like: Tensor) -> Affine:
+def ecb(module: Any, like: Tensor) -> LinearOp:
     """ECBSR's block, up to its activation."""
     first, *edges = (module._modules[name] for name in ECB_PARTS)
-    values = [layer_affine(first, like), *(_seq_conv(edge, like) for edge in edges)]
+    values = [after(the_input(like), layer_of_torch(first, like)), *(_seq_conv(edge, like) for edge in edges)]
     return reduce(add, [*values, the_input(like)] if getattr(module, "with_idt", False) else values)
 
 
@@ -52,9 +45,9 @@ def is_bn_and_pad(module: nn.Module) -> bool:
     return bn is not None and is_any_norm(bn) and isinstance(getattr(module, "pad_pixels", None), int)
 
 
-def _bn_and_pad(module: Any, like: Tensor) -> Affine:
+def _bn_and_pad(module: Any, like: Tensor) -> LinearOp:
     pads = ((module.pad_pixels,) * 2,) * 2
-    return after(padded(pads, "zeros", like), norm_affine(module.bn, like))
+    return after(padded(pads, "zeros", like), norm_op(module.bn, like))
 
 
 def is_conv3xc(module: nn.Module) -> bool:
@@ -68,15 +61,15 @@ def _three_convs(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Sequential) and [isinstance(part, nn.Conv2d) for part in module] == [True] * 3
 
 
-def _conv3xc(module: Any, like: Tensor) -> Affine:
-    pads = layer_affine(module.eval_conv, like).pads
+def _conv3xc(module: Any, like: Tensor) -> LinearOp:
+    pads = layer_of_torch(module.eval_conv, like).pads
     value = padded(pads, "zeros", like)
     for conv in module.conv:
-        value = after(value, layer_affine(conv, like))
-    return add(value, layer_affine(module.sk, like))
+        value = after(value, layer_of_torch(conv, like))
+    return add(value, layer_of_torch(module.sk, like))
 
 
-EQUATIONS: list[tuple[Callable[[nn.Module], bool], Callable[[Any, Tensor], Affine]]] = [
+EQUATIONS: list[tuple[Callable[[nn.Module], bool], Callable[[Any, Tensor], LinearOp]]] = [
     (is_seq_conv, _seq_conv),
     (is_bn_and_pad, _bn_and_pad),
     (is_conv3xc, _conv3xc),
@@ -84,7 +77,7 @@ EQUATIONS: list[tuple[Callable[[nn.Module], bool], Callable[[Any, Tensor], Affin
 """What tells a class, and what it does to its input."""
 
 
-def equation_of(module: nn.Module) -> Callable[[Any, Tensor], Affine] | None:
+def equation_of(module: nn.Module) -> Callable[[Any, Tensor], LinearOp] | None:
     """The equation of a module that is known, or None."""
     return next((equation for fits, equation in EQUATIONS if fits(module)), None)
 

@@ -15,14 +15,14 @@ from ...numerics._precision import in_float64
 
 
 def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a module in eval mode that holds other tensors; those of integers are kept."""
+    """A copy of a module in eval mode that holds other tensors; its buffers, which a forward may write to, are its own."""
     memo = same_hooks(module)
     for tensor in chain(module.parameters(), module.buffers()):
-        if tensor.is_floating_point():
-            made = make(tensor).detach()
-            memo[id(tensor)] = nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
+        made = make(tensor).detach() if tensor.is_floating_point() else tensor
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(made, requires_grad=False)
         else:
-            memo[id(tensor)] = tensor
+            memo[id(tensor)] = made.clone()
     return copy.deepcopy(module, memo).eval()
 
 
@@ -33,7 +33,8 @@ def exact(module: nn.Module) -> Any:
 
 def shared_eval(model: nn.Module) -> nn.Module:
     """A copy in eval mode of the modules, which hold the very tensors of `model`."""
-    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
+    memo |= {id(tensor): tensor.detach().clone() for tensor in model.buffers()}  # which a forward may write to
     return copy.deepcopy(model, memo | same_hooks(model)).eval()
 
 

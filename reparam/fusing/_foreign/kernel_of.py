@@ -7,12 +7,13 @@ from functools import update_wrapper
 
 from torch import Tensor, nn
 
+from ...algebra._affine import the_input
 from ...algebra._kernels import Kernel
+from ...algebra._linear import LinearOp
 from ...errors import NotLinearError
-from ...modules._guard import why_replaced
-from .affine import Affine
-from .forms import InferenceForm, Row, form_of
-from .reading import Reading, affine_of, check_inside, is_registered, like_of, registered_kernel
+from .blocks import read_block
+from .forms import form_of
+from .reading import Reader, is_registered, like_of, register
 
 
 class _Open:
@@ -21,7 +22,7 @@ class _Open:
     def __init__(self, function: Callable[[nn.Module], Kernel]) -> None:
         update_wrapper(self, function)
         self._function = function
-        self.register = registered_kernel.register
+        self.register = register
 
     def __call__(self, module: nn.Module) -> Kernel:
         return self._function(module)
@@ -67,34 +68,18 @@ def kernel_of(module: nn.Module) -> Kernel:
         names = ", ".join(values)
         raise NotLinearError(f"{type(module).__name__} holds {len(values)} convolutions, not one: {names}")
     (value,) = values.values()
-    weight, bias = value.settled().op.kernel
+    weight, bias = value.kernel
     return Kernel(weight.squeeze(-1) if value.flat else weight, bias)
 
 
-def linear_parts(module: nn.Module, like: Tensor) -> dict[str, Affine]:
-    """What becomes of a module: its convolutions by the name that they get in it, or itself, without a name.
+def linear_parts(module: nn.Module, like: Tensor) -> dict[str, LinearOp]:
+    """The convolutions of a module by the name that they get in it, or itself, without a name.
 
     Raises:
         NotLinearError: if it is not linear, or not known.
     """
-    if why := why_replaced(module):
-        raise NotLinearError(why)
+    reader = Reader(like)
     form = None if is_registered(module) else form_of(module)
-    if form is None:
-        return {"": affine_of(module, like)}
-    if isinstance(form, Row):
-        return {form.conv: _before_activation(form, module, like)}
-    return _in_slots(form, module, like)
-
-
-def _before_activation(row: Row, module: nn.Module, like: Tensor) -> Affine:
-    if row.equation is not None:
-        check_inside(module)
-        return row.equation(module, like)
-    return Reading(module, like, [row.then]).into(row.then)
-
-
-def _in_slots(form: InferenceForm, module: nn.Module, like: Tensor) -> dict[str, Affine]:
-    names = [name for slot in form.slots for name in (slot.goes_into(module), slot.source) if name]
-    reading = Reading(module, like, names)
-    return {slot.conv: reading.take(slot.source).into(slot.goes_into(module)) for slot in form.slots}
+    if form is not None and (block := read_block(module, module, form, reader)) is not None:
+        return dict(block.values)
+    return {"": reader.apply(module, the_input(like))}

@@ -15,14 +15,15 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ...algebra import _kernels as kernels
 from ...algebra._kernels import Kernel
+from ...algebra._linear import LinearOp
 from ...branches import Branch
 from ...numerics._precision import in_float64
-from .affine import Affine
 from .blocks import ForeignBlock
 from .exact import exact
 from .forms import InferenceForm, Row
 from .layers import norm_scale_shift
 from .pairs import Neighbours
+from .rewriting import InPlace, Rewriting
 
 Keep = Callable[[nn.Module], nn.Module]
 """Makes what is kept of a module: a copy, or the module itself."""
@@ -39,10 +40,8 @@ class Edit:
 
     def apply(self, module: nn.Module, keep: Keep) -> None:
         """Brings the block, or a copy of it, into its inference form."""
-        for slot in self.block.form.slots:  # type: ignore[union-attr]  # edits are made of inference forms only
-            for name in slot.parts:
-                if hasattr(module, name):
-                    delattr(module, name)
+        for name in {name for names in self.block.swallows.values() for name in names}:
+            delattr(module, name)
         for name, make in self.sets.items():
             setattr(module, name, make(keep))
 
@@ -71,6 +70,13 @@ def add_foreign(plan: Plan, blocks: Iterable[ForeignBlock]) -> None:
             plan.edits.append(Edit(block, _in_place(block.form, block.module, layers)))
         elif isinstance(block.form, Row):
             plan.instead[id(block.module)] = partial(_row, block, layers)
+        elif isinstance(block.form, Rewriting):
+            plan.instead[id(block.module)] = partial(block.form.make, block.module, layers)
+        elif isinstance(block.form, InPlace):
+            for conv, layer in layers.items():
+                for name in block.swallows[conv]:
+                    made = layer if name == conv else nn.Identity().train(layer.training)
+                    plan.instead[id(block.module.get_submodule(name))] = partial(given, made)
         else:
             plan.instead[id(block.module)] = partial(given, layers[""])
 
@@ -89,7 +95,7 @@ def _in_place(form: InferenceForm, module: nn.Module, layers: Mapping[str, nn.Mo
     def make(layer: nn.Module, then: nn.Module | None, keep: Keep) -> nn.Module:
         return layer if then is None else nn.Sequential(layer, keep(then)).train(module.training)
 
-    followers = {slot.conv: module._modules.get(slot.then or "") for slot in form.slots}
+    followers = {conv: module._modules.get(form.then.get(conv, "")) for conv in form.convs}
     convs = {name: partial(make, layer, followers[name]) for name, layer in layers.items()}
     return {**convs, **{name: partial(_value, value) for name, value in form.sets.items()}}
 
@@ -98,11 +104,11 @@ def _value(value: Any, keep: Keep) -> Any:
     return value() if callable(value) else value
 
 
-def layer_of(value: Affine, block: ForeignBlock, conv: str) -> nn.Module:
+def layer_of(value: LinearOp, block: ForeignBlock, conv: str) -> nn.Module:
     """The plain layer of a value in float64, rounded once to what the parts of the block are."""
     parts = block.parts(conv)
     like = _like(parts)
-    weight, bias = _placed(Kernel(value.rounded(like.dtype), value.op.kernel.bias), like)
+    weight, bias = _placed(value.kernel, like)
     layer: nn.Module
     if value.flat:
         layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")

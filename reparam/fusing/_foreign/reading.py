@@ -1,72 +1,84 @@
-"""What a forward is as affine functions of its input, read off its graph node by node."""
+"""What a forward is as linear maps of its input, read off its graph step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import singledispatch
+import operator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial, reduce
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from ...algebra._affine import after, the_input
 from ...algebra._kernels import Kernel
-from ...algebra._linear import LinearOp
+from ...algebra._linear import LinearOp, conv_op, linear_op
 from ...algebra._spec import ConvSpec
 from ...branches import Branch
 from ...errors import NotLinearError, ReparamError, SpecError
 from ...modules._guard import why_hooked, why_replaced
-from .affine import Affine, after, the_input
+from .._regions import Step, applied
 from .equations import equation_of
-from .layers import FUNCTIONS, METHODS, layer_affine, norm_affine
+from .functions import FUNCTIONS, METHODS
+from .layers import layer_of_torch, norm_op
 from .trace import ForwardTracer, called, changes_in_place, is_any_norm, is_torch_layer
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
+_REGISTERED: dict[type, Callable[[Any], Kernel]] = {}
+"""The kernels of types that somebody registered; see `kernel_of`."""
 
 
-@singledispatch
-def registered_kernel(module: nn.Module) -> Kernel:
-    """The kernel of a type that somebody registered; see `kernel_of`."""
-    raise NotLinearError(f"{type(module).__name__} is not registered with kernel_of")
+def register(kind: type) -> Callable[[Callable[[Any], Kernel]], Callable[[Any], Kernel]]:
+    """Makes the kernel of modules of a type known, to `fuse` and to branches, by a function of such a module."""
+
+    def known(function: Callable[[Any], Kernel]) -> Callable[[Any], Kernel]:
+        _REGISTERED[kind] = function
+        linear_op.register(kind, lambda module, channels, like: _registered(module))
+        return function
+
+    return known
+
+
+def registered_kernel(module: nn.Module) -> Callable[[Any], Kernel] | None:
+    """The function that somebody registered for the type of a module, or None."""
+    return next((_REGISTERED[base] for base in type(module).__mro__ if base in _REGISTERED), None)
 
 
 def is_registered(module: nn.Module) -> bool:
     """Whether somebody registered a kernel for this type."""
-    return registered_kernel.dispatch(type(module)) is not _NOT_REGISTERED
+    return registered_kernel(module) is not None
 
 
-_NOT_REGISTERED = registered_kernel.dispatch(object)
+def _registered(module: Any) -> LinearOp:
+    kernel = Kernel(*registered_kernel(module)(module))  # type: ignore[misc]  # it is registered
+    if isinstance(getattr(module, "spec", None), ConvSpec):
+        return _of_spec(kernel, module.spec)
+    missing = [name for name in _GEOMETRY if not hasattr(module, name)]
+    if missing:
+        raise SpecError(
+            f"{type(module).__name__} is registered with kernel_of, but has no {', '.join(missing)}; give it these "
+            "attributes, as nn.Conv2d has them, or a `spec`, a ConvSpec"
+        )
+    geometry = (getattr(module, name) for name in _GEOMETRY)
+    return conv_op(*kernel, *geometry, getattr(module, "padding_mode", "zeros"))
+
+
+def _of_spec(kernel: Kernel, spec: ConvSpec) -> LinearOp:
+    kernel = kernel if spec.bias else Kernel(kernel.weight, torch.zeros_like(kernel.bias))
+    pads = spec.pads if any(map(any, spec.pads)) else ()
+    return LinearOp(kernel, spec.stride, spec.dilation, spec.groups, pads, spec.padding_mode)
 
 
 def like_of(module: nn.Module) -> Tensor:
-    """A floating point tensor of a module, for its dtype and device."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.is_floating_point():
-            return tensor
+    """An empty tensor on the device of a module and of the highest precision in it."""
+    found = [tensor for tensor in [*module.parameters(), *module.buffers()] if tensor.is_floating_point()]
+    if found:
+        return found[0].new_empty(0, dtype=reduce(torch.promote_types, (tensor.dtype for tensor in found)))
     raise NotLinearError(f"{type(module).__name__} has no parameters, so that there is nothing to fuse")
-
-
-def affine_of(module: nn.Module, like: Tensor) -> Affine:
-    """What a module does to its input.
-
-    Raises:
-        NotLinearError: if it is not affine, or its forward cannot be traced.
-    """
-    if why := why_replaced(module):
-        raise NotLinearError(why)
-    if is_registered(module):
-        return _registered(module)
-    if equation := equation_of(module):
-        check_inside(module)
-        return equation(module, like)
-    if isinstance(module, Branch):
-        return _of_spec(module.kernel(), module.spec)
-    if is_any_norm(module):
-        return norm_affine(module, like)
-    if is_torch_layer(module):
-        return layer_affine(module, like)
-    return Reading(module, like).output()
 
 
 def check_inside(module: nn.Module) -> None:
@@ -80,128 +92,345 @@ def check_inside(module: nn.Module) -> None:
             raise NotLinearError(f"{name!r}: {why}")
 
 
-def _registered(module: Any) -> Affine:
-    kernel = Kernel(*registered_kernel(module))
-    if isinstance(getattr(module, "spec", None), ConvSpec):
-        return _of_spec(kernel, module.spec)
-    missing = [name for name in _GEOMETRY if not hasattr(module, name)]
-    if missing:
-        raise SpecError(
-            f"{type(module).__name__} is registered with kernel_of, but has no {', '.join(missing)}; give it these "
-            "attributes, as nn.Conv2d has them, or a `spec`, a ConvSpec"
-        )
-    stride, padding, dilation, groups = (getattr(module, name) for name in _GEOMETRY)
-    out, inputs, *size = kernel.weight.shape
-    mode = getattr(module, "padding_mode", "zeros")
-    spec = ConvSpec(inputs * groups, out, size, stride, padding, dilation, groups, True, mode, ndim=len(size))
-    return _of_spec(kernel, spec)
-
-
-def _of_spec(kernel: Kernel, spec: ConvSpec) -> Affine:
-    return Affine(LinearOp(kernel, spec.stride, spec.dilation, spec.groups), spec.pads, spec.padding_mode)
-
-
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is looked at as a whole."""
     whole = is_any_norm(module) or is_torch_layer(module) or equation_of(module) is not None
     return whole or is_registered(module) or isinstance(module, Branch)
 
 
-class Reading:
-    """The forward of a module, read node by node, as affine functions of its input or of a value inside.
+class Reader:
+    """Reads the modules of one model, each once.
 
     Args:
-        root: the module.
         like: gives dtype and device to what has no parameters.
-        keep: names of modules in it that are not looked into.
     """
 
-    def __init__(self, root: nn.Module, like: Tensor, keep: Sequence[str] = ()) -> None:
-        self.root, self.like = root, like
-        kept = [root.get_submodule(name) for name in keep]
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self._forwards: dict[int, Forward | NotLinearError] = {}
+        self._leaves: dict[int, LinearOp | ReparamError] = {}
+
+    def forward_of(self, module: nn.Module) -> Forward:
+        """What a module does itself, with its parts as steps.
+
+        Raises:
+            NotLinearError: if its forward cannot be traced.
+        """
+        if id(module) not in self._forwards:
+            try:
+                self._forwards[id(module)] = Forward(self, module)
+            except NotLinearError as error:
+                self._forwards[id(module)] = error
+        return _or_raise(self._forwards[id(module)])
+
+    def apply(self, module: nn.Module, value: LinearOp) -> LinearOp:
+        """What a module makes of a value.
+
+        Raises:
+            NotLinearError: if it is not linear, or its forward cannot be traced.
+        """
+        if why := why_replaced(module):
+            raise NotLinearError(why)
+        if is_leaf(module):
+            return after(value, self._leaf(module))
+        return self.forward_of(module).apply(value)
+
+    def cost(self, module: nn.Module) -> Fraction | None:
+        """Multiply-adds of a linear module for each pixel of its input, as it stands; None for a leaf, which tells."""
+        return None if is_leaf(module) else self.forward_of(module).cost()
+
+    def _leaf(self, module: nn.Module) -> LinearOp:
+        if id(module) not in self._leaves:
+            try:
+                self._leaves[id(module)] = _with_shift(self._read(module))
+            except ReparamError as error:
+                self._leaves[id(module)] = error
+        return _or_raise(self._leaves[id(module)])
+
+    def _read(self, module: nn.Module) -> LinearOp:
+        if is_registered(module):
+            return _registered(module)
+        if equation := equation_of(module):
+            check_inside(module)
+            return equation(module, self.like)
+        if isinstance(module, Branch):
+            return _of_spec(module.kernel(), module.spec)
+        if is_any_norm(module):
+            return norm_op(module, self.like)
+        return layer_of_torch(module, self.like)
+
+
+def _with_shift(op: LinearOp) -> LinearOp:
+    """What is known of the bias once there are numbers; one without is taken for zero, as nothing is run there."""
+    bias = op.kernel.bias
+    return op._replace(shifts=op.shifts and not bias.is_meta and bool(bias.detach().any()))
+
+
+def _or_raise(found: Any) -> Any:
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class Forward:
+    """The forward of a module as steps, between which only the forward itself is looked into.
+
+    Args:
+        reader: reads what the steps call.
+        root: the module.
+    """
+
+    def __init__(self, reader: Reader, root: nn.Module) -> None:
+        self.reader, self.root = reader, root
         try:
-            self.graph = ForwardTracer(lambda module: is_leaf(module) or module in kept).graph_of(root)
+            self.graph: Graph = ForwardTracer(lambda module: not why_replaced(module)).graph_of(root)
         except Exception as error:  # a foreign forward may raise anything
             raise NotLinearError(f"the forward of {type(root).__name__} cannot be traced: {error}") from error
-        self.take()
-
-    def take(self, source: str | None = None) -> Reading:
-        """Takes as the input what a module in it returns, or, without a name, the input of all."""
+        self._follow_writes()
         self._known: dict[Node, Any] = {}
-        self._source = self._call(source) if source else next(iter(self.graph.nodes))
-        return self
+        self.steps = list(self._all_steps())
+        self.output = next(node for node in self.graph.nodes if node.op == "output")
 
-    def output(self) -> Affine:
-        """The value that the module returns."""
-        return self._affine(next(node for node in self.graph.nodes if node.op == "output").args[0])
+    @property
+    def inputs(self) -> list[Node]:
+        """The arguments that are no defaults."""
+        return [node for node in self.graph.nodes if node.op == "placeholder" and node not in self._known]
 
-    def into(self, name: str | None) -> Affine:
-        """The value that the module of this name is called on; without a name, the value that is returned."""
-        return self._affine(self._call(name).args[0]) if name else self.output()
+    @property
+    def result(self) -> Node:
+        """The one value that is returned.
 
-    def _call(self, name: str) -> Node:
-        nodes = [node for node in self.graph.nodes if node.op == "call_module" and node.target == name]
-        if len(nodes) != 1:
-            raise NotLinearError(f"{type(self.root).__name__} calls {name!r} {len(nodes)} times, not once")
-        return nodes[0]
-
-    def _affine(self, node: Any) -> Affine:
-        value = self._value(node) if isinstance(node, Node) else node
-        if not isinstance(value, Affine):
-            raise NotLinearError(f"{type(self.root).__name__} does not depend on its input")
+        Raises:
+            NotLinearError: if there are several, or one that does not depend on the input.
+        """
+        value = self.output.args[0]
+        if not isinstance(value, Node) or value in self._known:
+            raise NotLinearError(f"{type(self.root).__name__} does not depend on its input, or returns several values")
         return value
 
-    def _value(self, node: Node) -> Any:
-        if node not in self._known:
-            try:
-                self._known[node] = self._work_out(node)
-            except ReparamError:
-                raise
-            except Exception as error:  # whatever is done to a value that is not known to be done to values
-                name, what = type(self.root).__name__, getattr(node.target, "__name__", node.target)
-                raise NotLinearError(f"{what} in the forward of {name} cannot be read: {error}") from error
-        return self._known[node]
+    def outputs(self) -> list[Node]:
+        """All values that are returned."""
+        return list(self.output.all_input_nodes)
 
-    def _check_in_place(self, node: Node) -> None:
-        """What is overwritten must not be looked at afterwards."""
+    def widths(self) -> dict[Node, int]:
+        """Channels of values, as far as the layers that take them tell."""
+        found: dict[Node, int] = {}
+        for node in reversed(self.graph.nodes):
+            for user in node.users:
+                module = called(self.root, user)
+                width = _takes(module) if module is not None else found.get(user)
+                if node.op != "output" and width and (module is not None or _keeps_channels(user)):
+                    found.setdefault(node, width)
+                elif (whole := _parts_of(user, found)) is not None:
+                    found.setdefault(node, whole)
+        return found
+
+    def apply(self, value: LinearOp) -> LinearOp:
+        """What the module makes of a value as its one input."""
+        inputs = self.inputs
+        if len(inputs) != 1:
+            more = inputs[1].target if inputs else "nothing"
+            raise NotLinearError(f"{type(self.root).__name__} depends on {more!r} as well")
+        known: dict[Any, Any] = {inputs[0]: value}
+        for step in self.steps:
+            if step.apply is not None and all(key in known for key in step.inputs):
+                known[step.key] = applied(step, known)
+        if self.result not in known:
+            raise NotLinearError(f"{type(self.root).__name__} does not depend on its input")
+        return known[self.result]
+
+    def cost(self) -> Fraction:
+        """Multiply-adds for each pixel of the input, as the module stands."""
+        total = Fraction(0)
+        known: dict[Any, Any] = {self.inputs[0]: the_input(torch.empty(0, device="meta"))}
+        for step in self.steps:
+            values = [known[key] for key in step.inputs]
+            known[step.key] = value = step.apply(*values)  # type: ignore[misc]  # it is linear as a whole
+            density = Fraction(1)
+            for step_size in values[0].stride:
+                density /= step_size
+            if step.cost is not None:
+                total += step.cost * density
+            elif len(values) == 1:
+                total += step.apply(the_input(torch.empty(0, device="meta"))).multiply_adds * density  # type: ignore[misc]
+            else:
+                total += value.outputs * density
+        return total
+
+    def is_safe(self, piece: Any) -> bool:
+        """Whether nothing writes into what a piece reads between its first reading and its output."""
         nodes = list(self.graph.nodes)
-        if changes_in_place(self.root, node) and isinstance(node.args[0], Node):
-            later = nodes[nodes.index(node) + 1 :]
-            if any(user in later for user in node.args[0].users):
-                raise NotLinearError(f"{type(self.root).__name__} overwrites a value and uses it afterwards")
+        place = {node: index for index, node in enumerate(nodes)}
+        read = [piece.source, *(step.key for step in piece.steps)]
+        first = min(place[step.key] for step in piece.steps)
+        between = nodes[first : place[piece.output]]
+        return not any(
+            node not in piece.gone and changes_in_place(self.root, node) and node.args[0] in read for node in between
+        )
 
-    def _work_out(self, node: Node) -> Any:
-        if node is self._source:
-            return the_input(self.like)
-        if node.op in ("placeholder", "get_attr"):
-            return self._given(node)
-        self._check_in_place(node)
-        args: Any = map_arg(node.args, self._value)
-        kwargs: Any = map_arg(node.kwargs, self._value)
-        depends = any(isinstance(self._value(source), Affine) for source in node.all_input_nodes)
-        layer, target = called(self.root, node), node.target
-        if depends and layer is not None and (why := why_hooked(layer)):
+    def no_steps(self) -> list[Node]:
+        """Nodes that are no steps: numbers, and lists that steps take apart."""
+        steps = {step.key for step in self.steps}
+        return [node for node in self.graph.nodes if node not in steps and node.op not in ("placeholder", "output")]
+
+    def feeds(self, node: Node, steps: set[Any]) -> bool:
+        """Whether numbers go into one of some steps."""
+        return any(user in steps or (user in self._known and self.feeds(user, steps)) for user in node.users)
+
+    def _all_steps(self) -> Iterator[Step]:
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.args:
+                self._known[node] = node.args[0]
+            elif node.op == "get_attr":
+                self._known[node] = self._attribute(str(node.target))
+            elif node.op not in ("placeholder", "output") and all(one in self._known for one in node.all_input_nodes):
+                self._known[node] = self._constant(node)
+            elif node.op not in ("placeholder", "output") and not self._is_taken_apart(node):
+                yield self._step(node)
+
+    def _follow_writes(self) -> None:
+        """Makes what reads a value after something was written into it read what was written; the tensor is the same."""
+        nodes = list(self.graph.nodes)
+        for index, node in enumerate(nodes):
+            target = node.args[0] if node.args else None
+            if node.target is operator.setitem:
+                raise NotLinearError(f"{type(self.root).__name__} writes into a part of a value")
+            if isinstance(target, Node) and changes_in_place(self.root, node):
+                if getattr(target.target, "__name__", target.target) in _VIEWS:
+                    raise NotLinearError(f"{type(self.root).__name__} writes into a part of a value")
+                later = set(nodes[index + 1 :])
+                target.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+    def _is_taken_apart(self, node: Node) -> bool:
+        """Whether a node makes no value, but a list of them that others take apart."""
+        return bool(node.users) and _makes_list(node) and all(_takes_apart(user) for user in node.users)
+
+    def _step(self, node: Node) -> Step:
+        inside = [one for one in node.all_input_nodes if one not in self._known and self._is_taken_apart(one)]
+        inputs = [one for one in node.all_input_nodes if one not in self._known and one not in inside]
+        inputs += [one for list_ in inside for one in list_.all_input_nodes if one not in self._known]
+        inputs = list(dict.fromkeys(inputs))
+        keys = tuple(inputs)
+        module = called(self.root, node)
+        if module is None:
+            return Step(
+                node, keys, partial(self._work_out, node, inputs), Fraction(0) if _costs_nothing(node) else None
+            )
+        try:
+            self._check_call(node, module)
+            return Step(node, keys, partial(self.reader.apply, module), self.reader.cost(module))
+        except Exception as error:  # a foreign forward may raise anything
+            return Step(node, keys, partial(_refuse, str(error)))
+
+    def _check_call(self, node: Node, module: nn.Module) -> None:
+        """Checks that a module is called on one value alone, and that nothing but its forward runs."""
+        if why := why_hooked(module):
             raise NotLinearError(f"{node.target!r}: {why}")
-        if layer is not None:
-            return after(args[0], affine_of(layer, self.like)) if depends else self._run(layer, args, kwargs)
+        given = [*node.args, *node.kwargs.values()]
+        if len(given) != 1 or not isinstance(given[0], Node) or given[0] in self._known:
+            raise NotLinearError(f"{node.target!r} is not called with one value alone")
+
+    def _work_out(self, node: Node, inputs: list[Node], *values: LinearOp) -> Any:
+        known = dict(zip(inputs, values))
+
+        def value_of(one: Node) -> Any:
+            if one in known:
+                return known[one]
+            return self._known[one] if one in self._known else self._work_out(one, inputs, *values)
+
         table: dict[Any, Any] = FUNCTIONS if node.op == "call_function" else METHODS
-        if depends and target not in table:
-            raise NotLinearError(f"{getattr(target, '__name__', target)} is not known to be linear")
-        if depends:
-            return table[target](*args, **kwargs)
-        return target(*args, **kwargs) if callable(target) else getattr(args[0], str(target))(*args[1:], **kwargs)
+        if node.target not in table:
+            raise NotLinearError(f"{getattr(node.target, '__name__', node.target)} is not known to be linear")
+        args: Any = map_arg(node.args, value_of)
+        kwargs: Any = map_arg(node.kwargs, value_of)
+        made = table[node.target](*args, **kwargs)
+        if not isinstance(made, LinearOp) and not _makes_list(node):
+            raise NotLinearError(f"{getattr(node.target, '__name__', node.target)} makes no value")
+        return made
 
-    def _given(self, node: Node) -> Any:
-        """A default argument, or what stands in an attribute."""
-        if node.op == "placeholder":
-            if not node.args:
-                raise NotLinearError(f"{type(self.root).__name__} depends on {node.target!r} as well")
-            return node.args[0]
-        module, _, name = str(node.target).rpartition(".")
+    def _attribute(self, target: str) -> Any:
+        module, _, name = target.rpartition(".")
         value = getattr(self.root.get_submodule(module), name)
-        return value.to(self.like.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        return self._cast(value)
 
-    def _run(self, layer: nn.Module, args: Any, kwargs: Any) -> Any:
-        """What a module makes of numbers, in the precision of all others."""
-        tensors = {name: value.to(self.like.dtype) for name, value in layer.named_parameters()}
-        return functional_call(layer, tensors, args, kwargs)
+    def _cast(self, value: Any) -> Any:
+        like = self.reader.like
+        is_number = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(like.device, like.dtype) if is_number else value
+
+    def _constant(self, node: Node) -> Any:
+        """What a node makes of numbers, in the precision of all others."""
+        args: Any = map_arg(node.args, self._known.__getitem__)
+        kwargs: Any = map_arg(node.kwargs, self._known.__getitem__)
+        layer = called(self.root, node)
+        try:
+            if layer is not None:
+                tensors = {name: self._cast(value) for name, value in layer.named_parameters()}
+                tensors |= {name: self._cast(value) for name, value in layer.named_buffers()}
+                return functional_call(layer, tensors, args, kwargs)
+            target: Any = node.target
+            return target(*args, **kwargs) if callable(target) else getattr(args[0], str(target))(*args[1:], **kwargs)
+        except Exception as error:  # constants may be anything
+            name, what = type(self.root).__name__, getattr(node.target, "__name__", node.target)
+            raise NotLinearError(f"{what} in the forward of {name} cannot be read: {error}") from error
+
+
+def _refuse(why: str, *_: Any) -> LinearOp:
+    raise NotLinearError(why)
+
+
+_VIEWS = (
+    "getitem",
+    "chunk",
+    "split",
+    "view",
+    "reshape",
+    "flatten",
+    "transpose",
+    "permute",
+    "unbind",
+    "squeeze",
+    "expand",
+)
+"""What hands out parts of a value's own memory."""
+
+
+def _makes_list(node: Node) -> bool:
+    return node.target in ("chunk", "split", torch.chunk, torch.split, torch.stack)
+
+
+def _takes_apart(node: Node) -> bool:
+    return getattr(node.target, "__name__", node.target) in ("getitem", "sum", "mean")
+
+
+def _costs_nothing(node: Node) -> bool:
+    name = getattr(node.target, "__name__", node.target)
+    return name in ("cat", "concat", "concatenate", "getitem", "reshape_as", "view_as", "contiguous", "clone", "to")
+
+
+def _takes(module: nn.Module) -> int | None:
+    """Channels that a layer takes."""
+    for name in ("in_channels", "num_features"):
+        if isinstance(width := getattr(module, name, None), int):
+            return width
+    for part in module.modules():
+        if part is not module and isinstance(width := getattr(part, "in_channels", None), int):
+            return width if isinstance(module, nn.Sequential) else None
+    return None
+
+
+def _keeps_channels(node: Node) -> bool:
+    return getattr(node.target, "__name__", node.target) in ("add", "iadd", "sub", "mul", "relu", "add_", "mul_", "pad")
+
+
+def _parts_of(node: Node, found: dict[Node, int]) -> int | None:
+    """Channels of what a node splits into parts of known channels."""
+    if node.target not in ("chunk", "split", torch.chunk, torch.split):
+        return None
+    sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks", node.kwargs.get("split_size_or_sections"))
+    if isinstance(sizes, (list, tuple)):
+        return sum(sizes) if all(isinstance(size, int) for size in sizes) else None
+    widths = [found.get(user) for user in node.users if _takes_apart(user)]
+    if node.target in ("chunk", torch.chunk) and isinstance(sizes, int) and widths and len(set(widths)) == 1:
+        return sizes * widths[0] if widths[0] else None
+    return None

@@ -10,7 +10,6 @@ from torch import nn
 
 from .blocks import ForeignBlock, find_foreign
 from .exact import shared_eval
-from .lookalikes import sums_of_layers
 from .neighbours import Found, find_neighbours
 from .pairs import Neighbours
 from .trace import is_any_norm
@@ -46,7 +45,7 @@ def survey(model: nn.Module, batch_norms: bool) -> Survey:
         found = around()
         kept = {names[key]: why for key, why in found.left.items() if batch_norms}
         refused = {name: refusal.why for name, refusal in refusals.items()}
-        return {**_sums_in(found, names), **refused, **kept}
+        return {**refused, **kept}
 
     outside = any(is_any_norm(module) and id(module) not in taken for module in model.modules())
     neighbours = around().neighbours if batch_norms and outside else ()
@@ -65,15 +64,3 @@ def _around(model: nn.Module, taken: Container[int]) -> Found:
     )
     left = {id(originals[twin]): why for twin, why in found.left.items()}
     return Found(neighbours, left, tuple((originals[id(root)], graph) for root, graph in found.graphs))
-
-
-_A_SUM = (
-    "it adds what several linear layers make of one value, as branches do, but is of no class that is known; "
-    "kernel_of.register makes its type known, if it has no activation"
-)
-
-
-def _sums_in(found: Found, names: Mapping[int, str]) -> dict[str, str]:
-    graphs = ((root, graph) for root, graph in found.graphs if graph is not None)
-    inner = ((names[id(root)], name) for root, graph in graphs for name in sums_of_layers(root, graph))
-    return {f"{prefix}.{name}".strip("."): _A_SUM for prefix, name in inner}

@@ -36,6 +36,17 @@ class ForwardTracer(Tracer):
         defaults = {name: one.default for name, one in parameters if one.default is not one.empty}
         return self.trace(module, concrete_args=defaults)
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Further arguments, which a caller may hand on, are none."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        none: dict[int, Any] = {1: (), 2: {}}
+        for index, proxy in enumerate(args):
+            node = getattr(proxy, "node", None)
+            if node is not None and str(node.target).startswith("*"):
+                args[index] = none[str(node.target).count("*")]
+                self.graph.erase_node(node)
+        return function, args
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._is_leaf(m)
 
@@ -71,7 +82,7 @@ def is_torch_layer(module: nn.Module) -> bool:
     holder = forward in (nn.Sequential.forward, nn.Module.forward)  # lists and dicts of modules have no forward
     if holder or why_replaced(module):
         return False
-    return getattr(forward, "__module__", "").startswith("torch.nn.modules.")
+    return (getattr(forward, "__module__", None) or "").startswith("torch.nn.modules.")
 
 
 def graphs(

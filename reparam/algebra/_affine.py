@@ -1,0 +1,292 @@
+r"""Linear maps of padded images: one after the other, sums, and channels taken apart and put together.
+
+Each is exact at the borders as well, or refused: y = conv(pad(x), W, b) pads once, before everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import NotLinearError
+from . import _kernels as kernels
+from ._kernels import Kernel
+from ._linear import LinearOp, then
+from ._spec import Pads
+
+
+def pointwise(scale: Tensor, shift: Tensor | None = None) -> LinearOp:
+    """scale * x + shift, both of shape (C,) or (1,)."""
+    kernel = Kernel(scale[:, None], torch.zeros_like(scale) if shift is None else shift)
+    return LinearOp(kernel, (), (), len(scale), shifts=shift is not None)
+
+
+def the_input(like: Tensor, channels: int = 1) -> LinearOp:
+    """The input itself; of one channel, if it is not known how many there are."""
+    return pointwise(like.new_ones(channels))._replace(untouched=True)
+
+
+def padded(pads: Pads, mode: str, like: Tensor) -> LinearOp:
+    """The input with pixels around it."""
+    return the_input(like)._replace(pads=pads, padding_mode=mode)
+
+
+def scaled(value: LinearOp, scale: Tensor, shift: Tensor | None = None) -> LinearOp:
+    """scale * value + shift, both of shape (C,) or (1,)."""
+    return after(value, pointwise(scale, shift))
+
+
+def after(first: LinearOp, second: LinearOp) -> LinearOp:
+    """`second(first(x))`, where that is a convolution of x at the borders as well.
+
+    The numbers of `second` become of the dtype and on the device of `first`, the meta device among them.
+
+    Raises:
+        NotLinearError: if `second` pads what `first` made with something else than `first` makes of padding, or takes
+            other channels or axes.
+    """
+    second = _like(second, first)
+    if second.is_padded:
+        _check_padding(first, second)
+    if first.ndim and second.ndim and (first.flat, first.ndim) != (second.flat, second.ndim):
+        raise NotLinearError("a linear layer and a convolution, or convolutions of different axes, follow each other")
+    pads = second.pads or first.pads
+    if first.is_padded and second.is_padded:
+        pads = tuple((a + c, b + d) for (a, b), (c, d) in zip(first.pads, second.pads))
+    elif first.is_padded:
+        pads = first.pads
+    mode = second.padding_mode if second.is_padded else first.padding_mode
+    if first.untouched:
+        return second._replace(pads=pads, padding_mode=mode)
+    if second.untouched:
+        return first._replace(pads=pads, padding_mode=mode)
+    op = _then(first._replace(reads=None), second)
+    flat, shifts = first.flat or second.flat, first.shifts or second.shifts
+    return LinearOp(*op[:4], pads, mode, flat, first.reads, shifts)
+
+
+def _like(value: LinearOp, other: LinearOp) -> LinearOp:
+    """A value of the dtype and on the device of another one."""
+    weight = other.kernel.weight
+    return value._replace(kernel=Kernel(*(tensor.to(weight.device, weight.dtype) for tensor in value.kernel)))
+
+
+def _check_padding(first: LinearOp, second: LinearOp) -> None:
+    """Padding commutes with a pointwise or 1x1 operation that makes of the padding what the padding is."""
+    one_tap = all(k == 1 for k in first.kernel.size) and all(s == 1 for s in first.stride)
+    if not one_tap or (first.is_padded and first.padding_mode != second.padding_mode):
+        raise NotLinearError("a padded operation follows one with taps or padding, so that the border is another")
+    crops = any(low < 0 or high < 0 for low, high in (*first.pads, *second.pads))
+    if first.is_padded and (crops or second.padding_mode != "zeros"):
+        raise NotLinearError("padding follows cropping, so that the border is another")
+    zeros = second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair)
+    if zeros and first.shifts:
+        raise NotLinearError("zeros are padded to what has a bias, so that the border is another")
+
+
+def _then(first: LinearOp, second: LinearOp) -> LinearOp:
+    first, second = repeated(first, second.inputs), repeated(second, first.outputs)
+    if first.outputs != second.inputs:
+        raise NotLinearError(f"{first.outputs} channels meet {second.inputs}")
+    if first.ndim and second.ndim:
+        return then(first, second)
+    if second.ndim:
+        scale, shift = first.kernel.weight[:, 0], first.kernel.bias
+        return second._replace(kernel=kernels.affine_before(scale, shift, second.kernel, second.groups))
+    return first._replace(kernel=kernels.affine(first.kernel, second.kernel.weight[:, 0], second.kernel.bias))
+
+
+def repeated(op: LinearOp, channels: int) -> LinearOp:
+    """An op of one channel, which does the same to every channel, written for so many; others as they are."""
+    if op.inputs != 1 or op.outputs != 1:
+        return op
+    kernel = Kernel(*(tensor.expand(channels, *tensor.shape[1:]) for tensor in op.kernel))
+    return op._replace(kernel=kernel, groups=channels)
+
+
+def add(*values: LinearOp) -> LinearOp:
+    """The sum of values of one input, as one convolution.
+
+    Raises:
+        NotLinearError: if they differ in channels, stride, size of the output or padding mode.
+    """
+    channels = max(value.outputs for value in values)
+    values = _in_one_frame([repeated(value, channels) for value in values])
+    if len({value.outputs for value in values}) > 1:
+        raise NotLinearError(f"values of {' and '.join(str(value.outputs) for value in values)} channels are added")
+    return _summed(_of_one_input(values))
+
+
+def _summed(values: Sequence[LinearOp]) -> LinearOp:
+    groups = gcd(*(value.groups for value in values))
+    total = reduce(torch.add, (kernels.regroup(value.kernel, value.groups, groups).weight for value in values))
+    bias = reduce(torch.add, (value.kernel.bias for value in values))
+    shifts = any(value.shifts for value in values)
+    return values[0]._replace(kernel=Kernel(total, bias), groups=groups, shifts=shifts, untouched=False)
+
+
+def concat(values: Sequence[LinearOp]) -> LinearOp:
+    """Values of one input, their channels one after the other, as one convolution.
+
+    Raises:
+        NotLinearError: if they differ in stride, size of the output or padding mode, or the channels of one are not known.
+    """
+    inputs = max(value.inputs for value in values)
+    values = _in_one_frame([repeated(value, inputs) for value in values])
+    first = values[0]
+    ends = [value.reads[0] + value.groups * value.kernel.weight.shape[1] for value in values if value.reads]
+    follow = len(ends) == len(values) and all(
+        value.reads and value.reads[0] == end for value, end in zip(values[1:], ends)
+    )
+    shapes = {(value.outputs // value.groups, *value.kernel.weight.shape[1:]) for value in values}
+    if follow and len(shapes) == 1:  # each group reads channels of its own
+        kernel = Kernel(*(torch.cat(tensors) for tensors in zip(*(value.kernel for value in values))))
+        whole = first._replace(kernel=kernel, groups=sum(value.groups for value in values), untouched=False)
+        return _read_all(whole)._replace(shifts=any(value.shifts for value in values))
+    total = sum(value.outputs for value in values)
+    before, parts = 0, []
+    for value in _of_one_input(values):
+        weight, bias = kernels.regroup(value.kernel, value.groups, 1)
+        after_it = total - before - len(bias)
+        rows = Kernel(_rows(weight, before, after_it), F.pad(bias, (before, after_it)))
+        parts.append(value._replace(kernel=rows, groups=1))
+        before += value.outputs
+    return _summed(parts)
+
+
+def _rows(weight: Tensor, before: int, after_it: int) -> Tensor:
+    return F.pad(weight, (0, 0) * (weight.dim() - 1) + (before, after_it))
+
+
+def select(value: LinearOp, start: int, stop: int) -> LinearOp:
+    """Channels start, ..., stop - 1 of a value, which must know how many it has."""
+    kernel = Kernel(*(tensor[start:stop] for tensor in value.kernel))
+    each, inputs = value.outputs // value.groups, value.kernel.weight.shape[1]
+    offset, total = value.reads or (0, value.inputs)
+    first, last = start // each, (stop - 1) // each
+    if first != last and (start % each or stop % each):  # parts of groups
+        return select(value._replace(kernel=kernels.regroup(value.kernel, value.groups, 1), groups=1), start, stop)
+    reads = (offset + first * inputs, total)
+    return _read_all(value._replace(kernel=kernel, groups=last - first + 1, reads=reads, untouched=False))
+
+
+def _read_all(value: LinearOp) -> LinearOp:
+    """Without `reads`, if it says that all channels are read."""
+    read = value.kernel.weight.shape[1] * value.groups
+    return value._replace(reads=None) if value.reads == (0, read) else value
+
+
+def _of_one_input(values: Sequence[LinearOp]) -> list[LinearOp]:
+    """All of them reading the same channels, with zeros for those that they do not read.
+
+    Raises:
+        NotLinearError: if they are of different numbers of channels.
+    """
+    if len({value.inputs for value in values}) > 1:
+        counts = " and ".join(str(value.inputs) for value in values)
+        raise NotLinearError(f"inputs of {counts} channels meet")
+    if len({value.reads for value in values}) == 1:
+        return list(values)
+    return [_widened(value) for value in values]
+
+
+def _widened(value: LinearOp) -> LinearOp:
+    if not value.reads:
+        return value
+    start, total = value.reads
+    weight, bias = kernels.regroup(value.kernel, value.groups, 1)
+    columns = (0, 0) * (weight.dim() - 2) + (start, total - start - weight.shape[1])
+    return value._replace(kernel=Kernel(F.pad(weight, columns), bias), groups=1, reads=None)
+
+
+def _in_one_frame(values: Sequence[LinearOp]) -> list[LinearOp]:
+    """Values with the same axes, channels of unknown number, taps, pads and padding mode.
+
+    Raises:
+        NotLinearError: if they differ in stride, size of the output or padding mode.
+    """
+    values = [_like(value, values[0]) for value in values]
+    ndim = max(max(value.ndim, len(value.pads)) for value in values)
+    flat = any(value.flat for value in values)
+    values = [_raised(value, ndim)._replace(flat=flat) for value in values]
+    modes = {value.padding_mode for value in values if value.is_padded}
+    strides = {value.stride for value in values}
+    if len(strides) > 1 or len(modes) > 1 or (flat and ndim != 1):
+        named = " and ".join(str(value.stride) for value in values)
+        raise NotLinearError(f"strides {named}, or axes, or padding modes differ")
+    frames = [_frame([_extent(value, axis) for value in values]) for axis in range(ndim)]
+    return [_placed(value, frames, next(iter(modes), "zeros")) for value in values]
+
+
+def _raised(value: LinearOp, ndim: int) -> LinearOp:
+    """A pointwise value as a convolution with one tap on so many axes."""
+    if value.ndim or not ndim:
+        return value
+    ones = (1,) * ndim
+    kernel = Kernel(value.kernel.weight.reshape(-1, 1, *ones), value.kernel.bias)
+    return value._replace(kernel=kernel, stride=ones, dilation=ones)
+
+
+Extent = tuple[int, int, int, int]
+"""Of a value along an axis: first tap and last, in pixels from the one under an output, pixels to spare, and step."""
+Frame = tuple[int, int, int, int]
+"""Of several values: first tap and last, pixels to spare, and the distance of taps."""
+
+
+def _extent(value: LinearOp, axis: int) -> Extent:
+    low, high = value.pads[axis] if value.pads else (0, 0)
+    k, d = value.kernel.size[axis], value.dilation[axis]
+    return -low, d * (k - 1) - low, low + high - d * (k - 1), d if k > 1 else 0
+
+
+def _frame(extents: Sequence[Extent]) -> Frame:
+    """Along one axis, the taps that hold those of all values.
+
+    Taps are counted from the pixel under an output, so that `a` with 3 taps at dilation 2 and 2 pads begins at -2, and
+    `b` with 3 taps and 1 pad at -1. The pads that taps leave spare decide the size of the output, and must be the same.
+
+        pixel     -2 -1  0  1  2
+        a          a  .  a  .  a     begins at tap 0
+        b          .  b  b  b  .     begins at tap 1
+        a + b      5 taps at dilation gcd(2, 1, -2 - -1) = 1, 2 pads
+    """
+    firsts, lasts, spares, steps = zip(*extents)
+    if len(set(spares)) > 1:
+        raise NotLinearError("the two outputs differ in size")
+    grid = gcd(*steps, *(first - firsts[0] for first in firsts)) or 1
+    return min(firsts), max(lasts), spares[0], grid
+
+
+def _placed(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
+    """A value written with the taps of frames."""
+    around: list[int] = []
+    steps = []
+    for axis, (first, last, _, grid) in enumerate(frames):
+        begin, end, _, step = _extent(value, axis)
+        around = [(begin - first) // grid, (last - end) // grid, *around]
+        steps.append(step // grid or 1)
+    kernel = kernels.dilate(value.kernel, tuple(steps))
+    if any(around):
+        kernel = Kernel(F.pad(kernel.weight, around), kernel.bias)
+    pads = tuple((-first, spare + last) for first, last, spare, _ in frames)
+    pads = pads if any(map(any, pads)) else ()
+    grid = tuple(frame[3] for frame in frames)
+    return value._replace(kernel=kernel, dilation=grid, pads=pads, padding_mode=mode if pads else "zeros")
+
+
+def balanced(value: LinearOp) -> LinearOp:
+    """The same value with as many zeros around the image before as after, by taps of zero; others as they are."""
+    if value.padding_mode != "zeros" or not any(low != high for low, high in value.pads):
+        return value
+    extents = [_extent(value, axis) for axis in range(value.ndim)]
+    frames = []
+    for (low, high), extent in zip(value.pads, extents):
+        first, last, spare, step = extent
+        grid = gcd(step, high - low) or 1
+        frames.append((min(first, -high), max(last, last + low - high), spare, grid))
+    return _placed(value, frames, value.padding_mode)

@@ -1,0 +1,114 @@
+"""Forwards with convolutions in place of what they replace."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from .._regions import Piece
+from .forms import CONV_NAMES
+from .reading import Forward
+
+Keep = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """Layers that follow each other in a forward that stays: the first is replaced, the others do nothing."""
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A module whose forward calls its convolutions where its branches ran."""
+
+    forward: Forward
+    pieces: Mapping[str, Piece]
+
+    def calls(self) -> list[str]:
+        """The names of the modules that are still called."""
+        nodes = self._graph().nodes
+        return list(
+            dict.fromkeys(
+                str(node.target) for node in nodes if node.op == "call_module" and node.target not in self.pieces
+            )
+        )
+
+    def _graph(self) -> Graph:
+        graph = Graph()
+        twins: dict[Node, Node] = {}
+        graph.output(graph.graph_copy(self.forward.graph, twins))
+        for name, piece in self.pieces.items():
+            with graph.inserting_before(twins[piece.output]):
+                conv = graph.call_module(name, (twins[piece.source],))
+            twins[piece.output].replace_all_uses_with(conv)
+        dead = {twins[step.key] for piece in self.pieces.values() for step in piece.steps}
+        dead |= {twins[node] for node in self.forward.no_steps() if node in twins}
+        for node in reversed(graph.nodes):
+            if node in dead and not node.users:
+                graph.erase_node(node)
+        return graph
+
+    def make(self, module: nn.Module, layers: Mapping[str, nn.Module], keep: Keep) -> nn.Module:
+        """The module in its new form: a row of modules if nothing else is left of the forward, else its graph.
+
+        Args:
+            module: of the user's.
+            layers: the convolutions, by their names.
+            keep: makes what is kept of a part: a copy, or the part itself.
+        """
+        graph = self._graph()
+        parts = {name: keep(module.get_submodule(name)) for name in self.calls()} | dict(layers)
+        row = _row(graph)
+        made: nn.Module
+        if row is not None and not any("." in name for name in row):
+            made = nn.Sequential(OrderedDict((name, parts[name]) for name in row))
+        else:
+            numbers = {str(node.target): node for node in graph.nodes if node.op == "get_attr"}
+            parts |= {name: keep(_attribute(module, self.forward.root, name)) for name in numbers}
+            made = GraphModule(parts, graph, type(module).__name__)
+        for name, value in vars(module).items():
+            if name[0] != "_" and isinstance(value, _PLAIN) and not hasattr(made, name):
+                setattr(made, name, value)
+        return made.train(module.training)
+
+
+_PLAIN = (int, float, str, bool, tuple, list, type(None))
+
+
+def _attribute(module: nn.Module, root: nn.Module, name: str) -> Any:
+    path, _, last = name.rpartition(".")
+    holder = module.get_submodule(path)
+    return getattr(holder if hasattr(holder, last) else root.get_submodule(path), last)
+
+
+def _row(graph: Graph) -> list[str] | None:
+    """The names of the modules that are called one after the other, if the graph does nothing else."""
+    names, last = [], None
+    for node in graph.nodes:
+        if node.op == "placeholder" and last is None:
+            last = node
+        elif node.op == "call_module" and node.args == (last,) and not node.kwargs and node.target not in names:
+            names.append(str(node.target))
+            last = node
+        elif node.op != "output" or node.args != (last,):
+            return None
+    return names
+
+
+def name_pieces(forward: Forward, pieces: Sequence[Piece]) -> dict[str, Piece]:
+    """Names for the convolutions: `conv`, `conv2`, ..., those that the module has for something else left out."""
+    known = next((name for part, name in CONV_NAMES.items() if part in forward.root._modules), None)
+    gone = {str(key.target) for piece in pieces for key in piece.gone}
+    stays = {str(node.target).partition(".")[0] for node in forward.graph.nodes if str(node.target) not in gone}
+    names = _names(known or "conv", stays)
+    return {next(names): piece for piece in pieces}
+
+
+def _names(first: str, taken: set[str]) -> Iterator[str]:
+    return (name for index in count(1) if (name := first if index == 1 else f"{first}{index}") not in taken)

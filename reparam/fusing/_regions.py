@@ -1,0 +1,269 @@
+"""Regions of a graph that are affine in one value, and which of them become one convolution.
+
+A graph is a list of steps, of torch's or of a file's. Nothing here knows what a step is, but for the linear map of
+patches that it is of its inputs. A region with more than one layer becomes one convolution when that costs no more
+multiply-adds than what it replaces; else its parts do, each where it pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra._affine import balanced, the_input
+from ..algebra._linear import LinearOp
+from ..errors import NotLinearError, ReparamError
+
+Key = Hashable
+Apply = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node of a graph.
+
+    `apply` makes the value of the node of those of its inputs: a `LinearOp`, or what another step takes apart. It is
+    called with values on the meta device, where only geometry counts, and again with numbers.
+    """
+
+    key: Key
+    inputs: tuple[Key, ...]
+    apply: Apply | None = None
+    """None: it is not linear."""
+    cost: Fraction | None = None
+    """Multiply-adds for each pixel of its input, if `apply` would not tell."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What becomes one convolution: all between a source and an output."""
+
+    source: Key
+    output: Key
+    steps: tuple[Step, ...]
+    """What runs between the two, the output's own last."""
+    gone: frozenset[Key]
+    """Those of them that nothing else reads."""
+    before: Fraction
+    after: Fraction
+    """Multiply-adds for each pixel of the source."""
+    width: int = 1
+    """Channels of the source, if they are known."""
+
+    def value(self, like: Tensor) -> LinearOp:
+        """The convolution, of the dtype and on the device of `like`."""
+        known: dict[Key, Any] = {self.source: the_input(like, self.width)}
+        for step in self.steps:
+            known[step.key] = applied(step, known)
+        return balanced(known[self.output])
+
+
+def applied(step: Step, known: Mapping[Key, Any]) -> Any:
+    """The value of a step.
+
+    Raises:
+        NotLinearError: if it has none.
+    """
+    if step.apply is None:
+        raise NotLinearError(f"{step.key} is not linear")
+    try:
+        return step.apply(*(known[key] for key in step.inputs))
+    except ReparamError:
+        raise
+    except Exception as error:  # whatever is done to a value that is not known to be done to values
+        raise NotLinearError(f"{step.key} cannot be read: {error}") from error
+
+
+def find_pieces(steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None) -> list[Piece]:
+    """What of a graph becomes one convolution each, in the order of the graph.
+
+    Args:
+        steps: in the order in which they run; a key that no step has is an input of the graph.
+        outputs: what must be there afterwards.
+        widths: channels of values, where they are known; needed only where channels are taken out of a value.
+    """
+    return list(_Finder(steps, outputs, widths or {}).pieces())
+
+
+class _Finder:
+    def __init__(self, steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int]) -> None:
+        self.widths = widths
+        self.steps = {step.key: step for step in steps}
+        self.place = {step.key: index for index, step in enumerate(steps)}
+        self.readers: dict[Key, list[Key]] = {}
+        for step in steps:
+            for key in step.inputs:
+                self.readers.setdefault(key, []).append(step.key)
+        self.needed: set[Key] = set(outputs)
+        self._from: dict[Key, dict[Key, Any]] = {}
+        self._best: dict[tuple[Key, Key], tuple[Fraction, tuple[Piece, ...]]] = {}
+        self.source = self._sources()
+
+    def pieces(self) -> Iterator[Piece]:
+        """The pieces, from the first output of a region to the last."""
+        for key in self.steps:
+            source = self.source.get(key, key)
+            if key in self.needed and source != key:
+                found = self.best(source, key)[1]
+                self.needed |= {piece.source for piece in found}
+                yield from found
+
+    def _sources(self) -> dict[Key, Key]:
+        """The value that each value is affine in: the earliest such one, itself if there is none."""
+        source: dict[Key, Key] = {}
+        for step in self.steps.values():
+            of = {source.get(key, key) for key in step.inputs}
+            source[step.key] = step.key
+            if step.apply is not None and len(of) == 1 and step.key in self.relative(one := next(iter(of))):
+                source[step.key] = one
+                continue
+            if (one := self._earliest(step)) is not None:
+                source[step.key] = one
+            self.needed |= {one} if one is not None else {key for key in step.inputs if source.get(key, key) != key}
+        return source
+
+    def _earliest(self, step: Step) -> Key | None:
+        """The earliest of the values that follow each other into a step that it is affine in."""
+        found: Key | None = None
+        above = step
+        while len(into := set(above.inputs)) == 1:
+            (one,) = into
+            if step.key not in self.relative(one):
+                break
+            found = one
+            if one not in self.steps:
+                break
+            above = self.steps[one]
+        return found
+
+    def relative(self, source: Key) -> dict[Key, Any]:
+        """On the meta device, the values that are affine in this one."""
+        if source not in self._from:
+            like = torch.empty(0, device="meta")
+            known: dict[Key, Any] = {source: the_input(like, self.widths.get(source, 1))}
+            waiting = set(self.readers.get(source, ()))
+            while waiting:
+                step = self.steps[key := min(waiting, key=self.place.__getitem__)]
+                waiting.discard(key)
+                if step.apply is not None and all(one in known for one in step.inputs):
+                    try:
+                        known[key] = applied(step, known)
+                    except NotLinearError:
+                        continue
+                    waiting.update(self.readers.get(key, ()))
+            self._from[source] = known
+        return self._from[source]
+
+    def between(self, source: Key, output: Key) -> list[Step]:
+        """The steps from a value to another, in order."""
+        found: set[Key] = set()
+        waiting = [output]
+        while waiting:
+            key = waiting.pop()
+            if key != source and key not in found and key in self.steps:
+                found.add(key)
+                waiting.extend(self.steps[key].inputs)
+        return [self.steps[key] for key in sorted(found, key=self.place.__getitem__)]
+
+    def replaced(self, source: Key, output: Key) -> set[Key]:
+        """The steps whose values nothing else would read if the output was made of the source at once."""
+        gone: set[Key] = {output}
+        for step in reversed(self.between(source, output)):
+            readers = self.readers.get(step.key, ())
+            if step.key not in self.needed and readers and all(reader in gone for reader in readers):
+                gone.add(step.key)
+        return gone
+
+    def own_cost(self, source: Key, step: Step) -> Fraction:
+        """Multiply-adds of one step for each pixel of the source."""
+        known = self.relative(source)
+        inputs = [known[key] for key in step.inputs if isinstance(known.get(key), LinearOp)]
+        density = _density(inputs[0]) if inputs else Fraction(1)
+        if step.cost is not None:
+            return step.cost * density
+        if len(set(step.inputs)) == 1:
+            alone = self.relative(step.inputs[0]).get(step.key)
+            return alone.multiply_adds * density if isinstance(alone, LinearOp) else Fraction(0)
+        value = known[step.key]
+        return value.outputs * _density(value) if isinstance(value, LinearOp) else Fraction(0)
+
+    def merged(self, source: Key, output: Key) -> Piece | None:
+        """All between two values as one convolution, if that pays."""
+        source, output = self._without_nothing(source, output)
+        value = self.relative(source).get(output)
+        if not isinstance(value, LinearOp) or not value.ndim:
+            return None
+        value = balanced(value)
+        if value.reads or (not value.flat and any(low != high or low < 0 for low, high in value.pads)):
+            return None
+        gone = self.replaced(source, output)
+        steps = self.between(source, output)
+        costs = [cost for step in steps if step.key in gone and (cost := self.own_cost(source, step))]
+        before, after = sum(costs, Fraction(0)), value.multiply_adds
+        if len(costs) < 2 or after > before:
+            return None
+        return Piece(source, output, tuple(steps), frozenset(gone), before, after, self.widths.get(source, 1))
+
+    def _without_nothing(self, source: Key, output: Key) -> tuple[Key, Key]:
+        """The same ends without what does nothing, such as a dropout, which stays where it is."""
+        while output != source and self._does_nothing(step := self.steps[output]):
+            output = step.inputs[0]
+        while len(after := {step.key for step in self.between(source, output) if source in step.inputs}) == 1:
+            (first,) = after
+            if first == output or not self._does_nothing(self.steps[first]):
+                break
+            source = first
+        return source, output
+
+    def _does_nothing(self, step: Step) -> bool:
+        value = self.relative(step.inputs[0]).get(step.key) if len(set(step.inputs)) == 1 else None
+        return isinstance(value, LinearOp) and value.untouched and not value.is_padded
+
+    def best(self, source: Key, output: Key) -> tuple[Fraction, tuple[Piece, ...]]:
+        """What it costs to make a value of another one, and the pieces that do."""
+        if source == output:
+            return Fraction(0), ()
+        if (source, output) not in self._best:
+            self._best[source, output] = self._worked_out(source, output)
+        return self._best[source, output]
+
+    def _worked_out(self, source: Key, output: Key) -> tuple[Fraction, tuple[Piece, ...]]:
+        whole = self.merged(source, output)
+        if whole is not None:
+            return whole.after, (whole,)
+        waists = [
+            step.key
+            for step in self.between(source, output)
+            if step.key != output and output in self.relative(step.key) and step.key in self.relative(source)
+        ]
+        ways = [_both(self._made(source, waist), self.best(waist, output)) for waist in waists]
+        if ways:
+            return min(ways, key=lambda way: (way[0], -sum(len(piece.steps) for piece in way[1])))
+        step = self.steps[output]
+        made = [self._made(source, key) for key in dict.fromkeys(step.inputs)]
+        return self.own_cost(source, step) + sum(cost for cost, _ in made), tuple(
+            dict.fromkeys(piece for _, pieces in made for piece in pieces)
+        )
+
+    def _made(self, source: Key, key: Key) -> tuple[Fraction, tuple[Piece, ...]]:
+        """As `best`, for a value on the way, which costs nothing if it is made anyway."""
+        return (Fraction(0), ()) if key in self.needed else self.best(source, key)
+
+
+def _density(value: LinearOp) -> Fraction:
+    """Pixels of a value for each pixel of its source."""
+    pixels = 1
+    for step in value.stride:
+        pixels *= step
+    return Fraction(1, pixels)
+
+
+def _both(
+    first: tuple[Fraction, tuple[Piece, ...]], second: tuple[Fraction, tuple[Piece, ...]]
+) -> tuple[Fraction, tuple[Piece, ...]]:
+    return first[0] + second[0], first[1] + second[1]
