@@ -1,5 +1,6 @@
 """Forwards that cannot be traced: a norm inside of their parts goes only if their source uses the part as a whole."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -396,3 +397,251 @@ def test_every_norm_of_torchvisions_ssdlite_goes():
     with torch.device("meta"):
         model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
     assert len(norms_in(model)) == 70 and norms_in(fuse(model)) == []
+
+
+class Sized(nn.Module):
+    """A layer and a norm, in a forward that asks for sizes, so that there is no graph of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv_bn(6, 6, 3, padding=1).children()
+        self.drop, self.act, self.gate, self.flag = nn.Dropout(0.1), nn.ReLU(), None, False
+
+    def outside(self, x):
+        return self.conv(x)
+
+
+class AsInMobileNet(Sized):
+    def forward(self, x):
+        if int(x.shape[-1]) % 2:
+            x = F.pad(x, (0, 1, 0, 1))
+        x = self.conv(x)
+        if self.bn is not None:
+            x = self.bn(x)
+        if self.gate is not None:
+            x = self.gate(x)
+        return self.act(x)
+
+
+class Nested(Sized):
+    def forward(self, x):
+        return self.act(self.bn(self.drop(self.conv(x)))) * int(x.shape[0])
+
+
+class InALoop(Sized):
+    def forward(self, x, keep: bool = True):
+        y: torch.Tensor = x
+        for _ in range(int(x.shape[0]) + 1):
+            made = self.conv(y)
+            y = self.act(self.bn(made)) if self.bn is not None else made
+        return y
+
+
+class InAWay(Sized):
+    def forward(self, x):
+        with torch.no_grad():
+            if int(x.shape[0]) > 5:
+                y = self.conv(x)
+                y = self.bn(y)
+            else:
+                y = x
+        return y
+
+
+class AlsoWithout(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        return self.bn(y) + y * int(x.shape[0])
+
+
+class OrWithout(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        if int(x.shape[0]) > 1:
+            y = self.bn(y)
+        return y
+
+
+class OrOther(Sized):
+    def forward(self, x):
+        y = self.conv(x) if int(x.shape[0]) > 1 else x
+        return self.bn(y)
+
+
+class AddedTo(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        y += int(x.shape[0])
+        return self.bn(y)
+
+
+class WrittenInto(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        y[:, : int(x.shape[0])] = 1.0
+        return self.bn(y)
+
+
+class ChangedByAMethod(Sized):
+    def forward(self, x):
+        y = z = self.conv(x)
+        z.add_(int(x.shape[0]))
+        return self.bn(y)
+
+
+class TheOtherWayRound(Sized):
+    def forward(self, x):
+        for _ in range(int(x.shape[0]) + 1):
+            x = self.bn(x)
+            x = self.conv(x)
+        return x
+
+
+class LeftBefore(Sized):
+    def forward(self, x):
+        y = x
+        for _ in range(int(x.shape[0])):
+            y = self.conv(x)
+            if float(x.mean()) > 0:
+                break
+            y = self.bn(y)
+        return y
+
+
+class GoneOnBefore(Sized):
+    def forward(self, x):
+        y = x
+        for index in range(int(x.shape[0]) + 1):
+            y = self.conv(y)
+            if index:
+                continue
+            y = self.bn(y)
+        return y
+
+
+class ReadByAFunction(Sized):
+    def forward(self, x):
+        def scale(z):
+            return z + y * int(x.shape[0])
+
+        y = self.conv(x)
+        return scale(self.bn(y))
+
+
+class ReadByAComprehension(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        return sum([y for _ in range(int(x.shape[0]))], self.bn(y))
+
+
+class Kept(Sized):
+    def forward(self, x):
+        self.last = self.conv(x)
+        y = self.bn(self.last)
+        return y + self.last * int(x.shape[0])
+
+
+class Tried(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        try:
+            y = y[: int(x.shape[0]), :, :, :1000000] if y.shape[0] > 1000 else self.bn(y)
+        except IndexError:
+            return y
+        return y
+
+
+class CalledOutside(Sized):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.outside(x) * int(x.shape[0])
+
+
+class CalledTwice(Sized):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.conv(x) * int(x.shape[0])
+
+
+class ReadItsWeight(Sized):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.conv.weight.sum() * int(x.shape[0])
+
+
+class Exchanged(Sized):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Conv2d(6, 6, 1)
+
+    def exchange(self):
+        self.conv, self.spare = self.spare, self.conv
+
+    def forward(self, x):
+        self.exchange()
+        return self.bn(self.conv(x)) * int(x.shape[0])
+
+
+class OtherChannels(Sized):
+    """Of a linear layer's images, the norm counts another axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.bn(self.conv(x[..., :6])) * int(x.shape[0])
+
+
+@pytest.mark.parametrize("kind", [AsInMobileNet, Nested, InALoop, InAWay])
+@torch.no_grad()
+def test_a_norm_goes_where_only_the_source_says_that_it_follows_a_layer(kind):
+    model, x = ready(nn.Sequential(kind(), conv_bn(6, 6, 1))), image(2, 6, 7, 6)
+    plain = fuse(model)
+    assert norms_in(plain) == [] and survey(model, True).left == {}
+    for one in (x, -x, x[..., :5], x.repeat(3, 1, 1, 1)):
+        assert_close(plain(one), model(one))
+
+
+KEPT = [AlsoWithout, OrWithout, OrOther, AddedTo, WrittenInto, ChangedByAMethod, TheOtherWayRound, LeftBefore]
+KEPT += [GoneOnBefore, ReadByAFunction, ReadByAComprehension, Kept, Tried, CalledOutside, CalledTwice, ReadItsWeight]
+KEPT += [Exchanged, OtherChannels]
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@torch.no_grad()
+def test_a_norm_stays_where_what_it_follows_is_read_otherwise(kind):
+    model, x = ready(nn.Sequential(kind(), conv_bn(6, 6, 1))), image(2, 6, 6, 6)
+    plain = fuse(model)
+    assert norms_in(plain) == ["0.bn"] == list(survey(model, True).left)
+    for one in (x, -x, x[:1], x.repeat(3, 1, 1, 1)):
+        assert_close(copy.deepcopy(plain)(one), copy.deepcopy(model)(one))
+
+
+@torch.no_grad()
+def test_a_norm_stays_where_another_module_calls_what_it_follows():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = AsInMobileNet()
+
+        def forward(self, x):
+            return self.inner(x) + F.pad(self.inner.conv(x), (0, int(x.shape[-1]) % 2) * 2)
+
+    model, x = ready(nn.Sequential(Other(), conv_bn(6, 6, 1))), image(2, 6, 7, 7)
+    plain = fuse(model)
+    assert norms_in(plain) == ["0.inner.bn"]
+    assert_close(plain(x), model(x))
+
+
+@torch.no_grad()
+def test_a_part_that_is_called_twice_loses_its_norm():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part, self.other = conv_bn(6, 6, 3, padding=1), conv_bn(6, 6, 1)
+
+        def forward(self, x):
+            return self.part(self.part(x).relu()) * self.other(x)
+
+    model, x = ready(Twice()), image(2, 6, 7, 7)
+    plain = fuse(model)
+    assert norms_in(plain) == []
+    assert_close(plain(x), model(x))

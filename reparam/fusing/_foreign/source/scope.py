@@ -27,7 +27,9 @@ class Uses(Protocol):
     def lose(self, things: Iterable[Any]) -> None: ...
     def members(self, thing: Any) -> Things: ...
     def attribute(self, thing: Any, name: str) -> Things: ...
-    def call(self, function: Any, args: list[Things], named: dict[str, Things]) -> Things: ...
+    def call(
+        self, function: Any, args: list[Things], named: dict[str, Things], site: ast.AST | None = None
+    ) -> Things: ...
 
 
 class Scope(ast.NodeVisitor):
@@ -177,7 +179,7 @@ class Scope(ast.NodeVisitor):
         functions = self.visit(node.func)
         if not functions or spread:
             self.uses.lose(given)
-        return [thing for function in functions for thing in self.uses.call(function, args, named)]
+        return [thing for function in functions for thing in self.uses.call(function, args, named, node)]
 
     def _is_empty(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Name) and node.id in self.empty

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from functools import cache, partial
+from collections.abc import Iterable
+from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -42,14 +42,12 @@ class Fixed:
         self.value = value
 
 
-@cache
-def _fixed(kind: Hashable, value: Any) -> Fixed:
-    return Fixed(value)
+_FIXED: dict[tuple[type, Any], Fixed] = {}
 
 
 def fixed(value: Any) -> Fixed:
     """The same object for the same value, so that calls with it can be told from others."""
-    return _fixed(type(value), value)
+    return _FIXED.setdefault((type(value), value), Fixed(value))
 
 
 class Instance:

@@ -8,12 +8,13 @@ followed. A module that is handed on to code that is not known may be used in an
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 from collections.abc import Iterable
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -40,12 +41,21 @@ _ONLY_ASK = ("inspect", "logging", "warnings")
 """Modules of Python that call nothing of what they are given."""
 
 
-def used_modules(modules: Iterable[nn.Module]) -> tuple[dict[int, nn.Module], set[int]]:
-    """What the forwards of these modules use, by id: what they call, and what they look into.
+class Used(NamedTuple):
+    """What forwards use, by id."""
 
-    Returns:
-        The modules, and the ids of those that are called with other arguments than their forward asks for.
-    """
+    modules: dict[int, nn.Module]
+    """What they call, and what they look into."""
+    otherwise: set[int]
+    """What is called with other arguments than its forward asks for."""
+    sites: dict[int, set[ast.AST]]
+    """Where a module is called, of those with which nothing else is done."""
+    stored: set[str]
+    """The names of attributes that are assigned to."""
+
+
+def used_modules(modules: Iterable[nn.Module]) -> Used:
+    """What the forwards of these modules use."""
     modules, otherwise, stored, known = list(modules), set[int](), set[str](), -1
     while known != len(otherwise) + len(stored):  # what is given otherwise, or changed, shows after it is needed
         known, uses = len(otherwise) + len(stored), ModuleUses(stored)
@@ -55,13 +65,16 @@ def used_modules(modules: Iterable[nn.Module]) -> tuple[dict[int, nn.Module], se
             except Exception:  # code that is written in a way that is not thought of here
                 uses.lose([module])
         otherwise = otherwise | uses.otherwise
-    return uses.used, otherwise
+    sites = {key: where for key, where in uses.sites.items() if key not in uses.looked}
+    return Used(uses.used, otherwise, sites, stored)
 
 
 class ModuleUses:
     def __init__(self, stored: set[str]) -> None:
         self.stored = stored
         self.used: dict[int, nn.Module] = {}
+        self.looked: set[int] = set()
+        self.sites: dict[int, set[ast.AST]] = {}
         self.otherwise: set[int] = set()
         self._done: dict[Any, Things] = {}
         self._made: dict[Any, Instance] = {}
@@ -74,9 +87,15 @@ class ModuleUses:
             elif isinstance(thing, MethodType):
                 self.lose([thing.__self__])
             elif isinstance(thing, nn.Module):
-                self.used.update((id(part), part) for part in thing.modules())
+                for part in thing.modules():
+                    self._look(part)
             elif isinstance(thing, (Instance, *CONTAINERS)):
                 self.lose(inside(thing))
+
+    def _look(self, module: nn.Module) -> None:
+        """Something is done with it that is not a call."""
+        self.used[id(module)] = module
+        self.looked.add(id(module))
 
     def forward_of(self, module: nn.Module, with_defaults: bool) -> None:
         """Follows what a module does, with the default arguments of its forward, or with any."""
@@ -127,7 +146,7 @@ class ModuleUses:
         value = vars(module).get(name, inspect.getattr_static(type(module), name, None))
         own = not _is_torchs(value)
         if name in module._parameters or name in module._buffers or isinstance(value, Tensor):
-            self.used[id(module)] = module  # its numbers are read
+            self._look(module)  # its numbers are read
             return []
         if name in ("forward", "__call__"):
             return [module]
@@ -145,7 +164,7 @@ class ModuleUses:
             self.lose(relevant(getattr(value, "__dict__", {}).values()) if not relevant([value]) else [])
         return relevant([value])
 
-    def call(self, function: Any, args: list[Things], named: dict[str, Things]) -> Things:
+    def call(self, function: Any, args: list[Things], named: dict[str, Things], site: ast.AST | None = None) -> Things:
         """What a call may return."""
         if isinstance(function, type):
             return self._make(function, args, named)
@@ -155,7 +174,10 @@ class ModuleUses:
             self.lose([function])
         if not isinstance(function, nn.Module):
             return self._call_function(function, args, named)
+        if site is None:
+            self._look(function)
         self.used[id(function)] = function
+        self.sites.setdefault(id(function), set()).update([site] if site else [])
         self.lose(thing for things in [*args, *named.values()] for thing in things)
         parameters = inspect.signature(function.forward).parameters.values()
         if named or len(args) > sum(parameter.default is parameter.empty for parameter in parameters):
@@ -187,7 +209,7 @@ class ModuleUses:
             return self._run(inner, [owner, *args] if owner else args, named)
         whole = _called_by_torch(inner, given)
         for module in whole:
-            self.used[id(module)] = module
+            self._look(module)
         self.lose(thing for thing in given if not whole and _room(inner) not in _ONLY_ASK)
         return []
 
