@@ -541,6 +541,56 @@ class Kept(Sized):
         return y + self.last * int(x.shape[0])
 
 
+class KeptLater(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        self.last = y
+        return self.bn(y) + self.last * int(x.shape[0])
+
+
+class OrTheInput(Sized):
+    def forward(self, x):
+        if int(x.shape[0]) > 1:
+            x = self.conv(x)
+        return self.bn(x)
+
+
+class NoTimes(Sized):
+    def forward(self, x):
+        y = x
+        for _ in range(int(x.shape[0]) - 1):
+            y = self.conv(x)
+        return self.bn(y)
+
+
+class NextTime(Sized):
+    def forward(self, x):
+        z = self.conv(x)
+        for _ in range(int(x.shape[0])):
+            y = self.bn(z)
+            z = y * 2
+        return y
+
+
+class TriedAnother(Sized):
+    def forward(self, x):
+        y = self.conv(x)
+        try:
+            y = x[: int(x.shape[0])]
+        except IndexError:
+            y = y[:1]
+        return self.bn(y)
+
+
+class Renewed(Sized):
+    def renew(self):
+        self.bn = nn.Identity()
+
+    def forward(self, x):
+        self.renew()
+        return self.bn(self.conv(x)) * int(x.shape[0])
+
+
 class Tried(Sized):
     def forward(self, x):
         y = self.conv(x)
@@ -602,7 +652,7 @@ def test_a_norm_goes_where_only_the_source_says_that_it_follows_a_layer(kind):
 
 KEPT = [AlsoWithout, OrWithout, OrOther, AddedTo, WrittenInto, ChangedByAMethod, TheOtherWayRound, LeftBefore]
 KEPT += [GoneOnBefore, ReadByAFunction, ReadByAComprehension, Kept, Tried, CalledOutside, CalledTwice, ReadItsWeight]
-KEPT += [Exchanged, OtherChannels]
+KEPT += [Exchanged, OtherChannels, KeptLater, OrTheInput, NoTimes, NextTime, TriedAnother]
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -613,6 +663,14 @@ def test_a_norm_stays_where_what_it_follows_is_read_otherwise(kind):
     assert norms_in(plain) == ["0.bn"] == list(survey(model, True).left)
     for one in (x, -x, x[:1], x.repeat(3, 1, 1, 1)):
         assert_close(copy.deepcopy(plain)(one), copy.deepcopy(model)(one))
+
+
+@torch.no_grad()
+def test_a_norm_stays_where_a_forward_puts_another_in_its_place():
+    model, x = ready(nn.Sequential(Renewed(), conv_bn(6, 6, 1))), image(2, 6, 6, 6)
+    plain = fuse(model)
+    assert norms_in(plain) == ["0.bn"]
+    assert_close(plain(x), model(x))
 
 
 @torch.no_grad()

@@ -129,14 +129,12 @@ class _Flow:
                 self._other(target)
 
     def _other(self, node: ast.AST) -> None:
-        """All that is in any other piece of source is read by others; what it assigns to is unknown."""
+        """All that is in any other piece of source is read by others."""
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
                 self._read(self._value(child))
             else:
                 self._other(child)
-        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-            self.names[node.target.id] = _OTHER
 
     def _value(self, node: ast.expr) -> Values:
         if isinstance(node, ast.Name):
