@@ -18,6 +18,7 @@ from ...errors import NotLinearError
 from .layers import norm_scale_shift
 from .source import Used, handed_on
 from .trace import called, changes_in_place, is_any_norm, is_torch_layer
+from .turned import axes_of, kind_of, turned_axes
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,12 @@ class Search:
 
     def _layer_before(self, node: Node, norm: nn.Module) -> Neighbours | str:
         source: Any = node.args[0]
-        while isinstance(source, Node) and len(_readers(source)) == 1 and self._does_nothing(source):
-            source = source.args[0]
+        turned = None  # the axis that becomes that of the channels
+        while isinstance(source, Node) and len(_readers(source)) == 1:
+            axes = turned_axes(source, norm)
+            if axes is None and not self._does_nothing(source):
+                break
+            source, turned = source.args[0], turned if axes is None else axes[turned or 1]
         if not isinstance(source, Node):
             return "nothing runs before it"
         layer = called(self.root, source)
@@ -120,7 +125,7 @@ class Search:
         if len(_readers(source)) != 1:
             return f"what it follows, {self._words(source)}, is also used without it"
         why = self._why_not(layer, layer._forward_hooks)
-        if why or not _makes_channels(layer, norm):
+        if why or not _makes_channels(layer, norm, turned):
             return f"what it follows, {self._words(source)}, {why or 'makes other channels than it normalises'}"
         return Neighbours(norm, (layer,), before=False)
 
@@ -227,13 +232,16 @@ def _flattens(node: Node) -> bool:
     return node.op == "call_method" and node.target == "flatten" and node.args[1:] == (1,)
 
 
-def _makes_channels(layer: nn.Module, norm: Any) -> bool:
+def _makes_channels(layer: nn.Module, norm: Any, turned: int | None = None) -> bool:
     """Whether a norm counts what a layer makes: of a linear layer's images, it would count another axis."""
-    return not isinstance(layer, nn.Linear) or (_is_of_vectors(norm) and layer.out_features == norm.num_features)
+    if not isinstance(layer, nn.Linear):
+        return turned in (None, 1)
+    last = _is_of_vectors(norm) if turned is None else turned == axes_of(norm) - 1
+    return last and layer.out_features == norm.num_features
 
 
 def _is_of_vectors(norm: nn.Module) -> bool:
-    return getattr(norm, "_unfrozen_class", type(norm)) in (nn.BatchNorm1d, nn.SyncBatchNorm)
+    return kind_of(norm) in (nn.BatchNorm1d, nn.SyncBatchNorm)
 
 
 def _why_no_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> str:
