@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any, Protocol
 
 from torch import nn
 
+from .arguments import bind
 from .known import PLAIN, Known, assigned_in
-from .things import OF_TENSORS, Fixed, Instance, Row, Things, cells, fixed, inside, relevant
+from .things import OF_TENSORS, Fixed, Instance, Row, Things, at, cells, fixed, inside, relevant
 
 _LISTING = {"reversed", "sorted", "list", "tuple", "iter", "next", "filter", "set", "dict"}
 _OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Compare, ast.FormattedValue)
@@ -44,43 +45,19 @@ class Scope(ast.NodeVisitor):
         named: dict[str, Things],
         defaults: Mapping[str, Things],
     ) -> None:
-        self.uses, self.function, self.node, wanted = uses, function, node, node.args
+        self.uses, self.function, self.node = uses, function, node
         self.returned: Things = []
-        self.names: dict[str, Things] = cells(function)
-        parameters = [arg.arg for arg in [*wanted.posonlyargs, *wanted.args]]
-        rest = args[len(parameters) :]
-        self.names.update(zip(parameters, args))
-        self.names.update({arg.arg: named.get(arg.arg, []) for arg in wanted.kwonlyargs})
-        self.names.update({name: things for name, things in named.items() if name in parameters})
-        self.me = args[0] if args and parameters else []
-        self.names.update({name: things for name, things in defaults.items() if name not in self.names})
-        missing = {*parameters[len(args) :], *(arg.arg for arg in wanted.kwonlyargs)} - named.keys()
-        self._spread(named.get("**", []), missing)
-        uses.lose(thing for things in rest for thing in things)  # *args
-        others = {name for name in named if name not in self.names and name != "**"}
-        uses.lose(thing for name in others for thing in named[name])  # **kwargs
-        rests = [wanted.vararg] * (not rest) + [wanted.kwarg] * (not others)
-        self.empty = {arg.arg for arg in rests if arg} if "**" not in named else set()
+        spread = [member for thing in named.get("**", []) for member in uses.members(thing)]
+        bound = bind(node.args, args, named, defaults, spread)
+        uses.lose(bound.rest)
+        self.empty, self.names = bound.empty, {**cells(function), **bound.names}
+        self.me = args[0] if args and bound.names else []
         changed = assigned_in(node)
         uses.stored.update(changed.attributes)
-        me = (parameters[0], self.me[0]) if len(self.me) == 1 and isinstance(self.me[0], nn.Module) else None
-        self.known = Known(
-            {
-                name: things[0].value
-                for name, things in self.names.items()
-                if name not in changed.names and len(things) == 1 and isinstance(things[0], Fixed)
-            },
-            me if me and me[0] not in changed.names else None,
-            uses.stored,
-        )
-
-    def _spread(self, things: Things, parameters: Iterable[str]) -> None:
-        """`**things`: each parameter that is not given may be any of them."""
-        spread = [member for thing in things for member in self.uses.members(thing)]
-        if spread:
-            self.names.update(dict.fromkeys(parameters, spread))
-            if self.node.args.kwarg:
-                self.uses.lose(spread)
+        fixed_names = {name: value for name, value in _values(self.names) if name not in changed.names}
+        me = next(iter(bound.names), "")
+        is_module = len(self.me) == 1 and isinstance(self.me[0], nn.Module) and me not in changed.names
+        self.known = Known(fixed_names, (me, self.me[0]) if is_module else None, uses.stored)
 
     def run(self) -> Things:
         """What the function may return."""
@@ -126,7 +103,9 @@ class Scope(ast.NodeVisitor):
 
     def visit_Subscript(self, node: ast.Subscript) -> Things:
         self.visit(node.slice)
-        found = [member for thing in self.visit(node.value) for member in _at(node.slice, thing, self.uses)]
+        found = [
+            member for thing in self.visit(node.value) for member in at(node.slice, thing, self.uses.members(thing))
+        ]
         return ([found] if found else []) if isinstance(node.slice, ast.Slice) else found
 
     def visit_If(self, node: ast.If) -> None:
@@ -290,18 +269,11 @@ class Scope(ast.NodeVisitor):
     visit_Yield = visit_YieldFrom = visit_Return
 
 
-def _at(place: ast.expr, thing: Any, uses: Uses) -> Things:
-    """What stands in a place of a container, or in a slice: all of it, if it is not known which place."""
-    members = uses.members(thing)
-    if type(thing) not in (nn.Sequential, nn.ModuleList):
-        return members
-    try:  # numbers, as they stand there
-        if isinstance(place, ast.Slice):
-            ends = (place.lower, place.upper, place.step)
-            return list(thing)[slice(*(None if end is None else ast.literal_eval(end) for end in ends))]
-        return [list(thing)[ast.literal_eval(place)]]
-    except (ValueError, TypeError, IndexError):
-        return members
+def _values(names: Mapping[str, Things]) -> Iterator[tuple[str, Any]]:
+    """The names that mean one value."""
+    for name, things in names.items():
+        if len(things) == 1 and isinstance(things[0], Fixed):
+            yield name, things[0].value
 
 
 def _attributes(thing: Any) -> Things:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -103,3 +104,16 @@ def cells(function: FunctionType) -> dict[str, Things]:
         except ValueError:  # not yet filled
             found[name] = []
     return found
+
+
+def at(place: ast.expr, thing: Any, members: Things) -> Things:
+    """What stands in a place of a container, or in a slice: all of it, if it is not known which place."""
+    if type(thing) not in (nn.Sequential, nn.ModuleList):
+        return members
+    try:  # numbers, as they stand there
+        if isinstance(place, ast.Slice):
+            ends = (place.lower, place.upper, place.step)
+            return list(thing)[slice(*(None if end is None else ast.literal_eval(end) for end in ends))]
+        return [list(thing)[ast.literal_eval(place)]]
+    except (ValueError, TypeError, IndexError):
+        return members
