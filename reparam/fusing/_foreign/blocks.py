@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ...algebra._affine import the_input
+from ...algebra._affine import balanced, the_input
 from ...algebra._linear import LinearOp
 from ...algebra._spec import ConvSpec
 from ...branches import Branch
 from ...errors import NotLinearError, ReparamError
 from ...modules._walk import walk
 from ...numerics._precision import has_float64, in_float64
-from .._regions import Piece, find_pieces
+from .._regions import Piece, Regions, find_regions
 from .equations import is_whole_block
 from .exact import copied_with, exact
 from .forms import InferenceForm, Row, form_of
@@ -65,6 +65,11 @@ class ForeignBlock:
         return ConvSpec(value.inputs, value.outputs, 1, ndim=1) if value.flat else value.spec()
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether it is layers that follow each other, in a forward that stays."""
+        return isinstance(self.form, InPlace)
+
+    @property
     def kept(self) -> dict[str, nn.Module]:
         """Its own modules that stay, by name."""
         if self.form is None:
@@ -86,12 +91,12 @@ class Refusal:
     """Whether somebody registered it, so that leaving it as it is would not be what was asked for."""
 
 
-def find_foreign(model: nn.Module) -> tuple[dict[str, ForeignBlock], dict[str, Refusal]]:
+def find_foreign(model: nn.Module, stays: Container[int] = ()) -> tuple[dict[str, ForeignBlock], dict[str, Refusal]]:
     """The foreign blocks of a model, and what looks like one, by dotted name, each once.
 
-    What one of the blocks keeps is searched as well.
+    What one of the blocks keeps is searched as well. Modules whose ids are in `stays` are left as they are.
     """
-    survey = _Survey(model)
+    survey = _Survey(model, stays)
     seen: dict[int, ForeignBlock | Refusal | None] = {}
 
     def inside(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -111,16 +116,28 @@ def foreign_block(module: nn.Module) -> ForeignBlock | None:
     return block if isinstance(block, ForeignBlock) else None
 
 
+class StaysError(NotLinearError):
+    """What could be merged, and is not for a reason that has nothing to do with numbers."""
+
+
 class _Survey:
     """The modules of a model, as copies in eval mode that can be read in float64."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, stays: Container[int] = ()) -> None:
+        self.model, self.stays = model, stays
 
     @cached_property
     def twins(self) -> dict[int, nn.Module]:
         """The copy of a module, by its id."""
         return {id(module): twin for module, twin in zip(self.model.modules(), to_read(self.model).modules())}
+
+    @cached_property
+    def opaque(self) -> set[int]:
+        """The ids of copies that are not looked into: blocks of this library, and what is to stay."""
+        kept = [module for module in self.model.modules() if id(module) in self.stays or isinstance(module, Branch)]
+        inside = {id(part) for module in kept for part in module.modules()}
+        touched = [module for module in self.model.modules() if any(id(part) in inside for part in module.modules())]
+        return {id(self.twins[id(module)]) for module in touched}
 
     @cached_property
     def reader(self) -> Reader:
@@ -153,7 +170,8 @@ def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | Non
     try:
         return _read(module, form, survey)
     except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
-        if not (registered or form or is_whole_block(module) or says_it_fuses(module)):
+        stays = isinstance(error, StaysError)
+        if not (stays or registered or form or is_whole_block(module) or says_it_fuses(module)):
             return None
         why = str(error) if isinstance(error, ReparamError) else f"{type(error).__name__}: {error}"
         return Refusal(f"{type(module).__name__}: {why}", registered)
@@ -161,7 +179,7 @@ def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | Non
 
 @torch.no_grad()
 def _read(module: nn.Module, form: InferenceForm | Row | None, survey: _Survey) -> ForeignBlock | None:
-    if is_torch_layer(module) and not is_registered(module):
+    if (is_torch_layer(module) and not is_registered(module)) or id(module) in survey.stays:
         return None
     block = read_block(module, survey.twins[id(module)], form, survey.reader, survey)
     if block is None:
@@ -194,28 +212,53 @@ def read_block(
         check_inside(twin)
         parts = tuple(name for name in module._modules if name != form.then and module._modules[name] is not None)
         return ForeignBlock(module, form, {form.conv: form.equation(twin, like)}, {form.conv: parts})
-    if _is_ours(module):
+    if _is_ours(module) or (form is not None and survey is not None and id(twin) in survey.opaque):
         return None
     try:
         forward = reader.forward_of(twin)
-    except NotLinearError:
-        if survey is not None and (value := hidden_value(module, reader)) is not None:
+    except (
+        NotLinearError
+    ) as error:  # what chooses by the values has no kernel, even if it is right on all that are tried
+        tried = survey is not None and id(twin) not in survey.opaque and "control flow" not in str(error)
+        if tried and (value := hidden_value(module, reader)) is not None:
             return ForeignBlock(module, None, {"": value}, {"": ()})
         raise
-    pieces = _pieces_of(forward)
+    found = _regions_of(forward, survey.opaque if survey else ())
+    pieces = found.pieces
     if isinstance(form, InferenceForm) and len(pieces) == len(form.convs):
         values = {conv: piece.value(like) for conv, piece in zip(form.convs, pieces)}
         swallows = {conv: _children(forward, piece) for conv, piece in zip(form.convs, pieces)}
         own = frozenset(conv for conv, piece in zip(form.convs, pieces) if forward.has_own(piece))
         return ForeignBlock(module, form, values, swallows, own)
-    pieces = [piece for piece in pieces if _is_worth_it(piece, forward)] or (pieces if says_it_fuses(module) else [])
-    if not pieces:
-        if survey is not None and (value := hidden_value(module, reader)) is not None:
-            return ForeignBlock(module, None, {"": value}, {"": ()})
-        if survey is not None and says_it_fuses(module):
-            forward.apply(the_input(like))  # which says why not, if it can
+    whole_is_asked = survey is not None and id(twin) not in survey.opaque
+    says = whole_is_asked and says_it_fuses(module)
+    if says and (value := _whole(forward, like)) is not None:
+        return ForeignBlock(module, None, {"": value}, {"": ()})
+    pieces = [piece for piece in pieces if _is_worth_it(piece, forward)]
+    if pieces:
+        return _placed(module, forward, pieces, reader, survey)
+    if whole_is_asked and _leaves_layers(forward) and (value := hidden_value(module, reader)) is not None:
+        return ForeignBlock(module, None, {"": value}, {"": ()})
+    if says:
+        forward.apply(the_input(like))  # which says why not, if it can
+    if found.refused:
+        raise StaysError(f"it adds up what several layers make of one value, but {next(iter(found.refused.values()))}")
+    return None
+
+
+def _leaves_layers(forward: Forward) -> bool:
+    """Whether a forward leaves out layers that its module holds, as one that sums in training mode only does."""
+    used = {str(node.target).partition(".")[0] for node in forward.graph.nodes}
+    return any(name not in used and isinstance(part, _ConvNd) for name, part in forward.root.named_children())
+
+
+def _whole(forward: Forward, like: Tensor) -> LinearOp | None:
+    """What a module that means to become a layer is as one, if that costs no more."""
+    try:
+        pays = balanced(forward.apply(the_input(like.to("meta")))).multiply_adds <= forward.cost()
+        return balanced(forward.apply(the_input(like))) if pays else None
+    except NotLinearError:
         return None
-    return _placed(module, forward, pieces, reader, survey)
 
 
 def _placed(
@@ -228,11 +271,29 @@ def _placed(
     whole = pieces[0].source in forward.inputs and forward.output.args[0] is pieces[0].output
     if whole and len(forward.inputs) == 1:
         return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()})
+    if survey is not None and module is survey.model:
+        _check_most(module, forward, pieces)
     named = name_pieces(forward, pieces)
     values = {name: piece.value(reader.like) for name, piece in named.items()}
     swallows = {name: _modules_of(forward, piece) for name, piece in named.items()}
     own = frozenset(name for name, piece in named.items() if forward.has_own(piece))
     return ForeignBlock(module, Rewriting(forward, named), values, swallows, own)
+
+
+def _check_most(module: nn.Module, forward: Forward, pieces: list[Piece]) -> None:
+    """Checks that a whole model, whose class goes with its forward, is not rewritten for the sake of a small part.
+
+    Raises:
+        StaysError: if most of its layers are elsewhere.
+    """
+    inside = [forward.root.get_submodule(name) for piece in pieces for name in _modules_of(forward, piece)]
+    taken = len({id(part) for inner in inside for part in inner.modules() if _is_layer(part)})
+    total = sum(map(_is_layer, module.modules()))
+    if 2 * taken < total:
+        raise StaysError(
+            f"its own forward adds up layers that could be one ({taken} of {total} in all), but would have to be "
+            "rewritten, and the model would lose its class; move them into a module of their own"
+        )
 
 
 def _in_place(
@@ -253,15 +314,13 @@ def _is_ours(module: nn.Module) -> bool:
     return type(module).__module__.split(".")[0] == "reparam"
 
 
-def _pieces_of(forward: Forward) -> list[Piece]:
-    """What of a forward becomes convolutions; blocks of this library stay what they are."""
-    steps = [replace(step, apply=None) if _holds_ours(forward, step.key) else step for step in forward.steps]
-    return [piece for piece in find_pieces(steps, forward.outputs(), forward.widths()) if forward.is_safe(piece)]
-
-
-def _holds_ours(forward: Forward, node: Any) -> bool:
-    module = called(forward.root, node)
-    return module is not None and any(isinstance(part, Branch) for part in module.modules())
+def _regions_of(forward: Forward, opaque: Container[int]) -> Regions:
+    """What of a forward becomes convolutions, past modules that are not looked into."""
+    steps = [
+        replace(step, apply=None) if id(called(forward.root, step.key)) in opaque else step for step in forward.steps
+    ]
+    found = find_regions(steps, forward.outputs(), forward.widths())
+    return found._replace(pieces=[piece for piece in found.pieces if forward.is_safe(piece)])
 
 
 def _layers(piece: Piece, forward: Forward) -> list[nn.Module | None]:
@@ -346,5 +405,5 @@ def check_registered(module: nn.Module, like: Tensor) -> None:
         raise NotLinearError(
             f"its forward is not the kernel that is registered with kernel_of: they differ by {found.error:.3g} where "
             f"the forward reaches {found.largest:.3g}, on random numbers of shape {found.shape}; a kernel has no "
-            "activation, no gate and no quantization in it: register the linear part alone, or do not register this type"
+            "activation, gate or quantization in it: register the linear part alone, or do not register this type"
         )

@@ -63,8 +63,8 @@ def _registered(module: Any) -> LinearOp:
             f"{type(module).__name__} is registered with kernel_of, but has no {', '.join(missing)}; give it these "
             "attributes, as nn.Conv2d has them, or a `spec`, a ConvSpec"
         )
-    geometry = (getattr(module, name) for name in _GEOMETRY)
-    return conv_op(*kernel, *geometry, getattr(module, "padding_mode", "zeros"))
+    stride, padding, dilation, groups = (getattr(module, name) for name in _GEOMETRY)
+    return conv_op(*kernel, stride, padding, dilation, groups, getattr(module, "padding_mode", "zeros"))
 
 
 def _of_spec(kernel: Kernel, spec: ConvSpec) -> LinearOp:
@@ -367,7 +367,8 @@ class Forward:
             if why := why_hooked(module):
                 raise NotLinearError(f"{node.target!r}: {why}")
             if len(node.kwargs) > 1 and not node.args:  # several values, or one of them twice
-                names, given = tuple(node.kwargs), list(node.kwargs.values())
+                names = tuple(node.kwargs)
+                given: list[Any] = list(node.kwargs.values())
                 places = [inputs.index(one) for one in given]
                 return Step(node, keys, lambda *values: self.reader.call(module, names, *(values[i] for i in places)))
             self._check_call(node)
@@ -474,10 +475,10 @@ def _keeps_channels(node: Node) -> bool:
     return getattr(node.target, "__name__", node.target) in ("add", "iadd", "sub", "mul", "relu", "add_", "mul_", "pad")
 
 
-def _parts_of(root: nn.Module, node: Node, found: dict[Node, int]) -> int | None:
+def _parts_of(root: nn.Module, node: Any, found: dict[Node, int]) -> int | None:
     """Channels of what a node splits into parts of known channels."""
     if node.target is operator.getitem and isinstance(node.args[1], tuple) and len(node.args[1]) > 1:
-        part = node.args[1][1]
+        part: Any = node.args[1][1]
         last = isinstance(part, slice) and isinstance(part.start, int) and part.stop is None and part.start > 0
         return part.start + found[node] if last and node in found else None
     if isinstance(module := called(root, node), nn.PixelUnshuffle) and node in found:
