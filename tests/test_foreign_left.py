@@ -205,6 +205,15 @@ def test_frozen_norms_that_keep_their_eps_to_themselves(small, dtype):
     assert all(torch.equal(value, exact.state_dict()[key].to(dtype)) for key, value in plain.state_dict().items())
 
 
+@torch.no_grad()
+def test_frozen_norms_are_known_by_what_their_name_ends_in():
+    kind = type("DetrFrozenBatchNorm2d", (Frozen,), {})  # as DETR's ports have it
+    model, x = ready(nn.Sequential(conv(), kind(small=1e-5))), image(1, 6, 7, 6)
+    plain = fuse(model)
+    assert norms_in(model) == ["1"] and norms_in(plain) == []
+    assert_close(plain(x), model(x))
+
+
 @pytest.mark.parametrize("change", [torch.relu, lambda y: y - y.mean(), lambda y: y[..., :1]])
 @torch.no_grad()
 def test_a_frozen_norm_that_does_something_else_stays(change):
