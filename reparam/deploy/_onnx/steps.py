@@ -1,0 +1,61 @@
+"""The nodes of an ONNX graph as steps, of which regions are found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from onnx import NodeProto, TensorProto
+
+from ...errors import NotLinearError, ReparamError
+from ...fusing._regions import Step
+from . import arithmetic, channels  # noqa: F401  # which register what they read
+from .call import Call
+from .channels import parts_of
+from .graph import Graph, read_by
+from .layers import READERS
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_MOVES = {"Identity", "Dropout", "Pad", "Concat", "Split", "SequenceAt", "Slice", "Gather", "Where", "Cast", "CastLike"}
+"""What computes nothing."""
+
+
+def steps_of(graph: Graph) -> tuple[list[Step], dict[str, str]]:
+    """The steps that lead to the outputs of a graph, and why some are no linear map, by the name of their value.
+
+    What is the same for all inputs is no step.
+    """
+    why: dict[str, str] = {}
+    steps = [step for node in graph.nodes for step in _steps(graph, node, why)]
+    needed = {value.name for value in graph.model.graph.output}
+    found = []
+    for step in reversed(steps):
+        if step.key in needed:
+            needed.update(step.inputs)  # type: ignore[arg-type]  # keys are names here
+            found.append(step)
+    return found[::-1], why
+
+
+def _steps(graph: Graph, node: NodeProto, why: dict[str, str]) -> Iterator[Step]:
+    outputs = [name for name in node.output if name and name not in graph.constants]
+    linear = {}
+    try:
+        linear = _linear(graph, node)
+    except NotLinearError as error:
+        why |= dict.fromkeys(outputs, str(error))
+    except (ReparamError, ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+        why |= dict.fromkeys(outputs, f"{node.op_type} cannot be read: {error!r}")  # such as no model should have
+    others = tuple(sorted(name for name in read_by(node) if name not in graph.constants))
+    cost = Fraction(0) if node.op_type in _MOVES else None
+    for name in outputs:
+        yield Step(name, *linear[name], cost) if name in linear else Step(name, others)
+
+
+def _linear(graph: Graph, node: NodeProto) -> dict:
+    if node.domain not in ("", "ai.onnx") or graph.type_of(node.output[0]) not in FLOATS:
+        return {}
+    call = Call(graph, node)
+    if node.op_type == "Split":
+        return dict(parts_of(call))
+    reader = READERS.get(node.op_type)
+    return {} if reader is None else {node.output[0]: reader(call)}
