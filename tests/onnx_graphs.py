@@ -80,13 +80,25 @@ def save(model: ModelProto, path: Path, **options: Any) -> Path:
     return path
 
 
-def exported(module: nn.Module, x: torch.Tensor, path: Path, *, opset: int = 17, dynamo: bool = False) -> Path:
-    """A module as torch exports it where nothing is fused: batch norms, dropout and all branches are there."""
+def exported(
+    module: nn.Module,
+    x: torch.Tensor,
+    path: Path,
+    *,
+    opset: int = 17,
+    dynamo: bool = False,
+    free: Sequence[int] | None = None,
+) -> Path:
+    """A module as torch exports it where nothing is fused: batch norms, dropout and all branches are there.
+
+    `free` are the axes of any size; those of the batch and of images if it is not given.
+    """
     options: dict[str, Any] = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
-    free = {0: "n", **{axis: f"size{axis}" for axis in range(2, x.dim())}}
-    options["dynamic_axes"] = {"x": free}
+    axes = (0, *range(2, x.dim())) if free is None else free
+    names = {axis: f"size{axis}" for axis in axes}
+    options["dynamic_axes"] = {"x": names} if names else None
     if dynamo:
-        options = {"optimize": False, "dynamic_shapes": (free,)}
+        options = {"optimize": False, "dynamic_shapes": (names,) if names else None}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the older exporter is deprecated, and most files in use are its

@@ -58,7 +58,7 @@ class OnnxReport:
     """The same of the first graph, when its inputs change by rounding."""
 
     def __str__(self) -> str:
-        titles = {"value": "", "nodes": "", "became": "", "multiply-adds": ",", "after": ",", "error": ".0e"}
+        titles = {"value": "", "nodes": "", "became": "", "multiply-adds": ",.0f", "after": ",.0f", "error": ".0e"}
         rows = [(one.name, one.before, one.after, *one.multiply_adds, one.error) for one in self.regions]
         (nodes, fewer), (numbers, less) = self.nodes, self.numbers
         return "\n".join(
@@ -157,12 +157,16 @@ def _found(graph: Graph) -> tuple[list[_Fused], list[tuple[str, str]]]:
     found, why = steps.steps_of(graph)
     fused: list[_Fused] = []
     left: list[tuple[str, str]] = []
+    last = steps.handed_on(found, graph.outputs)
     for piece in find_pieces(found, graph.outputs):
+        output = str(piece.output)
+        while output in last:
+            output = last[output]
         try:
-            layer = rewrite.replacement(graph, piece)
+            layer = rewrite.replacement(graph, piece, output)
             fused.append(_Fused(piece, layer, trial.region_error(graph, layer)))
         except ReparamError as error:
-            left.append((str(piece.output), str(error)))
+            left.append((output, str(error)))
     return fused, [*left, *_norms_left(graph, fused, why)]
 
 

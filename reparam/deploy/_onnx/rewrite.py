@@ -31,13 +31,18 @@ class Replacement(NamedTuple):
     value: LinearOp
 
 
-def replacement(graph: Graph, piece: Piece) -> Replacement:
+def replacement(graph: Graph, piece: Piece, output: str) -> Replacement:
     """The nodes and tensors of one convolution or linear layer, rounded once to the type of the file.
+
+    Args:
+        graph: the one that the region is in.
+        piece: the region.
+        output: what the layer makes: the output of the region, or what only hands that on.
 
     Raises:
         NotLinearError: if what it reads is not known well enough, or its numbers are too large for that type.
     """
-    source, output = str(piece.source), str(piece.output)
+    source = str(piece.source)
     kind, dims = graph.type_of(output), graph.dims(source)
     if kind not in FLOATS or graph.type_of(source) != kind:
         raise NotLinearError(f"{source!r} and {output!r} are of different types")

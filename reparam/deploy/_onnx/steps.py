@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ from . import arithmetic, channels  # noqa: F401  # which register what they rea
 from .call import Call
 from .channels import parts_of
 from .graph import Graph, read_by
-from .layers import READERS
+from .layers import READERS, as_it_is
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _MOVES = {"Identity", "Dropout", "Pad", "Concat", "Split", "SequenceAt", "Slice", "Gather", "Where", "Cast", "CastLike"}
@@ -34,6 +35,13 @@ def steps_of(graph: Graph) -> tuple[list[Step], dict[str, str]]:
             needed.update(step.inputs)  # type: ignore[arg-type]  # keys are names here
             found.append(step)
     return found[::-1], why
+
+
+def handed_on(steps: list[Step], outputs: set[str]) -> dict[str, str]:
+    """The values that one step alone reads, which does nothing (a dropout, an identity), and what it gives."""
+    readers = Counter(name for step in steps for name in step.inputs)
+    only = [step for step in steps if step.apply is as_it_is and readers[step.inputs[0]] == 1]
+    return {str(step.inputs[0]): str(step.key) for step in only if step.inputs[0] not in outputs}
 
 
 def _steps(graph: Graph, node: NodeProto, why: dict[str, str]) -> Iterator[Step]:

@@ -163,6 +163,9 @@ def _compared(before: Any, after: Any, feeds: Feeds, names: Sequence[str], tried
 
 
 def _difference(before: Any, after: Any, feeds: Feeds, names: Sequence[str]) -> Difference:
+    if not names:
+        after.run(None, feeds)
+        return Difference(0.0, 0.0)
     wanted = before.run(names, feeds)
     rounded = before.run(names, {name: _changed(array) for name, array in feeds.items()})
     got = after.run(names, feeds)
