@@ -26,9 +26,8 @@ from reparam import (
     set_fold,
     verify,
 )
-from reparam.fusing._foreign import survey
-from reparam.fusing._foreign.blocks import to_read
 from reparam.algebra._affine import the_input
+from reparam.fusing._foreign.blocks import to_read
 from reparam.fusing._foreign.reading import _REGISTERED, Reader, like_of
 from reparam.fusing._foreign.trace import is_any_norm
 

@@ -53,6 +53,11 @@ def after(first: LinearOp, second: LinearOp) -> LinearOp:
     second = _like(second, first)
     if second.is_padded:
         _check_padding(first, second)
+        if first.tiles:
+            pads = tuple((low * s, high * s) for (low, high), s in zip(second.pads, first.stride))
+            second = second._replace(pads=pads)
+    if first.flat and second.flat and first.ndim > second.ndim == 1:  # a linear layer of more axes than one
+        second = _with_axes(second, first.ndim)
     if first.ndim and second.ndim and (first.flat, first.ndim) != (second.flat, second.ndim):
         raise NotLinearError("a linear layer and a convolution, or convolutions of different axes, follow each other")
     pads = second.pads or first.pads
@@ -67,7 +72,39 @@ def after(first: LinearOp, second: LinearOp) -> LinearOp:
         return first._replace(pads=pads, padding_mode=mode)
     op = _then(first._replace(reads=None), second)
     flat, shifts = first.flat or second.flat, first.shifts or second.shifts
-    return LinearOp(*op[:4], pads, mode, flat, first.reads, shifts)
+    return LinearOp(*op[:4], pads, mode, flat, first.turned, first.reads, shifts)
+
+
+def _with_axes(value: LinearOp, ndim: int) -> LinearOp:
+    """A value that looks at one pixel, with so many axes."""
+    ones = (1,) * ndim
+    weight = value.kernel.weight
+    kernel = Kernel(weight.reshape(*weight.shape[:2], *ones), value.kernel.bias)
+    return value._replace(kernel=kernel, stride=ones, dilation=ones)
+
+
+def turned(value: LinearOp, ndim: int, flat: bool) -> LinearOp:
+    """A value whose channels were moved to the last axis (`flat`), or back from there, of so many spatial axes.
+
+    Raises:
+        NotLinearError: if they are there already.
+    """
+    if value.ndim and (value.flat == flat or value.ndim != ndim):
+        raise NotLinearError("axes are exchanged in another way than channels being the last, or the first")
+    return _raised(value, ndim)._replace(flat=flat, turned=not value.turned, untouched=False)
+
+
+def unshuffled(value: LinearOp, factor: int) -> LinearOp:
+    r"""A value whose pixels are moved into channels, as PixelUnshuffle does: one tap each, of a stride.
+
+    $$y[c r^2 + i r + j,\; p, q] = x[c,\; p r + i, q r + j]$$
+    """
+    channels, taps = value.outputs, factor * factor
+    like = value.kernel.weight
+    one = torch.eye(taps, dtype=like.dtype, device=like.device).reshape(taps, 1, factor, factor)
+    kernel = Kernel(one.repeat(channels, 1, 1, 1), like.new_zeros(channels * taps))
+    tiles = not value.is_padded and all(s == 1 for s in value.stride)
+    return after(value, LinearOp(kernel, (factor, factor), (1, 1), channels, shifts=False))._replace(tiles=tiles)
 
 
 def _like(value: LinearOp, other: LinearOp) -> LinearOp:
@@ -77,14 +114,18 @@ def _like(value: LinearOp, other: LinearOp) -> LinearOp:
 
 
 def _check_padding(first: LinearOp, second: LinearOp) -> None:
-    """Padding commutes with a pointwise or 1x1 operation that makes of the padding what the padding is."""
-    one_tap = all(k == 1 for k in first.kernel.size) and all(s == 1 for s in first.stride)
-    if not one_tap or (first.is_padded and first.padding_mode != second.padding_mode):
-        raise NotLinearError("a padded operation follows one with taps or padding, so that the border is another")
-    crops = any(low < 0 or high < 0 for low, high in (*first.pads, *second.pads))
-    if first.is_padded and (crops or second.padding_mode != "zeros"):
-        raise NotLinearError("padding follows cropping, so that the border is another")
+    """Padding commutes, along an axis, with an operation that looks at one pixel there and makes padding of padding."""
     zeros = second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair)
+    if first.is_padded and first.padding_mode != second.padding_mode:
+        raise NotLinearError("a padded operation follows one with other padding, so that the border is another")
+    for axis, after_it in enumerate(second.pads):
+        if not any(after_it):
+            continue
+        before = first.pads[axis] if first.pads else (0, 0)
+        if first.ndim and not first.tiles and (first.kernel.size[axis] > 1 or first.stride[axis] > 1):
+            raise NotLinearError("a padded operation follows one with taps or padding, so that the border is another")
+        if any(before) and (min(*before, *after_it) < 0 or second.padding_mode != "zeros"):
+            raise NotLinearError("padding follows cropping, so that the border is another")
     if zeros and first.shifts:
         raise NotLinearError("zeros are padded to what has a bias, so that the border is another")
 
@@ -134,7 +175,7 @@ def concat(values: Sequence[LinearOp]) -> LinearOp:
     """Values of one input, their channels one after the other, as one convolution.
 
     Raises:
-        NotLinearError: if they differ in stride, size of the output or padding mode, or the channels of one are not known.
+        NotLinearError: if they differ in stride, size of the output or padding mode, or channels are not known.
     """
     inputs = max(value.inputs for value in values)
     values = _in_one_frame([repeated(value, inputs) for value in values])
@@ -213,10 +254,12 @@ def _in_one_frame(values: Sequence[LinearOp]) -> list[LinearOp]:
     values = [_like(value, values[0]) for value in values]
     ndim = max(max(value.ndim, len(value.pads)) for value in values)
     flat = any(value.flat for value in values)
+    if len({value.turned for value in values}) > 1 or len({value.flat for value in values if value.ndim}) > 1:
+        raise NotLinearError("the channels of values are on different axes")
     values = [_raised(value, ndim)._replace(flat=flat) for value in values]
     modes = {value.padding_mode for value in values if value.is_padded}
     strides = {value.stride for value in values}
-    if len(strides) > 1 or len(modes) > 1 or (flat and ndim != 1):
+    if len(strides) > 1 or len(modes) > 1:
         named = " and ".join(str(value.stride) for value in values)
         raise NotLinearError(f"strides {named}, or axes, or padding modes differ")
     frames = [_frame([_extent(value, axis) for value in values]) for axis in range(ndim)]
@@ -225,11 +268,7 @@ def _in_one_frame(values: Sequence[LinearOp]) -> list[LinearOp]:
 
 def _raised(value: LinearOp, ndim: int) -> LinearOp:
     """A pointwise value as a convolution with one tap on so many axes."""
-    if value.ndim or not ndim:
-        return value
-    ones = (1,) * ndim
-    kernel = Kernel(value.kernel.weight.reshape(-1, 1, *ones), value.kernel.bias)
-    return value._replace(kernel=kernel, stride=ones, dilation=ones)
+    return value if value.ndim or not ndim else _with_axes(value, ndim)
 
 
 Extent = tuple[int, int, int, int]

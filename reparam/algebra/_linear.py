@@ -35,12 +35,16 @@ class LinearOp(NamedTuple):
     padding_mode: str = "zeros"
     flat: bool = False
     """Whether it is a linear layer, of vectors, which is kept as a convolution with one tap on one axis."""
+    turned: bool = False
+    """Whether the channels of the output are on another axis than those of the input."""
     reads: tuple[int, int] | None = None
     """The first channel that is read, and how many the input has; None: all are read."""
     shifts: bool = True
     """Whether there may be a bias that is not zero; on the meta device this is all that is known of it."""
     untouched: bool = False
     """Whether it is the input itself, padded perhaps."""
+    tiles: bool = False
+    """Whether the image is known to be a whole number of strides large, each pixel of which is read once."""
 
     @property
     def ndim(self) -> int:
@@ -75,7 +79,13 @@ class LinearOp(NamedTuple):
         Raises:
             NotLinearError: if it is a linear layer, or no `nn.Conv` pads or reads its input like this.
         """
-        if self.flat or not self.ndim or self.reads or any(low != high or low < 0 for low, high in self.pads):
+        if (
+            self.flat
+            or self.turned
+            or not self.ndim
+            or self.reads
+            or any(low != high or low < 0 for low, high in self.pads)
+        ):
             raise NotLinearError(f"it is linear, but no convolution: axes {self.ndim}, pads {self.pads}")
         padding = tuple(low for low, _ in self.pads) or 0
         geometry = self.kernel.size, self.stride, padding, self.dilation, self.groups, True, self.padding_mode
@@ -117,8 +127,8 @@ def linear_op(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
         NotLinearError: if the module is not linear, or pads on its own.
     """
     raise NotLinearError(
-        f"{type(module).__name__} is not linear, as far as is known; a branch may hold convolutions, batch norms, average "
-        "pools and identities, and an activation belongs outside of the block"
+        f"{type(module).__name__} is not linear, as far as is known; a branch may hold convolutions, batch norms, "
+        "average pools and identities, and an activation belongs outside of the block"
     )
 
 
@@ -198,8 +208,8 @@ def check_valid(module: nn.Module, op: LinearOp) -> LinearOp:
     """
     if op.is_padded:
         raise NotLinearError(
-            f"{type(module).__name__} has padding={getattr(module, 'padding', op.pads)!r}, but inside a branch only the "
-            "input is padded, by the padding of the ConvSpec; build it with padding=0"
+            f"{type(module).__name__} has padding={getattr(module, 'padding', op.pads)!r}, but inside a branch only "
+            "the input is padded, by the padding of the ConvSpec; build it with padding=0"
         )
     if op.flat:
         raise NotLinearError(

@@ -37,6 +37,8 @@ class Step:
     """None: it is not linear."""
     cost: Fraction | None = None
     """Multiply-adds for each pixel of its input, if `apply` would not tell."""
+    computes: bool = False
+    """Whether it works out its weight whenever it runs, so that it is worth a convolution on its own."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +201,18 @@ class _Finder:
         if not isinstance(value, LinearOp) or not value.ndim:
             return None
         value = balanced(value)
-        if value.reads or (not value.flat and any(low != high or low < 0 for low, high in value.pads)):
+        if (
+            value.reads
+            or value.turned
+            or (value.flat and value.ndim > 1)
+            or (not value.flat and any(low != high or low < 0 for low, high in value.pads))
+        ):
             return None
         gone = self.replaced(source, output)
         steps = self.between(source, output)
         costs = [cost for step in steps if step.key in gone and (cost := self.own_cost(source, step))]
         before, after = sum(costs, Fraction(0)), value.multiply_adds
-        if len(costs) < 2 or after > before:
+        if after > before or not (len(costs) > 1 or any(step.computes for step in steps)):
             return None
         return Piece(source, output, tuple(steps), frozenset(gone), before, after, self.widths.get(source, 1))
 

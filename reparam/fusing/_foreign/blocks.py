@@ -9,9 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
 from ...algebra._affine import the_input
@@ -23,10 +21,11 @@ from ...modules._walk import walk
 from ...numerics._precision import has_float64, in_float64
 from .._regions import Piece, find_pieces
 from .equations import is_whole_block
-from .exact import copied_with, exact, numbers, without_hooks
+from .exact import copied_with, exact
 from .forms import InferenceForm, Row, form_of
+from .hidden import differs, hidden_value
 from .lookalikes import says_it_fuses
-from .reading import Forward, Reader, check_inside, is_registered, like_of
+from .reading import Forward, Reader, check_inside, is_leaf, is_registered, like_of
 from .rewriting import InPlace, Rewriting, name_pieces
 from .source import used_modules
 from .trace import called, is_any_norm, is_torch_layer
@@ -45,10 +44,13 @@ class ForeignBlock:
     """Its convolutions in float64, by their name in it."""
     swallows: Mapping[str, tuple[str, ...]]
     """The names of the modules in it that a convolution replaces; none: the module itself."""
+    own: frozenset[str] = frozenset()
+    """Convolutions that are made of parameters of the module itself as well."""
 
     def parts(self, conv: str) -> list[nn.Module]:
         """What a convolution is made of."""
-        return [self.module.get_submodule(name) for name in self.swallows[conv]] or [self.module]
+        names = () if conv in self.own else self.swallows[conv]
+        return [self.module.get_submodule(name) for name in names] or [self.module]
 
     @property
     def gone(self) -> list[nn.Module]:
@@ -131,6 +133,8 @@ class _Survey:
         counts: Counter[int] = Counter()
         opaque = []
         for twin in self.twins.values():
+            if is_leaf(twin):
+                continue
             try:
                 forward = self.reader.forward_of(twin)
             except NotLinearError:
@@ -192,14 +196,22 @@ def read_block(
         return ForeignBlock(module, form, {form.conv: form.equation(twin, like)}, {form.conv: parts})
     if _is_ours(module):
         return None
-    forward = reader.forward_of(twin)
+    try:
+        forward = reader.forward_of(twin)
+    except NotLinearError:
+        if survey is not None and (value := hidden_value(module, reader)) is not None:
+            return ForeignBlock(module, None, {"": value}, {"": ()})
+        raise
     pieces = _pieces_of(forward)
     if isinstance(form, InferenceForm) and len(pieces) == len(form.convs):
         values = {conv: piece.value(like) for conv, piece in zip(form.convs, pieces)}
         swallows = {conv: _children(forward, piece) for conv, piece in zip(form.convs, pieces)}
-        return ForeignBlock(module, form, values, swallows)
+        own = frozenset(conv for conv, piece in zip(form.convs, pieces) if forward.has_own(piece))
+        return ForeignBlock(module, form, values, swallows, own)
     pieces = [piece for piece in pieces if _is_worth_it(piece, forward)] or (pieces if says_it_fuses(module) else [])
     if not pieces:
+        if survey is not None and (value := hidden_value(module, reader)) is not None:
+            return ForeignBlock(module, None, {"": value}, {"": ()})
         if survey is not None and says_it_fuses(module):
             forward.apply(the_input(like))  # which says why not, if it can
         return None
@@ -213,13 +225,14 @@ def _placed(
     chains = [piece for piece in pieces if _is_chain(piece, forward)]
     if chains == pieces:
         return None if survey is None else _in_place(module, forward, pieces, reader, survey)
-    if len(pieces) == 1 and [pieces[0].source] == forward.inputs and forward.outputs() == [pieces[0].output]:
-        if isinstance(forward.output.args[0], Node):
-            return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()})
+    whole = pieces[0].source in forward.inputs and forward.output.args[0] is pieces[0].output
+    if whole and len(forward.inputs) == 1:
+        return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()})
     named = name_pieces(forward, pieces)
     values = {name: piece.value(reader.like) for name, piece in named.items()}
     swallows = {name: _modules_of(forward, piece) for name, piece in named.items()}
-    return ForeignBlock(module, Rewriting(forward, named), values, swallows)
+    own = frozenset(name for name, piece in named.items() if forward.has_own(piece))
+    return ForeignBlock(module, Rewriting(forward, named), values, swallows, own)
 
 
 def _in_place(
@@ -258,11 +271,13 @@ def _layers(piece: Piece, forward: Forward) -> list[nn.Module | None]:
         module = called(forward.root, step.key)
         if step.key in piece.gone and (module is not None or _is_layer_function(step.key)):
             found.append(module)
-    return [module for module in found if module is None or any(True for _ in module.parameters()) or _pools(module)]
+    return [module for module in found if module is None or any(map(_is_layer, module.modules()))]
 
 
-def _pools(module: nn.Module) -> bool:
-    return type(module).__name__.startswith("AvgPool") or is_any_norm(module)
+def _is_layer(module: nn.Module) -> bool:
+    return (
+        isinstance(module, (_ConvNd, nn.Linear)) or is_any_norm(module) or type(module).__name__.startswith("AvgPool")
+    )
 
 
 def _is_layer_function(node: Any) -> bool:
@@ -273,8 +288,15 @@ def _is_worth_it(piece: Piece, forward: Forward) -> bool:
     """Whether a piece has several layers, of which norms next to their layer are no concern here."""
     layers = _layers(piece, forward)
     if _is_chain(piece, forward):
-        return sum(module is None or not is_any_norm(module) for module in layers) > 1
-    return len(layers) > 1
+        return sum(_weights_in(module) for module in layers) > 1
+    return len(layers) > 1 or any(forward.computes_weight(step.key) for step in piece.steps)
+
+
+def _weights_in(module: nn.Module | None) -> int:
+    """Layers with a kernel in a module, or a function that is one."""
+    if module is None:
+        return 1
+    return sum(map(_is_layer, module.modules())) - is_any_norm(module)
 
 
 def _is_chain(piece: Piece, forward: Forward) -> bool:
@@ -286,11 +308,9 @@ def _is_chain(piece: Piece, forward: Forward) -> bool:
 
 
 def _modules_of(forward: Forward, piece: Piece) -> tuple[str, ...]:
-    """The names of the modules that a piece replaces; none if it has parameters of the module itself in it."""
+    """The names of the modules that a piece replaces."""
     names = [str(step.key.target) for step in piece.steps if step.key in piece.gone and step.key.op == "call_module"]
-    steps = {step.key for step in piece.steps}
-    own = any(node.op == "get_attr" and forward.feeds(node, steps) for node in forward.graph.nodes)
-    return () if own else tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(names))
 
 
 def _children(forward: Forward, piece: Piece) -> tuple[str, ...]:
@@ -308,7 +328,11 @@ def to_read(module: nn.Module) -> Any:
     convs = [part for part in module.modules() if isinstance(part, _ConvNd) and is_torch_layer(part)]
     weights = [part._parameters.get("weight") for part in convs if id(part) not in inside]
     raw = {id(weight) for weight in weights if weight is not None and has_float64(weight.device)}
-    return copied_with(module, lambda tensor: tensor if id(tensor) in raw else in_float64(tensor))
+
+    def made(tensor: Tensor) -> Tensor:
+        return tensor if id(tensor) in raw else in_float64(tensor)
+
+    return copied_with(module, made, quietly=True)
 
 
 def check_registered(module: nn.Module, like: Tensor) -> None:
@@ -317,27 +341,10 @@ def check_registered(module: nn.Module, like: Tensor) -> None:
     Raises:
         NotLinearError: if it does something else than the kernel that is registered.
     """
-    value = Reader(like).apply(exact(module), the_input(like))
-    if value.kernel.weight.is_meta:
-        return
-    x = numbers(_shape_for(value), value.kernel.weight)
-    try:
-        wanted = without_hooks(exact(module)).forward(x)
-    except Exception:  # a foreign forward may raise anything; it may want another shape, or more than one input
-        return
-    conv = None if value.flat else value.spec().build_conv(*value.kernel)
-    y = F.linear(x, value.kernel.weight.squeeze(-1), value.kernel.bias) if conv is None else conv(x)
-    error = float((y - wanted).abs().max()) if y.shape == getattr(wanted, "shape", None) else float("inf")
-    largest = float(wanted.abs().max()) if error < float("inf") else float("nan")
-    if not error <= 1e-6 * largest + 1e-12:  # a forward may well compute in float32
+    found = differs(module, Reader(like).apply(exact(module), the_input(like)))
+    if found is not None and not found.error <= 1e-6 * found.largest + 1e-12:  # a forward may well compute in float32
         raise NotLinearError(
-            f"its forward is not the kernel that is registered with kernel_of: they differ by {error:.3g} where the "
-            f"forward reaches {largest:.3g}, on random numbers of shape {tuple(x.shape)}; a kernel has no activation, "
-            "no gate and no quantization in it: register the linear part alone, or do not register this type"
+            f"its forward is not the kernel that is registered with kernel_of: they differ by {found.error:.3g} where "
+            f"the forward reaches {found.largest:.3g}, on random numbers of shape {found.shape}; a kernel has no "
+            "activation, no gate and no quantization in it: register the linear part alone, or do not register this type"
         )
-
-
-def _shape_for(value: LinearOp) -> tuple[int, ...]:
-    """Of an input that has a few outputs in the inside and at each border."""
-    sizes = (d * (k - 1) + 1 + 3 * s for k, s, d in zip(value.kernel.size, value.stride, value.dilation))
-    return (3, value.inputs, *(() if value.flat else sizes))

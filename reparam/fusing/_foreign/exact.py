@@ -14,8 +14,14 @@ from ...modules._hooks import same_hooks
 from ...numerics._precision import in_float64
 
 
-def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a module in eval mode that holds other tensors; its buffers, which a forward may write to, are its own."""
+def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor], quietly: bool = False) -> Any:
+    """A copy of a module in eval mode with other tensors; its buffers, which a forward may write to, are its own.
+
+    Args:
+        module: any.
+        make: the tensors of the copy.
+        quietly: whether not to tell the modules that they are in eval mode, of which some work their kernels out then.
+    """
     memo = same_hooks(module)
     for tensor in chain(module.parameters(), module.buffers()):
         made = make(tensor).detach() if tensor.is_floating_point() else tensor
@@ -23,7 +29,12 @@ def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Any:
             memo[id(tensor)] = nn.Parameter(made, requires_grad=False)
         else:
             memo[id(tensor)] = made.clone()
-    return copy.deepcopy(module, memo).eval()
+    copied = copy.deepcopy(module, memo)
+    if not quietly:
+        return copied.eval()
+    for part in copied.modules():
+        part.training = False
+    return copied
 
 
 def exact(module: nn.Module) -> Any:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...algebra._affine import add, after, concat, padded, pointwise, repeated, scaled, select
+from ...algebra._affine import add, after, concat, padded, pointwise, repeated, scaled, select, turned, unshuffled
 from ...algebra._axes import CONVOLVE
 from ...algebra._linear import LinearOp, conv_op, vector_op
 from ...errors import NotLinearError
@@ -192,6 +192,23 @@ def _mean(values: Any, *args: Any, **kwargs: Any) -> LinearOp:
     return times(_sum(values, *args, **kwargs), 1 / len(getattr(values, "values", ())))
 
 
+def _permute(x: LinearOp, *dims: Any) -> LinearOp:
+    """The channels to the last axis, or back from there."""
+    order = tuple(dims[0]) if len(dims) == 1 else dims
+    axes = len(order)
+    order = tuple(dim % axes for dim in order)
+    for flat, known in ((True, (0, *range(2, axes), 1)), (False, (0, axes - 1, *range(1, axes - 1)))):
+        if order == known and axes > 2 and not (axes == 3 and flat == x.flat):
+            return turned(x, axes - 2, flat)
+    raise NotLinearError(f"axes are permuted to {order}")
+
+
+def pixel_unshuffle(x: LinearOp, downscale_factor: int) -> LinearOp:
+    """As torch's."""
+    _check_known(x)
+    return unshuffled(x, downscale_factor)
+
+
 class Stacked:
     """Values stacked along a new axis, to be summed over it."""
 
@@ -225,6 +242,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.getitem: lambda x, index: take(x, index) if isinstance(x, LinearOp) else x[index],
     sum: lambda values, start=0: reduce(plus, values, start),
     torch.clone: as_it_is,
+    torch.addcmul: lambda x, a, b, value=1: plus(x, times(a, b), value),
+    torch.permute: _permute,
+    F.pixel_unshuffle: pixel_unshuffle,
     operator.pos: as_it_is,
 }
 FUNCTIONS |= dict.fromkeys(CONVOLVE.values(), _convolved)
@@ -238,4 +258,6 @@ METHODS |= dict.fromkeys(("add", "add_"), plus) | dict.fromkeys(("mul", "mul_"),
 METHODS |= dict.fromkeys(("sub", "sub_"), FUNCTIONS[operator.sub]) | dict.fromkeys(("div", "div_"), _divided)
 METHODS |= dict.fromkeys(("to", "type_as", "float", "double", "half", "bfloat16"), _cast)
 METHODS |= {"neg": FUNCTIONS[operator.neg], "lerp": _lerp, "chunk": _chunk, "split": _split, "flatten": _of_rows}
-METHODS |= {"sum": _sum, "mean": _mean}
+METHODS |= {"permute": _permute, "addcmul": FUNCTIONS[torch.addcmul], "sum": _sum, "mean": _mean}
+WEIGHED = (F.linear, *CONVOLVE.values())
+"""Functions that take a weight."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.padding import _CircularPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from ...algebra._affine import after, pointwise, the_input
 from ...algebra._linear import LinearOp, linear_op
@@ -62,6 +63,11 @@ def layer_of_torch(layer: nn.Module, like: Tensor) -> LinearOp:
         return the_input(like)
     if isinstance(layer, (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)):
         return pads_of(layer.padding, "constant", like)
+    if isinstance(layer, (_ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)):
+        mode = next(
+            name for name in ("reflect", "replicate", "circular") if type(layer).__name__.lower().startswith(name[:7])
+        )
+        return pads_of(layer.padding, mode, like)
     return linear_op(layer, 1, like)  # a pooling is of one channel, and does the same to every one
 
 

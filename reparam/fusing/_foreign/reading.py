@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial, reduce
 from typing import Any
@@ -23,7 +23,7 @@ from ...errors import NotLinearError, ReparamError, SpecError
 from ...modules._guard import why_hooked, why_replaced
 from .._regions import Step, applied
 from .equations import equation_of
-from .functions import FUNCTIONS, METHODS
+from .functions import FUNCTIONS, METHODS, WEIGHED, pixel_unshuffle
 from .layers import layer_of_torch, norm_op
 from .trace import ForwardTracer, called, changes_in_place, is_any_norm, is_torch_layer
 
@@ -131,12 +131,27 @@ class Reader:
         """
         if why := why_replaced(module):
             raise NotLinearError(why)
+        if isinstance(module, nn.PixelUnshuffle):
+            return pixel_unshuffle(value, module.downscale_factor)
         if is_leaf(module):
             return after(value, self._leaf(module))
         return self.forward_of(module).apply(value)
 
+    def call(self, module: nn.Module, names: tuple[str, ...], *values: Any) -> LinearOp:
+        """What a module makes of several values, given by keyword.
+
+        Raises:
+            NotLinearError: as `apply`.
+        """
+        forward = Forward(self, module, names)
+        return forward.run(
+            {node: value for node in forward.inputs for name, value in zip(names, values) if node.target == name}
+        )
+
     def cost(self, module: nn.Module) -> Fraction | None:
         """Multiply-adds of a linear module for each pixel of its input, as it stands; None for a leaf, which tells."""
+        if isinstance(module, nn.PixelUnshuffle):
+            return Fraction(0)
         return None if is_leaf(module) else self.forward_of(module).cost()
 
     def _leaf(self, module: nn.Module) -> LinearOp:
@@ -178,12 +193,13 @@ class Forward:
     Args:
         reader: reads what the steps call.
         root: the module.
+        given: arguments with a default that are given.
     """
 
-    def __init__(self, reader: Reader, root: nn.Module) -> None:
-        self.reader, self.root = reader, root
+    def __init__(self, reader: Reader, root: nn.Module, given: Sequence[str] = ()) -> None:
+        self.reader, self.root, self._given = reader, root, given
         try:
-            self.graph: Graph = ForwardTracer(lambda module: not why_replaced(module)).graph_of(root)
+            self.graph: Graph = ForwardTracer(lambda module: not why_replaced(module)).graph_of(root, given)
         except Exception as error:  # a foreign forward may raise anything
             raise NotLinearError(f"the forward of {type(root).__name__} cannot be traced: {error}") from error
         self._follow_writes()
@@ -221,7 +237,7 @@ class Forward:
                 width = _takes(module) if module is not None else found.get(user)
                 if node.op != "output" and width and (module is not None or _keeps_channels(user)):
                     found.setdefault(node, width)
-                elif (whole := _parts_of(user, found)) is not None:
+                elif (whole := _parts_of(self.root, user, found)) is not None:
                     found.setdefault(node, whole)
         return found
 
@@ -231,7 +247,10 @@ class Forward:
         if len(inputs) != 1:
             more = inputs[1].target if inputs else "nothing"
             raise NotLinearError(f"{type(self.root).__name__} depends on {more!r} as well")
-        known: dict[Any, Any] = {inputs[0]: value}
+        return self.run({inputs[0]: value})
+
+    def run(self, known: dict[Any, Any]) -> LinearOp:
+        """What the module makes of values of its inputs."""
         for step in self.steps:
             if step.apply is not None and all(key in known for key in step.inputs):
                 known[step.key] = applied(step, known)
@@ -273,26 +292,50 @@ class Forward:
         steps = {step.key for step in self.steps}
         return [node for node in self.graph.nodes if node not in steps and node.op not in ("placeholder", "output")]
 
-    def feeds(self, node: Node, steps: set[Any]) -> bool:
-        """Whether numbers go into one of some steps."""
-        return any(user in steps or (user in self._known and self.feeds(user, steps)) for user in node.users)
+    def has_own(self, piece: Any) -> bool:
+        """Whether a piece is made of parameters of the module itself as well."""
+        steps = {step.key for step in piece.steps}
+        return any(node.op == "get_attr" and self._feeds(node, steps) for node in self.graph.nodes)
+
+    def _feeds(self, node: Node, steps: set[Any]) -> bool:
+        return any(user in steps or (user in self._known and self._feeds(user, steps)) for user in node.users)
+
+    def computes_weight(self, node: Any) -> bool:
+        """Whether a function's weight is worked out of several numbers in each forward, as adapters' is."""
+        weight = node.args[1] if node.op == "call_function" and node.target in WEIGHED and len(node.args) > 1 else None
+        sources, waiting = set(), [weight]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, Node):
+                sources |= {one} if one.op == "get_attr" else set()
+                waiting += one.all_input_nodes
+        return len(sources) > 1
 
     def _all_steps(self) -> Iterator[Step]:
         for node in self.graph.nodes:
-            if node.op == "placeholder" and node.args:
+            if node.op == "placeholder" and node.args and node.target not in self._given:
                 self._known[node] = node.args[0]
             elif node.op == "get_attr":
                 self._known[node] = self._attribute(str(node.target))
+            elif node.target is getattr and node.args[1] in ("dtype", "device"):
+                self._known[node] = getattr(self.reader.like, str(node.args[1]))
             elif node.op not in ("placeholder", "output") and all(one in self._known for one in node.all_input_nodes):
                 self._known[node] = self._constant(node)
             elif node.op not in ("placeholder", "output") and not self._is_taken_apart(node):
                 yield self._step(node)
 
     def _follow_writes(self) -> None:
-        """Makes what reads a value after something was written into it read what was written; the tensor is the same."""
+        """Makes what reads a value after something was written into it read what was written, in the same tensor."""
         nodes = list(self.graph.nodes)
+        depends: set[Node] = set()
+        self._writes = False
         for index, node in enumerate(nodes):
+            if (node.op == "placeholder" and not node.args) or any(one in depends for one in node.all_input_nodes):
+                depends.add(node)
             target = node.args[0] if node.args else None
+            if node.target is operator.setitem and target not in depends and node not in depends:
+                self._writes = True
+                continue
             if node.target is operator.setitem:
                 raise NotLinearError(f"{type(self.root).__name__} writes into a part of a value")
             if isinstance(target, Node) and changes_in_place(self.root, node):
@@ -314,18 +357,26 @@ class Forward:
         module = called(self.root, node)
         if module is None:
             return Step(
-                node, keys, partial(self._work_out, node, inputs), Fraction(0) if _costs_nothing(node) else None
+                node,
+                keys,
+                partial(self._work_out, node, inputs),
+                Fraction(0) if _costs_nothing(node) else None,
+                self.computes_weight(node),
             )
         try:
-            self._check_call(node, module)
+            if why := why_hooked(module):
+                raise NotLinearError(f"{node.target!r}: {why}")
+            if len(node.kwargs) > 1 and not node.args:  # several values, or one of them twice
+                names, given = tuple(node.kwargs), list(node.kwargs.values())
+                places = [inputs.index(one) for one in given]
+                return Step(node, keys, lambda *values: self.reader.call(module, names, *(values[i] for i in places)))
+            self._check_call(node)
             return Step(node, keys, partial(self.reader.apply, module), self.reader.cost(module))
         except Exception as error:  # a foreign forward may raise anything
             return Step(node, keys, partial(_refuse, str(error)))
 
-    def _check_call(self, node: Node, module: nn.Module) -> None:
-        """Checks that a module is called on one value alone, and that nothing but its forward runs."""
-        if why := why_hooked(module):
-            raise NotLinearError(f"{node.target!r}: {why}")
+    def _check_call(self, node: Node) -> None:
+        """Checks that a module is called on one value alone."""
         given = [*node.args, *node.kwargs.values()]
         if len(given) != 1 or not isinstance(given[0], Node) or given[0] in self._known:
             raise NotLinearError(f"{node.target!r} is not called with one value alone")
@@ -350,8 +401,8 @@ class Forward:
 
     def _attribute(self, target: str) -> Any:
         module, _, name = target.rpartition(".")
-        value = getattr(self.root.get_submodule(module), name)
-        return self._cast(value)
+        value = self._cast(getattr(self.root.get_submodule(module), name))
+        return value.clone() if self._writes and isinstance(value, Tensor) else value
 
     def _cast(self, value: Any) -> Any:
         like = self.reader.like
@@ -423,8 +474,14 @@ def _keeps_channels(node: Node) -> bool:
     return getattr(node.target, "__name__", node.target) in ("add", "iadd", "sub", "mul", "relu", "add_", "mul_", "pad")
 
 
-def _parts_of(node: Node, found: dict[Node, int]) -> int | None:
+def _parts_of(root: nn.Module, node: Node, found: dict[Node, int]) -> int | None:
     """Channels of what a node splits into parts of known channels."""
+    if node.target is operator.getitem and isinstance(node.args[1], tuple) and len(node.args[1]) > 1:
+        part = node.args[1][1]
+        last = isinstance(part, slice) and isinstance(part.start, int) and part.stop is None and part.start > 0
+        return part.start + found[node] if last and node in found else None
+    if isinstance(module := called(root, node), nn.PixelUnshuffle) and node in found:
+        return found[node] // module.downscale_factor**2
     if node.target not in ("chunk", "split", torch.chunk, torch.split):
         return None
     sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks", node.kwargs.get("split_size_or_sections"))

@@ -47,12 +47,21 @@ class Rewriting:
             with graph.inserting_before(twins[piece.output]):
                 conv = graph.call_module(name, (twins[piece.source],))
             twins[piece.output].replace_all_uses_with(conv)
+            self._ask_of_another(twins, piece, conv)
         dead = {twins[step.key] for piece in self.pieces.values() for step in piece.steps}
         dead |= {twins[node] for node in self.forward.no_steps() if node in twins}
         for node in reversed(graph.nodes):
             if node in dead and not node.users:
                 graph.erase_node(node)
         return graph
+
+    def _ask_of_another(self, twins: Mapping[Node, Node], piece: Piece, conv: Node) -> None:
+        """Makes what asks for the dtype or device of a value that goes ask it of what is there instead."""
+        place = {node: index for index, node in enumerate(self.forward.graph.nodes)}
+        for node in self.forward.no_steps():
+            if node.target is getattr and node.args[0] in piece.gone:
+                later = place[node] > place[piece.output]
+                twins[node].replace_input_with(twins[node.args[0]], conv if later else twins[piece.source])
 
     def make(self, module: nn.Module, layers: Mapping[str, nn.Module], keep: Keep) -> nn.Module:
         """The module in its new form: a row of modules if nothing else is left of the forward, else its graph.

@@ -9,13 +9,20 @@ from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from torch import nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer
 
 from ...bn._norm import is_norm
 from ...errors import NotLinearError
 from ...modules._guard import why_hooked, why_replaced
 
 Leaf = Callable[[nn.Module], bool]
+
+
+class _Value(Proxy):
+    """A value that is not there yet, into which a forward may write."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
 class ForwardTracer(Tracer):
@@ -26,15 +33,18 @@ class ForwardTracer(Tracer):
         self._is_leaf = is_leaf
         self.failed_in: nn.Module | None = None
 
-    def graph_of(self, module: nn.Module) -> Graph:
-        """The graph of a forward with its default arguments.
+    def graph_of(self, module: nn.Module, given: Container[str] = ()) -> Graph:
+        """The graph of a forward with its default arguments, but for those that are given.
 
         Raises:
             Exception: whatever the forward raises on values that are not there yet.
         """
         parameters = inspect.signature(module.forward).parameters.items()
-        defaults = {name: one.default for name, one in parameters if one.default is not one.empty}
+        defaults = {name: one.default for name, one in parameters if one.default is not one.empty and name not in given}
         return self.trace(module, concrete_args=defaults)
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Value(node, self)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Further arguments, which a caller may hand on, are none."""
@@ -146,7 +156,7 @@ def called(root: nn.Module, node: Node) -> nn.Module | None:
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+_IN_PLACE = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def changes_in_place(root: nn.Module, node: Node) -> bool:
