@@ -158,7 +158,7 @@ def _found(graph: Graph) -> tuple[list[_Fused], list[tuple[str, str]]]:
     fused: list[_Fused] = []
     left: list[tuple[str, str]] = []
     last = steps.handed_on(found, graph.outputs)
-    for piece in find_pieces(found, graph.outputs):
+    for piece in find_pieces(found, graph.outputs, even=False):
         output = str(piece.output)
         while output in last:
             output = last[output]
@@ -171,7 +171,7 @@ def _found(graph: Graph) -> tuple[list[_Fused], list[tuple[str, str]]]:
 
 
 def _norms_left(graph: Graph, fused: list[_Fused], why: dict[str, str]) -> Iterator[tuple[str, str]]:
-    gone = {step.key for one in fused for step in one.piece.steps}
+    gone = {key for one in fused for key in one.piece.gone}
     for node in graph.nodes:
         if node.op_type == "BatchNormalization" and not gone.intersection(node.output):
             name = node.output[0]
@@ -189,7 +189,7 @@ def _nothing(source: Path, graph: Graph, left: list[tuple[str, str]]) -> str:
 
 
 def _row(graph: Graph, one: _Fused) -> OnnxRegion:
-    names = {str(step.key) for step in one.piece.steps}
+    names = {*map(str, one.piece.gone), one.layer.output}
     before = Counter(node.op_type for node in graph.nodes if names.intersection(node.output))
     value, kind = one.layer.value, next(node.op_type for node in one.layer.nodes if node.op_type != "Pad")
     return OnnxRegion(

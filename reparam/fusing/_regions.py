@@ -56,13 +56,16 @@ class Piece:
     """Multiply-adds for each pixel of the source."""
     width: int = 1
     """Channels of the source, if they are known."""
+    even: bool = True
+    """Whether as many pixels are to be padded before as after."""
 
     def value(self, like: Tensor) -> LinearOp:
         """The convolution, of the dtype and on the device of `like`."""
         known: dict[Key, Any] = {self.source: the_input(like, self.width)}
         for step in self.steps:
             known[step.key] = applied(step, known)
-        return balanced(known[self.output])
+        value = known[self.output]
+        return balanced(value) if self.even else value
 
 
 def applied(step: Step, known: Mapping[Key, Any]) -> Any:
@@ -81,20 +84,23 @@ def applied(step: Step, known: Mapping[Key, Any]) -> Any:
         raise NotLinearError(f"{step.key} cannot be read: {error}") from error
 
 
-def find_pieces(steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None) -> list[Piece]:
+def find_pieces(
+    steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None, even: bool = True
+) -> list[Piece]:
     """What of a graph becomes one convolution each, in the order of the graph.
 
     Args:
         steps: in the order in which they run; a key that no step has is an input of the graph.
         outputs: what must be there afterwards.
         widths: channels of values, where they are known; needed only where channels are taken out of a value.
+        even: whether convolutions are to pad as much before as after, as torch's do.
     """
-    return list(_Finder(steps, outputs, widths or {}).pieces())
+    return list(_Finder(steps, outputs, widths or {}, even).pieces())
 
 
 class _Finder:
-    def __init__(self, steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int]) -> None:
-        self.widths = widths
+    def __init__(self, steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int], even: bool) -> None:
+        self.widths, self.even = widths, even
         self.steps = {step.key: step for step in steps}
         self.place = {step.key: index for index, step in enumerate(steps)}
         self.readers: dict[Key, list[Key]] = {}
@@ -200,13 +206,8 @@ class _Finder:
         value = self.relative(source).get(output)
         if not isinstance(value, LinearOp) or not value.ndim:
             return None
-        value = balanced(value)
-        if (
-            value.reads
-            or value.turned
-            or (value.flat and value.ndim > 1)
-            or (not value.flat and any(low != high or low < 0 for low, high in value.pads))
-        ):
+        value = balanced(value) if self.even else value
+        if value.reads or value.turned or (value.flat and value.ndim > 1) or (not value.flat and self._crops(value)):
             return None
         gone = self.replaced(source, output)
         steps = self.between(source, output)
@@ -214,7 +215,12 @@ class _Finder:
         before, after = sum(costs, Fraction(0)), value.multiply_adds
         if after > before or not (len(costs) > 1 or any(step.computes for step in steps)):
             return None
-        return Piece(source, output, tuple(steps), frozenset(gone), before, after, self.widths.get(source, 1))
+        width = self.widths.get(source, 1)
+        return Piece(source, output, tuple(steps), frozenset(gone), before, after, width, self.even)
+
+    def _crops(self, value: LinearOp) -> bool:
+        """Whether no convolution pads like this."""
+        return any(min(low, high) < 0 or (self.even and low != high) for low, high in value.pads)
 
     def _without_nothing(self, source: Key, output: Key) -> tuple[Key, Key]:
         """The same ends without what does nothing, such as a dropout, which stays where it is."""

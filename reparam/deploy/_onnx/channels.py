@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...algebra._affine import after, concat, select
+from ...algebra._affine import after, concat, select, turned
 from ...algebra._linear import LinearOp, conv_op
 from ...errors import NotLinearError
 from .call import Call, Read, agree, on, side, side_of, with_axes
@@ -133,6 +133,21 @@ def _cut(x: LinearOp, cuts: dict[int, tuple[int, int, int]], dims: Dims) -> Line
         return x
     x = around(x, pads, "zeros")
     return x if set(every) <= {1} else after(x, conv_op(x.kernel.bias.new_ones(1, 1, *(1 for _ in every)), None, every))
+
+
+@reads("Transpose")
+def _transpose(call: Call) -> Read:
+    """Channels moved to the last axis, as a linear layer takes them, or back."""
+    dims = call.dims(0)
+    rank = len(dims or ())
+    axes = tuple(call.given.get("perm", range(rank)[::-1]))
+    if axes == tuple(range(rank)):
+        return (call.name(0),), as_it_is
+    last, first = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+    if rank < 3 or axes not in (last, first):
+        raise NotLinearError(f"axes are exchanged as {axes}")
+    # Of three axes both are one order: what is of tokens goes to the first axis, and all else to the last.
+    return (call.name(0),), lambda x: turned(x, rank - 2, not x.flat if last == first else axes == last)
 
 
 @reads("Gather")

@@ -17,8 +17,23 @@ from .graph import Graph, read_by
 from .layers import READERS, as_it_is
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_MOVES = {"Identity", "Dropout", "Pad", "Concat", "Split", "SequenceAt", "Slice", "Gather", "Where", "Cast", "CastLike"}
+_MOVES = {
+    "Identity",
+    "Dropout",
+    "Pad",
+    "Concat",
+    "Split",
+    "SequenceAt",
+    "Slice",
+    "Gather",
+    "Transpose",
+    "Where",
+    "Cast",
+    "CastLike",
+}
 """What computes nothing."""
+_COPIES = {"Constant", "Identity", "Cast", "CastLike", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+"""What makes a weight of another one, the same numbers in it."""
 
 
 def steps_of(graph: Graph) -> tuple[list[Step], dict[str, str]]:
@@ -56,7 +71,17 @@ def _steps(graph: Graph, node: NodeProto, why: dict[str, str]) -> Iterator[Step]
     others = tuple(sorted(name for name in read_by(node) if name not in graph.constants))
     cost = Fraction(0) if node.op_type in _MOVES else None
     for name in outputs:
-        yield Step(name, *linear[name], cost) if name in linear else Step(name, others)
+        yield Step(name, *linear[name], cost, _computes(graph, node)) if name in linear else Step(name, others)
+
+
+def _computes(graph: Graph, node: NodeProto) -> bool:
+    """Whether the weight of a layer is worked out by other nodes whenever the graph runs."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return False
+    maker = graph.makers.get(node.input[1])
+    while maker is not None and maker.op_type in _COPIES:
+        maker = graph.makers.get(maker.input[0]) if maker.input else None
+    return maker is not None
 
 
 def _linear(graph: Graph, node: NodeProto) -> dict:
