@@ -91,7 +91,7 @@ class Graph:
         if node.domain not in ("", "ai.onnx") or node.op_type in _NO_CONSTANTS or any(subgraphs(node)):
             return False
         if node.op_type == "Shape":
-            return None not in (self.sizes(node.output[0]) or (None,))
+            return node.input[0] in known or None not in (self.sizes(node.output[0]) or (None,))
         if node.op_type == "Gather" and node.input[0] not in known and node.input[1] in known:
             return self._taken_sizes(node) is not None
         needed = node.input[:1] if node.op_type == "CastLike" else node.input
@@ -113,7 +113,7 @@ class Graph:
 
     def _worked_out(self, node: NodeProto) -> dict[str, np.ndarray | None]:
         """The outputs of a node by name, by the reference of the package onnx."""
-        if node.op_type == "Shape":
+        if node.op_type == "Shape" and node.input[0] not in self.constants:
             return {node.output[0]: np.array(self.sizes(node.output[0]), np.int64)}
         if node.op_type == "Gather" and node.input[0] not in self.constants:
             return {node.output[0]: self._taken_sizes(node)}
@@ -124,6 +124,11 @@ class Graph:
         made = [name for name in node.output if name]
         if any(value is None for value in feeds.values()):
             return dict.fromkeys(made)
+        return self.evaluated(node, feeds)
+
+    def evaluated(self, node: NodeProto, feeds: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+        """The outputs of a node by name, from its inputs; None where the reference cannot tell."""
+        made = [name for name in node.output if name]
         function = make_function("", "constant", list(feeds), made, [node], self.model.opset_import)
         try:
             return dict(zip(made, ReferenceEvaluator(function).run(None, feeds, {})))

@@ -18,6 +18,9 @@ READERS: dict[str, Reader] = {}
 """By the names of operations; each raises NotLinearError for a node that is no linear map."""
 
 
+_MODES = {"constant": "zeros", "edge": "replicate", "wrap": "circular"}
+
+
 def reads(*operations: str) -> Callable[[Reader], Reader]:
     """Makes a function the reader of operations."""
 
@@ -147,20 +150,27 @@ def _matmul(call: Call) -> Read:
 
 @reads("Pad")
 def _pad(call: Call) -> Read:
-    mode = {"constant": "zeros", "edge": "replicate", "wrap": "circular"}.get(
-        how := call.given.get("mode", "constant"), how
-    )
+    pads, mode = pads_of(call)
+    return (call.name(0),), lambda x: around(x, pads, mode)
+
+
+def pads_of(call: Call) -> tuple[Pads, str]:
+    """What a `Pad` adds on the axes of images, and its mode as torch calls it.
+
+    Raises:
+        NotLinearError: if it pads something else than zeros, or another axis.
+    """
+    how = call.given.get("mode", "constant")
     dims, amounts = call.dims(0), call.integers("pads", 1) or ()
-    if mode == "zeros" and call.name(2) and call.numbers(2).any():
+    if how == "constant" and call.name(2) and call.numbers(2).any():
         raise NotLinearError(f"{call.numbers(2).ravel()[0]} is padded")
-    axes = call.integers("axes", 3)
-    rank = len(dims) if dims else len(amounts) // 2
-    half = len(amounts) // 2
-    amount = dict(zip(range(rank) if axes is None else [axis % rank for axis in axes], zip(amounts, amounts[half:])))
+    axes, half = call.integers("axes", 3), len(amounts) // 2
+    rank = len(dims) if dims else half
+    pairs = zip(range(rank) if axes is None else [axis % rank for axis in axes], zip(amounts, amounts[half:]))
+    amount = dict(pairs)
     if any(amount.get(0, ())) or any(amount.get(1, ())):
         raise NotLinearError("channels or images of a batch are padded")
-    pads = tuple(amount.get(axis, (0, 0)) for axis in range(2, rank))
-    return (call.name(0),), lambda x: around(x, pads, mode)
+    return tuple(amount.get(axis, (0, 0)) for axis in range(2, rank)), _MODES.get(how, how)
 
 
 def around(x: LinearOp, pads: Pads, mode: str) -> LinearOp:

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto
 
 from ...errors import NotLinearError, ReparamError
 from ...fusing._regions import Step
-from . import arithmetic, channels  # noqa: F401  # which register what they read
+from . import arithmetic, channels, rings  # noqa: F401  # which register what they read
 from .call import Call
 from .channels import parts_of
 from .graph import Graph, read_by
