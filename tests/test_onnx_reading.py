@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx_graphs import Sketch
 
@@ -21,6 +21,8 @@ from reparam.fusing._regions import applied as applied_step
 
 def applied(value: LinearOp, x: torch.Tensor) -> torch.Tensor:
     """What a value is of its source: written with torch alone."""
+    if value.turned:
+        return applied(value._replace(turned=False, flat=False), x).movedim(1, -1)
     if value.flat:
         return F.linear(x, value.kernel.weight[..., 0], value.kernel.bias)
     if value.reads:
@@ -277,5 +279,186 @@ def why(s: Sketch, name: str) -> str:
         try:
             known[step.key] = applied_step(step, known)
         except NotLinearError as error:
-            return reasons.get(step.key, str(error))
-    raise AssertionError(f"{name} is read")
+            reasons.setdefault(name, str(error))
+    assert name not in known, f"{name} is read"
+    return reasons[name]
+
+
+def image(*dims: int | str, opset: int = 18) -> Sketch:
+    return double(*(dims or ("n", 4, "h", "w")), opset=opset)
+
+
+def with_shape(s: Sketch, operation: str, **attributes) -> str:
+    """What stands for a value of whose shape nothing is known: of an operation that ONNX does not have."""
+    s.nodes.append(helper.make_node("Unknown", ["x"], ["unknown"], domain="elsewhere"))
+    return s.node(operation, ["unknown"], **attributes)
+
+
+NOT_LINEAR = [
+    ("a convolution has 4 axes; there are 1 to 3", lambda s: s.conv("x", 4, 4, 1, 1, 1, 1), ("n", 4, 2, 2, 2, 2)),
+    ("input 'relu_0' of Conv is no constant", lambda s: s.node("Conv", ["x", s.node("Relu", ["x"])]), None),
+    ("divides by another number", lambda s: s.node("AveragePool", ["x"], kernel_shape=(3, 3), pads=(1, 1, 1, 1)), None),
+    (
+        "AveragePool with ceil_mode=1",
+        lambda s: s.node("AveragePool", ["x"], kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1),
+        (1, 4, 9, 8),
+    ),
+    ("BatchNormalization is in training mode", lambda s: trained(s), None),
+    ("Gemm transposes its input", lambda s: s.node("Gemm", ["x", s.numbers(4, 3)], transA=1), (4, 5)),
+    (
+        "Gemm adds numbers of shape (2, 3) to 3",
+        lambda s: s.node("Gemm", ["x", s.numbers(5, 3), s.numbers(2, 3)]),
+        (2, 5),
+    ),
+    ("MatMul by a constant of shape (2, 4, 3)", lambda s: s.node("MatMul", ["x", s.numbers(2, 4, 3)]), (2, 5, 4)),
+    ("features are padded or cut off", lambda s: s.node("MatMul", [cut(s), s.numbers(3, 2)]), ("n", 5, 4)),
+    ("0.5 is padded", lambda s: s.node("Pad", ["x", np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array(0.5)]), None),
+    ("channels or images of a batch are padded", lambda s: s.node("Pad", ["x", np.array([0, 1, 0, 0] * 2)]), None),
+    ("tokens are padded", lambda s: s.node("Pad", [tokens(s), np.array([0, 0, 1] * 2)]), ("n", 5, 4)),
+    ("dropout is active", lambda s: s.node("Dropout", ["x", np.array(0.5), np.array(True)]), None),
+    ("the type is changed from 1 to 11", lambda s: s.node("Cast", [s.node("Cast", ["x"], to=1)], to=11), None),
+    ("Reshape changes the shape", lambda s: s.node("Reshape", ["x", np.array([-1, 2])]), (1, 4, 6, 6)),
+    ("Where takes parts", lambda s: s.node("Where", [np.array([True, False]), "x", "x"]), ("n", 4, "h", 2)),
+    (
+        "ConstantOfShape makes a shape",
+        lambda s: s.node("ConstantOfShape", [s.node("Gather", [s.node("Shape", ["x"]), np.array([0])])]),
+        None,
+    ),
+    (
+        "a constant of shape (1, 1, 5, 5) is no number per channel",
+        lambda s: s.node("Add", ["x", s.numbers(5, 5)]),
+        (1, 4, 5, 5),
+    ),
+    ("axis 2 of 4 is none of channels", lambda s: s.node("Add", ["x", s.numbers(5, 1)]), (1, 4, 5, 5)),
+    ("no number per channel of (1, 1, 5, 5)", lambda s: s.node("Mul", ["x", s.numbers(3, 1, 1)]), (1, 1, 5, 5)),
+    ("numbers on the last axis follow", lambda s: s.node("Add", ["x", s.numbers(4)]), ("n", 5, 4)),
+    ("channels on one axis meets", lambda s: s.norm(tokens(s), 5), ("n", 5, 4)),
+    ("channels on one axis meets", lambda s: s.node("MatMul", [s.norm("x", 5), s.numbers(4, 4)]), ("n", 5, 4)),
+    ("channels on one axis meets", lambda s: s.node("Add", [s.norm("x", 5), tokens(s)]), ("n", 5, 4)),
+    ("channels on one axis meets", lambda s: s.node("Mul", [s.conv("x", 5, 5, 3), s.numbers(4)]), ("n", 5, 4)),
+    (
+        "values of [(None, 4, None, None), (None, 4, 1, 1)] meet",
+        lambda s: s.node("Add", ["x", s.node("GlobalAveragePool", ["x"])]),
+        None,
+    ),
+    ("ReduceSum sums over positions or channels", lambda s: s.node("ReduceSum", ["x", np.array([1])]), None),
+    ("a sum over what is no stack", lambda s: s.node("ReduceSum", ["x", np.array([1])], keepdims=0), None),
+    ("Concat puts a constant beside", lambda s: s.node("Concat", ["x", s.numbers(1, 2, 5, 5)], axis=1), (1, 4, 5, 5)),
+    ("axis 2 of 4 is none of channels", lambda s: s.node("Concat", ["x", "x"], axis=2), None),
+    (
+        "Concat is of a value whose shape is not known",
+        lambda s: s.node("Concat", [with_shape(s, "Identity"), "x"], axis=1),
+        None,
+    ),
+    (
+        "Split takes apart channels of unknown number",
+        lambda s: s.node("Split", ["x"], outputs=2, axis=1, num_outputs=2)[0],
+        ("n", "c", 5),
+    ),
+    (
+        "SequenceAt takes of what is no split",
+        lambda s: s.node("SequenceAt", [s.node("SequenceConstruct", ["x"]), np.array(0)]),
+        None,
+    ),
+    (
+        "a value of unknown channels is split",
+        lambda s: s.node("SequenceAt", [s.node("SplitToSequence", ["x", np.array(2)], axis=1), np.array(0)]),
+        ("n", "c", 5),
+    ),
+    (
+        "Slice takes images out of a batch",
+        lambda s: s.node("Slice", ["x", np.array([1]), np.array([9]), np.array([0])]),
+        (9, 4, 5),
+    ),
+    (
+        "or turns them around",
+        lambda s: s.node("Slice", ["x", np.array([-1]), np.array([-9]), np.array([2]), np.array([-1])]),
+        (9, 4, 5),
+    ),
+    (
+        "what lies from 0 to 3 depends on the size",
+        lambda s: s.node("Slice", ["x", np.array([0]), np.array([3]), np.array([2])]),
+        None,
+    ),
+    (
+        "Slice takes tokens out of a row",
+        lambda s: s.node("Slice", [tokens(s), np.array([1]), np.array([4]), np.array([1])]),
+        ("n", 5, 4),
+    ),
+    (
+        "or every other one",
+        lambda s: s.node("Slice", ["x", np.array([0]), np.array([4]), np.array([1]), np.array([2])]),
+        None,
+    ),
+    ("axes are exchanged as (0, 1, 3, 2)", lambda s: s.node("Transpose", ["x"], perm=(0, 1, 3, 2)), None),
+    ("Gather takes one channel", lambda s: s.node("Gather", ["x", np.array(1)], axis=1), None),
+    ("ScatterND writes into what is not padded", lambda s: scattered(s, "x"), (1, 4, 5, 5)),
+    ("padded otherwise than by zeros", lambda s: ringed(s, mode="edge"), (1, 4, 5, 5)),
+    ("ScatterND writes into an image of unknown size", lambda s: ringed(s), None),
+    ("ScatterND writes something else", lambda s: scattered(s, padded(s)), (1, 4, 5, 5)),
+    ("the ring around an image is not the bias", lambda s: ringed(s, more=0.1), (1, 4, 5, 5)),
+    ("is not linear", lambda s: s.node("Relu", ["x"]), None),
+    ("input 'x' of Mul is no constant", lambda s: s.node("Mul", ["x", "x"]), None),
+    ("input 'x' of Div is no constant", lambda s: s.node("Div", [s.numbers(), "x"]), None),
+]
+
+
+@pytest.mark.parametrize(("reason", "build", "dims"), NOT_LINEAR)
+def test_what_is_no_linear_map_is_not_read(reason, build, dims):
+    s = image(*dims) if dims else image()
+    assert reason in why(s, build(s))
+
+
+def trained(s: Sketch) -> str:
+    weights = [s.tensor(np.ones(4)) for _ in range(4)]
+    return s.node("BatchNormalization", ["x", *weights], outputs=3, training_mode=1)[0]
+
+
+def tokens(s: Sketch) -> str:
+    return s.node("MatMul", ["x", s.numbers(4, 4)])
+
+
+def cut(s: Sketch) -> str:
+    return s.node("Slice", ["x", np.array([1]), np.array([4]), np.array([2])])
+
+
+def padded(s: Sketch, **attributes) -> str:
+    bias = s.numbers(4)
+    s.bias = bias
+    one = s.node("Conv", ["x", s.numbers(4, 4, 1, 1), bias])
+    return s.node("Pad", [one, np.array([0, 0, 1, 1] * 2)], **attributes)
+
+
+def scattered(s: Sketch, x: str) -> str:
+    return s.node("ScatterND", [x, np.array([[[0, 1]]]), np.ones((1, 1, 5 if x == "x" else 7, 5 if x == "x" else 7))])
+
+
+def ringed(s: Sketch, more: float = 0, **attributes) -> str:
+    """Each side written on its own, as torch's older exporter does."""
+    y = padded(s, **attributes)
+    batch, channel = np.meshgrid([0], range(4), indexing="ij")
+    for axis, place in ((2, 0), (2, 6), (3, 0), (3, 6)):
+        others = np.arange(7)
+        index = np.stack(np.broadcast_arrays(
+            batch[..., None], channel[..., None], place if axis == 2 else others, others if axis == 2 else place
+        ), -1)  # fmt: skip
+        y = s.node("ScatterND", [y, index, np.broadcast_to((s.bias + more)[None, :, None], index.shape[:-1])])
+    return y
+
+
+def test_a_ring_of_the_bias_around_an_image():
+    s = image(1, 4, 5, 5)
+    ring = ringed(s)
+    check(s, (1, 4, 5, 5), ring, s.conv(ring, 4, 3, pads=(0, 0, 0, 0)))
+
+
+@pytest.mark.parametrize("size", [("h",), ("h", "w"), ("h", "w", "d")])
+def test_channels_on_the_last_axis_and_back(size):
+    rank = len(size) + 2
+    s = image("n", 4, *size)
+    last = s.node("Transpose", [s.norm(s.conv("x", 4, 4, *(3,) * (rank - 2)), 4)], perm=(0, *range(2, rank), 1))
+    y = s.node("Add", [s.node("MatMul", [last, s.numbers(4, 5)]), s.numbers(5)])
+    back = s.node("Transpose", [y], perm=(0, rank - 1, *range(1, rank - 1)))
+    known = read_of(s, back)
+    assert known[y].flat and not known[back].turned
+    check(s, (2, 4, 5, 6, 7)[:rank], back)

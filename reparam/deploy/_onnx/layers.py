@@ -141,7 +141,7 @@ def _matmul(call: Call) -> Read:
 
     def apply(x: LinearOp) -> LinearOp:
         agree({side(x, len(dims)), "last" if len(dims) > 2 else None})
-        if x.is_padded:
+        if x.is_padded and not x.flat:
             raise NotLinearError("features are padded or cut off before a linear layer")
         return after(x, vector_op(weight.T))
 

@@ -29,10 +29,9 @@ def _ring(call: Call) -> Read:
         raise NotLinearError("ScatterND writes into what is not padded")
     padded = Call(call.graph, pad)
     pads, mode = pads_of(padded)
-    numbers = _written(call.graph, pad.output[0], [write.node for write in writes])
-    ring = _one_per_channel(numbers, pads)
     if mode != "zeros":
         raise NotLinearError("ScatterND writes over pixels that are padded otherwise than by zeros")
+    ring = _one_per_channel(_written(call.graph, pad.output[0], [write.node for write in writes]), pads)
     return (padded.name(0),), lambda x: _padded_before_its_bias(x, pads, ring)
 
 
