@@ -135,8 +135,8 @@ def test_what_torch_exports_unfused_becomes_one_convolution(name, opset, dynamo,
 
 
 LAYERS = ("Conv", "Gemm", "MatMul", "BatchNormalization", "AveragePool")
-MORE_IN_ONNX: dict[str, int] = {}
-"""What of the zoo stays apart in a file, and how many layers it has then."""
+MORE_IN_ONNX = {"UniRepLKNet block": 6}
+"""What of the zoo stays apart in a file, and the layers that it has then: a norm after a linear layer and a transpose."""
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "OmniShift"])  # which torch cannot export
@@ -435,6 +435,103 @@ def test_sizes_that_only_some_graphs_take(tmp_path):
 
 def fused_at_any(model: onnx.ModelProto, tmp_path: Path) -> tuple[reparam.deploy.OnnxReport, Path]:
     return fuse_onnx(save(model, tmp_path / "model.onnx"), tmp_path / "fused.onnx"), tmp_path / "fused.onnx"
+
+
+def test_a_region_that_cannot_run_alone_stays(tmp_path, monkeypatch):
+    from reparam.deploy._onnx import trial
+
+    monkeypatch.setattr(trial, "_shapes", lambda graph, one: [(1, 3, 5, 5)])
+    s, y = of_branches()
+    with pytest.raises(FuseError, match="ONNX Runtime cannot run this region alone: .*INVALID_ARGUMENT"):
+        fuse_onnx(save(s.model(y), tmp_path / "model.onnx"), tmp_path / "fused.onnx")
+
+
+def test_a_fused_graph_that_does_not_run(tmp_path, monkeypatch):
+    """Which no graph is, as far as is known: the layer of another number of channels."""
+    from reparam.deploy._onnx import rewrite, trial
+
+    right = rewrite._of_channels
+
+    def narrow(value, dims):
+        value = right(value, dims)
+        return value._replace(kernel=value.kernel._replace(weight=value.kernel.weight[:, :3]))
+
+    monkeypatch.setattr(rewrite, "_of_channels", narrow)
+    monkeypatch.setattr(trial, "region_error", lambda graph, one: 0.0)
+    s, y = of_branches()
+    with pytest.raises(ExportError, match=r"ONNX Runtime fails in the fused graph, for inputs of \(\(1, 8, 9, 14\),\)"):
+        fuse_onnx(save(s.model(y), tmp_path / "model.onnx"), tmp_path / "fused.onnx")
+
+
+def test_a_fused_graph_that_onnx_refuses(tmp_path, monkeypatch):
+    from reparam.deploy._onnx import rewrite
+
+    s, y = of_branches()
+    source = save(s.model(y, dims=("n", 8, "h", "w")), tmp_path / "model.onnx")
+    right = rewrite._inputs_of_old_files
+
+    def twice(model, gone, tensors):
+        right(model, gone, tensors)
+        model.graph.node.append(model.graph.node[0])
+
+    monkeypatch.setattr(rewrite, "_inputs_of_old_files", twice)
+    with pytest.raises(ExportError, match=r"the fused graph of .*model\.onnx is no model of ONNX: .*SSA"):
+        fuse_onnx(source, tmp_path / "fused.onnx")
+
+
+def test_operations_that_onnx_runtime_does_not_have(tmp_path):
+    s, y = of_branches()
+    s.nodes.append(helper.make_node("Unknown", [y], ["out"], domain="elsewhere"))
+    model = s.model("out")
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load .*model\.onnx: .*Unknown"):
+        fuse_onnx(save(model, tmp_path / "model.onnx"), tmp_path / "fused.onnx")
+
+
+def test_one_of_the_outputs_of_a_node(tmp_path):
+    s = Sketch(("n", 8, "h", "w"))
+    _, b = s.node("Split", [s.norm(s.conv("x", 8, 8), 8)], outputs=2, axis=1, num_outputs=2)
+    _, path = fused(s.model(s.node("Relu", [b])), tmp_path)
+    assert operations(path) == ["Conv", "Relu"]
+    assert list(onnx.load(path).graph.initializer[0].dims) == [4, 8, 3, 3]
+
+
+def test_inputs_that_are_no_tensors(tmp_path):
+    s, y = of_branches()
+    several = helper.make_tensor_sequence_value_info("several", TensorProto.FLOAT, None)
+    out = s.node("Add", [y, s.node("SequenceAt", ["several", np.array(0)])])
+    model = s.model(out)
+    model.graph.input.append(several)
+    with pytest.raises(
+        ExportError, match=r"input 'several' is a seq\(tensor\(float\)\), so that the fused graph cannot be"
+    ):
+        fuse_onnx(save(model, tmp_path / "model.onnx"), tmp_path / "fused.onnx")
+
+
+def test_several_inputs_of_several_kinds(tmp_path):
+    s, y = of_branches()
+    shift = helper.make_tensor_value_info("shift", TensorProto.INT64, ["n", 1, 1, 1])
+    choose = helper.make_tensor_value_info("choose", TensorProto.BOOL, [])
+    moved = s.node("Add", [y, s.node("Cast", ["shift"], to=TensorProto.FLOAT)])
+    model = s.model(s.node("Where", ["choose", moved, y]))
+    model.graph.input.extend([shift, choose])
+    report, path = fused_at_any(model, tmp_path)
+    assert operations(path) == ["Conv", "Cast", "Add", "Where"] and report.shapes[1] == (
+        (2, 8, 16, 24),
+        (2, 1, 1, 1),
+        (),
+    )
+
+
+def test_uneven_padding_needs_no_more_taps(tmp_path):
+    """As files that come from TensorFlow have at a stride of 2."""
+    s = Sketch((1, 8, 10, 12))
+    y = s.norm(s.conv("x", 8, 8, auto_pad="SAME_UPPER", strides=(2, 2)), 8)
+    report, path = fused(s.model(y), tmp_path)
+    (conv,) = onnx.load(path).graph.node
+    attributes = {one.name: helper.get_attribute_value(one) for one in conv.attribute}
+    assert (attributes["kernel_shape"], attributes["pads"]) == ([3, 3], [0, 0, 1, 1])
+    assert report.regions[0].after == "Conv 8 -> 8, 3x3, stride=(2, 2), pads=((0, 1), (0, 1))"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._tables import table
+from ..algebra._linear import LinearOp
 from ..errors import ExportError, FuseError, ReparamError
 from ..files._writing import check_targets, written
 from ..fusing._regions import Piece, find_pieces
@@ -195,10 +196,18 @@ def _row(graph: Graph, one: _Fused) -> OnnxRegion:
     return OnnxRegion(
         one.layer.output,
         ", ".join(f"{count} {kind}" for kind, count in before.items()),
-        f"{kind} {value.inputs} -> {value.outputs}" if value.flat else f"{kind} {value.spec()}",
+        f"{kind} {_geometry(value)}",
         (float(one.piece.before), float(one.piece.after)),
         one.error,
     )
+
+
+def _geometry(value: LinearOp) -> str:
+    if value.flat:
+        return f"{value.inputs} -> {value.outputs}"
+    if all(low == high for low, high in value.pads):
+        return str(value.spec())
+    return f"{str(value._replace(pads=()).spec()).partition(', padding=')[0]}, pads={value.pads}"
 
 
 def _numbers(model: Any) -> int:

@@ -69,7 +69,8 @@ class _Maker:
 
     def __init__(self, graph: Graph, output: str, kind: int) -> None:
         self.graph, self.output, self.kind = graph, output, kind
-        self.name = graph.makers[output].name or output
+        maker = graph.makers[output]
+        self.name = maker.name if maker.name and len(maker.output) == 1 else output  # it stays if it makes others
         self.tensors: list[TensorProto] = []
 
     def convolution(self, value: LinearOp, source: str) -> Iterator[NodeProto]:

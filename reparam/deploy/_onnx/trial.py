@@ -128,7 +128,7 @@ def whole_differs(
         ExportError: if the source runs on no input that is tried, or the target not on what the source runs on, or they
             differ by more than rounding.
     """
-    before, after = session(source), session(target)
+    before, after = _loaded(source, os.fspath(source)), _loaded(target, f"what was made of {source}")
     names = [value.name for value in before.get_outputs() if value.name not in _chosen(graph)]
     worst, shapes = Difference(0.0, 0.0), []
     problem: Exception | None = None
@@ -146,6 +146,13 @@ def whole_differs(
     if not shapes:
         raise ExportError(f"ONNX Runtime runs {source} on no input that was tried: {str(problem).strip()}")
     return worst, shapes
+
+
+def _loaded(file: str | os.PathLike[str], what: str) -> Any:
+    try:
+        return session(file)
+    except Exception as error:  # of operations that it does not have, say
+        raise ExportError(f"ONNX Runtime cannot load {what}: {str(error).strip()}") from error
 
 
 def _compared(before: Any, after: Any, feeds: Feeds, names: Sequence[str], tried: Any) -> Difference:
