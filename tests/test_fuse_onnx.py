@@ -136,7 +136,7 @@ def test_what_torch_exports_unfused_becomes_one_convolution(name, opset, dynamo,
 
 LAYERS = ("Conv", "Gemm", "MatMul", "BatchNormalization", "AveragePool")
 MORE_IN_ONNX = {"UniRepLKNet block": 6}
-"""What of the zoo stays apart in a file, and the layers that it has then: a norm after a linear layer and a transpose."""
+"""What of the zoo stays apart in a file, and its layers then: here a norm after a linear layer and a transpose."""
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "OmniShift"])  # which torch cannot export
