@@ -121,11 +121,11 @@ def _channel_numbers(call: Call, index: int, of: int) -> _Numbers:
     rank = 1 if dims is None else len(dims)
     if numbers.ndim <= rank:
         numbers = numbers.reshape((1,) * (rank - numbers.ndim) + numbers.shape)
-        for axis, length in enumerate(numbers.shape):  # what is the same along an axis is one number, if none is added
+        for axis in range(rank):  # what is the same along an axis is one number, if no sizes are added
             first = numbers.take([0], axis)
-            if axis != 1 and length == (dims or (1,))[axis] and (numbers == first).all():
+            if axis != 1 and numbers.shape[axis] == (dims or (1,))[axis] and (numbers == first).all():
                 numbers = first
-        axes = [axis for axis, length in enumerate(numbers.shape) if length != 1]
+        axes = [axis for axis in range(rank) if numbers.shape[axis] != 1]
         if not axes:
             return _Numbers(None, None, torch.from_numpy(numbers.reshape(1)))
         if dims is not None and len(axes) == 1 and dims[axes[0]] in (None, numbers.size):

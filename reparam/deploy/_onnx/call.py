@@ -100,7 +100,7 @@ def side_of(axis: int, rank: int) -> str | None:
     return "first" if axis == 1 else "last"
 
 
-def on(value: LinearOp, where: str | None, channels: int | None, rank: int) -> LinearOp:
+def on(value: LinearOp, where: str | None, channels: int | None, rank: int | None) -> LinearOp:
     """A value with its channels on one side, and so many of them.
 
     Raises:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import ModelProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
@@ -25,7 +24,9 @@ def read(path: Path) -> tuple[ModelProto, list[Path]]:
     """
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
-    except DecodeError as error:
+    except OSError:
+        raise
+    except Exception as error:  # protobuf has kinds of its own
         raise CheckpointError(f"cannot read {path}: it is no ONNX model ({error})") from error
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if not model.HasField("graph") or not opset:

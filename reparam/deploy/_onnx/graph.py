@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -149,8 +150,8 @@ class Graph:
     def _small_constants(self, node: NodeProto) -> dict[str, np.ndarray] | None:
         values = {}
         for name in filter(None, node.output):
-            dims = self.dims(name) or (None,)
-            large = None not in dims and np.prod(dims, dtype=float) > _LARGE
+            dims = self.dims(name)
+            large = dims is not None and prod(size or 0 for size in dims) > _LARGE
             value = None if large or name not in self.constants else self.constant(name)
             if value is None or value.size > _LARGE:
                 return None
@@ -198,7 +199,7 @@ def bare(model: ModelProto) -> ModelProto:
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
     for tensor in model.graph.initializer:
-        large = np.prod(tensor.dims, dtype=float) > _LARGE
+        large = prod(tensor.dims) > _LARGE
         light.graph.initializer.append(
             TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims) if large else tensor
         )

@@ -85,7 +85,7 @@ def _grid(call: Call, size: tuple[int, ...]) -> tuple[tuple[int, ...], Pads]:
     if how in ("SAME_UPPER", "SAME_LOWER"):
         lengths = (call.dims(0) or ())[2:] or (None,) * len(size)
         totals = [_total(length, *one) for length, *one in zip(lengths, size, stride, dilation)]
-        pads = tuple((t // 2, t - t // 2)[:: 1 if how == "SAME_UPPER" else -1] for t in totals)
+        pads = tuple((t // 2, t - t // 2) if how == "SAME_UPPER" else (t - t // 2, t // 2) for t in totals)
     else:
         flat = call.given.get("pads", (0,) * 2 * len(size))
         pads = tuple(zip(flat[: len(size)], flat[len(size) :]))

@@ -66,7 +66,8 @@ def _one_per_channel(numbers: np.ndarray, pads: Pads) -> Tensor:
     """The number of each channel, if all that was padded holds it, and nothing else does."""
     inside = np.zeros(numbers.shape, bool)
     size = zip(numbers.shape[2:], pads)
-    inside[(slice(None), slice(None), *(slice(low, length - high) for length, (low, high) in size))] = True
+    image = (slice(None), slice(None), *(slice(low, length - high) for length, (low, high) in size))
+    inside[image] = True
     ring = numbers.swapaxes(0, 1)[~inside.swapaxes(0, 1)].reshape(numbers.shape[1], -1)
     if not np.isnan(numbers[inside]).all() or not (ring == ring[:, :1]).all():
         raise NotLinearError("ScatterND writes something else than one number per channel around an image")

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto
 from ...errors import NotLinearError, ReparamError
 from ...fusing._regions import Step
 from . import arithmetic, channels, rings  # noqa: F401  # which register what they read
-from .call import Call
+from .call import Call, Read
 from .channels import parts_of
 from .graph import Graph, read_by
 from .layers import READERS, as_it_is
@@ -47,7 +47,7 @@ def steps_of(graph: Graph) -> tuple[list[Step], dict[str, str]]:
     found = []
     for step in reversed(steps):
         if step.key in needed:
-            needed.update(step.inputs)  # type: ignore[arg-type]  # keys are names here
+            needed.update(map(str, step.inputs))
             found.append(step)
     return found[::-1], why
 
@@ -61,7 +61,7 @@ def handed_on(steps: list[Step], outputs: set[str]) -> dict[str, str]:
 
 def _steps(graph: Graph, node: NodeProto, why: dict[str, str]) -> Iterator[Step]:
     outputs = [name for name in node.output if name and name not in graph.constants]
-    linear = {}
+    linear: dict[str, Read] = {}
     try:
         linear = _linear(graph, node)
     except NotLinearError as error:
@@ -71,7 +71,8 @@ def _steps(graph: Graph, node: NodeProto, why: dict[str, str]) -> Iterator[Step]
     others = tuple(sorted(name for name in read_by(node) if name not in graph.constants))
     cost = Fraction(0) if node.op_type in _MOVES else None
     for name in outputs:
-        yield Step(name, *linear[name], cost, _computes(graph, node)) if name in linear else Step(name, others)
+        inputs, apply = linear.get(name, (others, None))
+        yield Step(name, inputs, apply, cost, _computes(graph, node))
 
 
 def _computes(graph: Graph, node: NodeProto) -> bool:
@@ -84,7 +85,7 @@ def _computes(graph: Graph, node: NodeProto) -> bool:
     return maker is not None
 
 
-def _linear(graph: Graph, node: NodeProto) -> dict:
+def _linear(graph: Graph, node: NodeProto) -> dict[str, Read]:
     if node.domain not in ("", "ai.onnx") or graph.type_of(node.output[0]) not in FLOATS:
         return {}
     call = Call(graph, node)
