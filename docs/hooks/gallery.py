@@ -1,4 +1,4 @@
-"""Fences of the page on models of other codes: what `fuse` understands, from its own tables, and modules before and after."""
+"""Fences of the page on models of other codes: what `fuse` understands, and modules before and after it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,7 @@ def understood() -> str:
     """The layers, functions, methods and inference forms that `fuse` knows, one row each."""
     kinds = [kind for kind in linear_op.registry if issubclass(kind, nn.Module) and kind.__module__.startswith("torch")]
     layers = sorted(kind.__name__ for kind in kinds if not issubclass(kind, Branch))
-    functions = {
-        f"{getattr(one, '__module__', '') or 'torch'}.{one.__name__}".replace("_operator", "operator")
-        for one in FUNCTIONS
-    }
-    functions = {name.replace("torch._C._nn", "F").replace("torch.nn.functional", "F") for name in functions}
+    functions = {f"{_home(one)}.{one.__name__}" for one in FUNCTIONS}
     kept = sorted({", ".join(form.convs) for form in FORMS} | {row.conv for row in ROWS} | set(CONV_NAMES.values()))
     rows = {
         "layers": [name.replace("_ConvNd", "Conv1d, Conv2d, Conv3d") for name in layers],
@@ -41,15 +37,19 @@ def understood() -> str:
         "methods": sorted(METHODS),
         "convolutions of inference forms": kept,
     }
-    return (
-        "<table>"
-        + "".join(f"<tr><th>{title}</th><td>{_codes(names)}</td></tr>" for title, names in rows.items())
-        + "</table>"
-    )
+    body = "".join(f"<tr><th>{title}</th><td>{_codes(names)}</td></tr>" for title, names in rows.items())
+    return f"<table>{body}</table>"
+
+
+def _home(function: Any) -> str:
+    """The module that a user imports a function from."""
+    if getattr(F, function.__name__, None) is function:
+        return "F"
+    return "torch" if getattr(torch, function.__name__, None) is function else function.__module__.strip("_")
 
 
 def _codes(names: Iterable[str]) -> str:
-    return " ".join(f"<code>{escape(name)}</code>" for name in names if not name.startswith("builtins.Identity"))
+    return " ".join(f"<code>{escape(name)}</code>" for name in names)
 
 
 def before_and_after(source: str) -> str:
@@ -57,8 +57,9 @@ def before_and_after(source: str) -> str:
     rows = []
     for line in source.strip().splitlines():
         torch.manual_seed(0)
-        module = GALLERY[line]().double().eval()
-        x = torch.randn(1, 8, 12, 11, dtype=torch.float64)
+        module, x = GALLERY[line]().double(), torch.randn(4, 8, 12, 11, dtype=torch.float64)
+        module(x)  # a batch for the statistics
+        module.eval()
         plain = reparam.fuse(module)
         error = float((plain(x) - module(x)).abs().max())
         cells = (f"<pre>{escape(_held(module))}</pre>", f"<pre>{escape(_held(plain))}</pre>", f"{error:.0e}")
