@@ -71,6 +71,7 @@ __all__ = [
     "freeze_bn_stats",
     "fuse",
     "fuse_file",
+    "fuse_onnx",
     "fuse_state_dict",
     "inspect_file",
     "inspect_model",

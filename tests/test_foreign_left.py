@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from reparam import FuseError, Kernel, fuse, inspect_model, kernel_of
 from reparam.fusing._foreign import survey
-from reparam.fusing._foreign.reading import _REGISTERED
+from reparam.fusing._foreign.leaves import _REGISTERED
 
 
 class Branches(nn.Module):

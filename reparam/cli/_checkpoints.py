@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SpecError
-from ._shared import MOST_PIXELS, Act, Json, Network, Overwrite, Wrapper, load
+from ._shared import MOST_PIXELS, NETWORK, Act, Json, Network, Overwrite, Wrapper, load
 
 
 class Keys(str, Enum):
@@ -22,8 +22,8 @@ class Keys(str, Enum):
 
 
 def fuse(
-    source: Network,
-    target: Annotated[Path, typer.Argument(help="File to write; .safetensors, or torch's format.")],
+    source: Annotated[str, typer.Argument(metavar="NETWORK", help=f"{NETWORK} Files of ONNX, whoever made them, too.")],
+    target: Annotated[Path, typer.Argument(help="File to write; .safetensors, torch's format, or .onnx.")],
     keys: Annotated[Keys, typer.Option(help="Whose keys to write: those of the code the file is from, or ours.")] = (
         Keys.source
     ),
@@ -45,7 +45,7 @@ def fuse(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fuse a checkpoint of this library or of a paper's code, check every block, write the result."""
+    """Fuse a checkpoint of this library or of a paper's code, or any ONNX file; check every block, write the result."""
     from ..files import fuse_file
     from ..files._writing import check_targets
     from ..models._pretrained import network_file
@@ -54,9 +54,34 @@ def fuse(
     layout |= {"groups": groups, "dilations": dilations or None}
     told: dict[str, Any] = {"act": act, "img_range": img_range}
     options = {key: value for key, value in told.items() if value is not None}
+    if _is_onnx(source):
+        of_others = {"wrapper": wrapper, "keys": keys if keys is Keys.reparam else None, **layout, **options}
+        _fuse_onnx(source, target, of_others, overwrite, as_json)
+        return
     file = network_file(source)
     check_targets([target], [file], overwrite)
     report = fuse_file(file, target, keys=keys.value, wrapper=wrapper, **layout, **options)
+    typer.echo(json.dumps(asdict(report), indent=2) if as_json else f"{report}\nwritten: {target}")
+
+
+def _is_onnx(source: str) -> bool:
+    from ..files._kinds import what_it_is
+
+    path = Path(source)
+    if path.suffix == ".onnx" or not path.is_file():
+        return path.suffix == ".onnx"
+    with path.open("rb") as file:
+        return what_it_is(path, file.read(512)) == "an ONNX model"
+
+
+def _fuse_onnx(source: str, target: Path, of_others: dict[str, Any], overwrite: bool, as_json: bool) -> None:
+    from ..deploy import fuse_onnx
+    from ..files._writing import check_targets
+
+    if given := [name for name, value in of_others.items() if value]:
+        raise SpecError(f"{source} is an ONNX file, which says all of itself; leave out {', '.join(given)}")
+    check_targets([target], [source], overwrite)
+    report = fuse_onnx(source, target)
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else f"{report}\nwritten: {target}")
 
 

@@ -1,7 +1,17 @@
-"""Fused networks as files that other programs run."""
+"""Fused networks as files that other programs run, and such files fused."""
 
 from ._engines import FILE_ENGINES, open_engine
 from ._exporter import ExportReport, export
 from ._formats import read_note
+from ._fuse_onnx import OnnxRegion, OnnxReport, fuse_onnx
 
-__all__ = ["FILE_ENGINES", "ExportReport", "export", "open_engine", "read_note"]
+__all__ = [
+    "FILE_ENGINES",
+    "ExportReport",
+    "OnnxRegion",
+    "OnnxReport",
+    "export",
+    "fuse_onnx",
+    "open_engine",
+    "read_note",
+]

@@ -11,7 +11,7 @@ from ..branches import Branch
 from ..errors import FuseError
 from ..modules._match import Match, matcher
 from ..modules._walk import walk
-from ._foreign import ForeignBlock, Survey, survey
+from ._foreign import ForeignBlock, Survey, has_form, survey
 from ._foreign.pairs import Neighbours
 from ._foreign.trace import is_any_norm
 
@@ -72,7 +72,9 @@ def _skipped(model: nn.Module, skip: Match | None) -> set[int]:
     matched = [module for name, module in model.named_modules(remove_duplicate=False) if wanted(name, module)]
     if not matched:
         raise FuseError(f"skip={skip!r} matches no module of {type(model).__name__}; names are as in named_modules()")
-    return {id(inner) for module in matched for inner in module.modules()}
+    stays = {id(inner) for module in matched for inner in module.modules()}
+    whole = [module for module in model.modules() if has_form(module) and _touches(module, stays)]
+    return stays.union(*(map(id, module.modules()) for module in whole))  # a class with a form of its own has it whole
 
 
 def _touches(module: nn.Module, stays: Collection[int]) -> bool:

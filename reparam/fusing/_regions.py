@@ -57,13 +57,16 @@ class Piece:
     """Multiply-adds for each pixel of the source."""
     width: int = 1
     """Channels of the source, if they are known."""
+    even: bool = True
+    """Whether as many pixels are to be padded before as after."""
 
     def value(self, like: Tensor) -> LinearOp:
         """The convolution, of the dtype and on the device of `like`."""
         known: dict[Key, Any] = {self.source: the_input(like, self.width)}
         for step in self.steps:
             known[step.key] = applied(step, known)
-        return balanced(known[self.output])
+        value = known[self.output]
+        return balanced(value) if self.even else value
 
 
 def applied(step: Step, known: Mapping[Key, Any]) -> Any:
@@ -93,26 +96,31 @@ class Regions(NamedTuple):
     """Why values of one source, which meet in a node, are no convolution together, by the node."""
 
 
-def find_pieces(steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None) -> list[Piece]:
+def find_pieces(
+    steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None, even: bool = True
+) -> list[Piece]:
     """The pieces of `find_regions`."""
-    return find_regions(steps, outputs, widths).pieces
+    return find_regions(steps, outputs, widths, even).pieces
 
 
-def find_regions(steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None) -> Regions:
+def find_regions(
+    steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None, even: bool = True
+) -> Regions:
     """What of a graph becomes one convolution each, and what does not, though it looks like it.
 
     Args:
         steps: in the order in which they run; a key that no step has is an input of the graph.
         outputs: what must be there afterwards.
         widths: channels of values, where they are known; needed only where channels are taken out of a value.
+        even: whether convolutions are to pad as much before as after, as torch's do.
     """
-    finder = _Finder(steps, outputs, widths or {})
+    finder = _Finder(steps, outputs, widths or {}, even)
     return Regions(list(finder.pieces()), finder.apart, finder.refused)
 
 
 class _Finder:
-    def __init__(self, steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int]) -> None:
-        self.widths = widths
+    def __init__(self, steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int], even: bool) -> None:
+        self.widths, self.even = widths, even
         self.apart: dict[Key, str] = {}
         self.refused: dict[Key, str] = {}
         self.steps = {step.key: step for step in steps}
@@ -237,13 +245,8 @@ class _Finder:
         value = self.relative(source).get(output)
         if not isinstance(value, LinearOp) or not value.ndim:
             return None
-        value = balanced(value)
-        if (
-            value.reads
-            or value.turned
-            or (value.flat and value.ndim > 1)
-            or (not value.flat and any(low != high or low < 0 for low, high in value.pads))
-        ):
+        value = balanced(value) if self.even else value
+        if value.reads or value.turned or (value.flat and value.ndim > 1) or (not value.flat and self._crops(value)):
             return None
         gone = self.replaced(source, output)
         steps = self.between(source, output)
@@ -256,7 +259,12 @@ class _Finder:
                 words = f"one convolution would take {_number(after)} multiply-adds for each pixel of its input"
                 self.apart[output] = f"{words}, its parts take {_number(before)}"
             return None
-        return Piece(source, output, tuple(steps), frozenset(gone), before, after, self.widths.get(source, 1))
+        width = self.widths.get(source, 1)
+        return Piece(source, output, tuple(steps), frozenset(gone), before, after, width, self.even)
+
+    def _crops(self, value: LinearOp) -> bool:
+        """Whether no convolution pads like this."""
+        return any(min(low, high) < 0 or (self.even and low != high) for low, high in value.pads)
 
     def _without_nothing(self, source: Key, output: Key) -> tuple[Key, Key]:
         """The same ends without what does nothing, such as a dropout, which stays where it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,20 +12,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ...algebra._affine import balanced, the_input
+from ...algebra._affine import the_input
 from ...algebra._linear import LinearOp
 from ...algebra._spec import ConvSpec
 from ...branches import Branch
 from ...errors import NotLinearError, ReparamError
 from ...modules._walk import walk
 from ...numerics._precision import has_float64, in_float64
-from .._regions import Piece, Regions, find_regions
+from .._regions import Piece
 from .equations import is_whole_block
 from .exact import copied_with, exact
 from .forms import InferenceForm, Row, form_of
 from .hidden import differs, hidden_value
+from .judging import (
+    StaysError,
+    as_a_whole,
+    check_most,
+    is_chain,
+    is_worth_it,
+    leaves_layers,
+    modules_of,
+    regions_of,
+)
+from .leaves import check_inside, is_leaf, is_registered, like_of
 from .lookalikes import says_it_fuses
-from .reading import Forward, Reader, check_inside, is_leaf, is_registered, like_of
+from .reading import Forward, Reader
 from .rewriting import InPlace, Rewriting, name_pieces
 from .source import used_modules
 from .trace import called, is_any_norm, is_torch_layer
@@ -114,10 +125,6 @@ def foreign_block(module: nn.Module) -> ForeignBlock | None:
     """A module as a foreign block, if it is one."""
     block = _look_at(module, _Survey(module))
     return block if isinstance(block, ForeignBlock) else None
-
-
-class StaysError(NotLinearError):
-    """What could be merged, and is not for a reason that has nothing to do with numbers."""
 
 
 class _Survey:
@@ -212,7 +219,7 @@ def read_block(
         check_inside(twin)
         parts = tuple(name for name in module._modules if name != form.then and module._modules[name] is not None)
         return ForeignBlock(module, form, {form.conv: form.equation(twin, like)}, {form.conv: parts})
-    if _is_ours(module) or (form is not None and survey is not None and id(twin) in survey.opaque):
+    if _is_ours(module):
         return None
     try:
         forward = reader.forward_of(twin)
@@ -223,21 +230,21 @@ def read_block(
         if tried and (value := hidden_value(module, reader)) is not None:
             return ForeignBlock(module, None, {"": value}, {"": ()})
         raise
-    found = _regions_of(forward, survey.opaque if survey else ())
+    found = regions_of(forward, survey.opaque if survey else ())
     pieces = found.pieces
     if isinstance(form, InferenceForm) and len(pieces) == len(form.convs):
         values = {conv: piece.value(like) for conv, piece in zip(form.convs, pieces)}
         swallows = {conv: _children(forward, piece) for conv, piece in zip(form.convs, pieces)}
         own = frozenset(conv for conv, piece in zip(form.convs, pieces) if forward.has_own(piece))
         return ForeignBlock(module, form, values, swallows, own)
-    whole_is_asked = survey is not None and id(twin) not in survey.opaque
-    says = whole_is_asked and says_it_fuses(module)
-    if says and (value := _whole(forward, like)) is not None:
+    may_be_whole = survey is not None and id(twin) not in survey.opaque
+    says = may_be_whole and says_it_fuses(module)
+    if says and (value := as_a_whole(forward, like)) is not None:
         return ForeignBlock(module, None, {"": value}, {"": ()})
-    pieces = [piece for piece in pieces if _is_worth_it(piece, forward)]
+    pieces = [piece for piece in pieces if is_worth_it(piece, forward)]
     if pieces:
         return _placed(module, forward, pieces, reader, survey)
-    if whole_is_asked and _leaves_layers(forward) and (value := hidden_value(module, reader)) is not None:
+    if may_be_whole and leaves_layers(forward) and (value := hidden_value(module, reader)) is not None:
         return ForeignBlock(module, None, {"": value}, {"": ()})
     if says:
         forward.apply(the_input(like))  # which says why not, if it can
@@ -246,54 +253,23 @@ def read_block(
     return None
 
 
-def _leaves_layers(forward: Forward) -> bool:
-    """Whether a forward leaves out layers that its module holds, as one that sums in training mode only does."""
-    used = {str(node.target).partition(".")[0] for node in forward.graph.nodes}
-    return any(name not in used and isinstance(part, _ConvNd) for name, part in forward.root.named_children())
-
-
-def _whole(forward: Forward, like: Tensor) -> LinearOp | None:
-    """What a module that means to become a layer is as one, if that costs no more."""
-    try:
-        pays = balanced(forward.apply(the_input(like.to("meta")))).multiply_adds <= forward.cost()
-        return balanced(forward.apply(the_input(like))) if pays else None
-    except NotLinearError:
-        return None
-
-
 def _placed(
     module: nn.Module, forward: Forward, pieces: list[Piece], reader: Reader, survey: _Survey | None
 ) -> ForeignBlock | None:
     """Where the convolutions of a module without an inference form of its own go."""
-    chains = [piece for piece in pieces if _is_chain(piece, forward)]
+    chains = [piece for piece in pieces if is_chain(piece, forward)]
     if chains == pieces:
         return None if survey is None else _in_place(module, forward, pieces, reader, survey)
     whole = pieces[0].source in forward.inputs and forward.output.args[0] is pieces[0].output
     if whole and len(forward.inputs) == 1:
         return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()})
     if survey is not None and module is survey.model:
-        _check_most(module, forward, pieces)
+        check_most(module, forward, pieces)
     named = name_pieces(forward, pieces)
     values = {name: piece.value(reader.like) for name, piece in named.items()}
-    swallows = {name: _modules_of(forward, piece) for name, piece in named.items()}
+    swallows = {name: modules_of(forward, piece) for name, piece in named.items()}
     own = frozenset(name for name, piece in named.items() if forward.has_own(piece))
     return ForeignBlock(module, Rewriting(forward, named), values, swallows, own)
-
-
-def _check_most(module: nn.Module, forward: Forward, pieces: list[Piece]) -> None:
-    """Checks that a whole model, whose class goes with its forward, is not rewritten for the sake of a small part.
-
-    Raises:
-        StaysError: if most of its layers are elsewhere.
-    """
-    inside = [forward.root.get_submodule(name) for piece in pieces for name in _modules_of(forward, piece)]
-    taken = len({id(part) for inner in inside for part in inner.modules() if _is_layer(part)})
-    total = sum(map(_is_layer, module.modules()))
-    if 2 * taken < total:
-        raise StaysError(
-            f"its own forward adds up layers that could be one ({taken} of {total} in all), but would have to be "
-            "rewritten, and the model would lose its class; move them into a module of their own"
-        )
 
 
 def _in_place(
@@ -302,7 +278,7 @@ def _in_place(
     """Layers that follow each other: the first becomes the convolution, the others nothing."""
     values, swallows = {}, {}
     for piece in pieces:
-        names = _modules_of(forward, piece)
+        names = modules_of(forward, piece)
         if all(survey.calls[id(forward.root.get_submodule(name))] == 1 for name in names):
             first = next(name for name in names if not is_any_norm(forward.root.get_submodule(name)))
             values[first] = piece.value(reader.like)
@@ -314,67 +290,9 @@ def _is_ours(module: nn.Module) -> bool:
     return type(module).__module__.split(".")[0] == "reparam"
 
 
-def _regions_of(forward: Forward, opaque: Container[int]) -> Regions:
-    """What of a forward becomes convolutions, past modules that are not looked into."""
-    steps = [
-        replace(step, apply=None) if id(called(forward.root, step.key)) in opaque else step for step in forward.steps
-    ]
-    found = find_regions(steps, forward.outputs(), forward.widths())
-    return found._replace(pieces=[piece for piece in found.pieces if forward.is_safe(piece)])
-
-
-def _layers(piece: Piece, forward: Forward) -> list[nn.Module | None]:
-    """The layers in a piece; None for a function that is one."""
-    found: list[nn.Module | None] = []
-    for step in piece.steps:
-        module = called(forward.root, step.key)
-        if step.key in piece.gone and (module is not None or _is_layer_function(step.key)):
-            found.append(module)
-    return [module for module in found if module is None or any(map(_is_layer, module.modules()))]
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return (
-        isinstance(module, (_ConvNd, nn.Linear)) or is_any_norm(module) or type(module).__name__.startswith("AvgPool")
-    )
-
-
-def _is_layer_function(node: Any) -> bool:
-    return getattr(node.target, "__name__", "") in ("conv1d", "conv2d", "conv3d", "linear", "batch_norm")
-
-
-def _is_worth_it(piece: Piece, forward: Forward) -> bool:
-    """Whether a piece has several layers, of which norms next to their layer are no concern here."""
-    layers = _layers(piece, forward)
-    if _is_chain(piece, forward):
-        return sum(_weights_in(module) for module in layers) > 1
-    return len(layers) > 1 or any(forward.computes_weight(step.key) for step in piece.steps)
-
-
-def _weights_in(module: nn.Module | None) -> int:
-    """Layers with a kernel in a module, or a function that is one."""
-    if module is None:
-        return 1
-    return sum(map(_is_layer, module.modules())) - is_any_norm(module)
-
-
-def _is_chain(piece: Piece, forward: Forward) -> bool:
-    """Whether modules are called one after the other, and nothing else is done."""
-    modules = [called(forward.root, step.key) for step in piece.steps]
-    return all(len(step.inputs) == 1 for step in piece.steps) and all(
-        module is not None or step.cost == 0 for step, module in zip(piece.steps, modules)
-    )
-
-
-def _modules_of(forward: Forward, piece: Piece) -> tuple[str, ...]:
-    """The names of the modules that a piece replaces."""
-    names = [str(step.key.target) for step in piece.steps if step.key in piece.gone and step.key.op == "call_module"]
-    return tuple(dict.fromkeys(names))
-
-
 def _children(forward: Forward, piece: Piece) -> tuple[str, ...]:
     """The names of the attributes that hold the modules of a piece."""
-    return tuple(dict.fromkeys(name.partition(".")[0] for name in _modules_of(forward, piece)))
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in modules_of(forward, piece)))
 
 
 def to_read(module: nn.Module) -> Any:

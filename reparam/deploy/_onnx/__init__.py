@@ -1,0 +1,1 @@
+"""Graphs of ONNX files: read, rewritten, and tried. Imports the package onnx."""
