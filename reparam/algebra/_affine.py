@@ -157,18 +157,47 @@ def add(*values: LinearOp) -> LinearOp:
         NotLinearError: if they differ in channels, stride, size of the output or padding mode.
     """
     channels = max(value.outputs for value in values)
-    framed = _in_one_frame([repeated(value, channels) for value in values])
-    if len({value.outputs for value in framed}) > 1:
-        raise NotLinearError(f"values of {' and '.join(str(value.outputs) for value in framed)} channels are added")
-    return _summed(_of_one_input(framed))
+    level, frames, mode = _level([repeated(value, channels) for value in values])
+    if len({value.outputs for value in level}) > 1:
+        raise NotLinearError(f"values of {' and '.join(str(value.outputs) for value in level)} channels are added")
+    return _in_frames(_summed(_of_one_input(level), frames), frames, mode)
 
 
-def _summed(values: Sequence[LinearOp]) -> LinearOp:
+def _summed(values: Sequence[LinearOp], frames: Sequence[Frame]) -> LinearOp:
+    """The sum, of which each value takes its taps, and one filter per channel its diagonal."""
     groups = gcd(*(value.groups for value in values))
-    total = reduce(torch.add, (kernels.regroup(value.kernel, value.groups, groups).weight for value in values))
+    size = tuple((last - first) // grid + 1 for first, last, _, grid in frames)
+    whole = [value for value in values if value.groups == groups and value.kernel.size == size]
+    like = values[0].kernel.weight
+    total = (
+        whole[0].kernel.weight.clone()
+        if whole
+        else like.new_zeros(values[0].outputs, _read(values[0]) // groups, *size)
+    )
+    for value in values:
+        if not whole or value is not whole[0]:
+            _add_into(total, value, groups, frames)
     bias = reduce(torch.add, (value.kernel.bias for value in values))
     shifts = any(value.shifts for value in values)
-    return values[0]._replace(kernel=Kernel(total, bias), groups=groups, shifts=shifts, untouched=False)
+    return values[0]._replace(kernel=Kernel(total, bias), groups=groups, shifts=shifts, untouched=False, tiles=False)
+
+
+def _add_into(total: Tensor, value: LinearOp, groups: int, frames: Sequence[Frame]) -> None:
+    taps: list[slice] = []
+    for axis, (first, _, _, grid) in enumerate(frames):
+        begin, end, _, step = _extent(value, axis)
+        taps.append(slice((begin - first) // grid, (end - first) // grid + 1, step // grid or 1))
+    place = total[(slice(None), slice(None), *taps)]
+    if value.groups != groups and value.groups == value.outputs == _read(value):  # one filter per channel
+        row = torch.arange(value.outputs, device=place.device)
+        place[row, row % place.shape[1]] += value.kernel.weight[:, 0]
+    else:
+        place += kernels.regroup(value.kernel, value.groups, groups).weight
+
+
+def _read(value: LinearOp) -> int:
+    """Channels that are read."""
+    return value.kernel.weight.shape[1] * value.groups
 
 
 def concat(values: Sequence[LinearOp]) -> LinearOp:
@@ -178,7 +207,8 @@ def concat(values: Sequence[LinearOp]) -> LinearOp:
         NotLinearError: if they differ in stride, size of the output or padding mode, or channels are not known.
     """
     inputs = max(value.inputs for value in values)
-    values = _in_one_frame([repeated(value, inputs) for value in values])
+    level, frames, mode = _level([repeated(value, inputs) for value in values])
+    values = [_placed(value, frames, mode) for value in level]
     first = values[0]
     ends = [value.reads[0] + value.groups * value.kernel.weight.shape[1] for value in values if value.reads]
     follow = len(ends) == len(values) and all(
@@ -197,7 +227,7 @@ def concat(values: Sequence[LinearOp]) -> LinearOp:
         rows = Kernel(_rows(weight, before, after_it), F.pad(bias, (before, after_it)))
         parts.append(value._replace(kernel=rows, groups=1))
         before += value.outputs
-    return _summed(parts)
+    return _summed(parts, [_frame([_extent(parts[0], axis)]) for axis in range(first.ndim)])
 
 
 def _rows(weight: Tensor, before: int, after_it: int) -> Tensor:
@@ -245,8 +275,8 @@ def _widened(value: LinearOp) -> LinearOp:
     return value._replace(kernel=Kernel(F.pad(weight, columns), bias), groups=1, reads=None)
 
 
-def _in_one_frame(values: Sequence[LinearOp]) -> list[LinearOp]:
-    """Values with the same axes, channels of unknown number, taps, pads and padding mode.
+def _level(values: Sequence[LinearOp]) -> tuple[list[LinearOp], list[Frame], str]:
+    """Values with the same number of axes, the taps that hold those of all along each, and the padding mode.
 
     Raises:
         NotLinearError: if they differ in stride, size of the output or padding mode.
@@ -263,7 +293,7 @@ def _in_one_frame(values: Sequence[LinearOp]) -> list[LinearOp]:
         named = " and ".join(str(value.stride) for value in values)
         raise NotLinearError(f"strides {named}, or axes, or padding modes differ")
     frames = [_frame([_extent(value, axis) for value in values]) for axis in range(ndim)]
-    return [_placed(value, frames, next(iter(modes), "zeros")) for value in values]
+    return values, frames, next(iter(modes), "zeros")
 
 
 def _raised(value: LinearOp, ndim: int) -> LinearOp:
@@ -312,11 +342,15 @@ def _placed(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
     kernel = kernels.dilate(value.kernel, tuple(steps))
     if any(around):
         kernel = Kernel(F.pad(kernel.weight, around), kernel.bias)
+    return _in_frames(value._replace(kernel=kernel), frames, mode)
+
+
+def _in_frames(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
+    """A value whose kernel has the taps of frames already."""
     pads = tuple((-first, spare + last) for first, last, spare, _ in frames)
     pads = pads if any(map(any, pads)) else ()
-    return value._replace(
-        kernel=kernel, dilation=tuple(frame[3] for frame in frames), pads=pads, padding_mode=mode if pads else "zeros"
-    )
+    grid = tuple(frame[3] for frame in frames)
+    return value._replace(dilation=grid, pads=pads, padding_mode=mode if pads else "zeros")
 
 
 def balanced(value: LinearOp) -> LinearOp:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,7 +23,8 @@ def unsound_in(module: nn.Module, name: str = "") -> dict[str, str]:
 def _why_unsound(name: str, tensor: Tensor) -> str | None:
     if tensor.is_meta or not tensor.is_floating_point():
         return None
-    if bad := tensor.numel() - int(tensor.isfinite().sum()):
+    whole = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))  # of one that is not, the sum is not
+    if not whole.isfinite() and (bad := tensor.numel() - int(tensor.isfinite().sum())):
         return f"{bad} of its {tensor.numel()} values are not finite; the training diverged, or the file is damaged"
     if name.endswith("running_var") and tensor.numel() and float(tensor.min()) < 0:
         return f"it holds a variance of {float(tensor.min()):.3g}, and none is below zero; the file is damaged"

@@ -63,9 +63,10 @@ def _look(model: nn.Module, leaf: Leaf) -> tuple[tuple[tuple[nn.Module, Graph | 
     """
     walls: set[int] = set()
     hidden: set[int] = set()
+    used: Used | None = None
     while True:
         whole = tuple(graphs(model, leaf, walls, hidden))
-        used = used_modules(root for root, graph in whole if graph is None)
+        used = used_modules((root for root, graph in whole if graph is None), used)
         roots = {id(root) for root, _ in whole}
         often = _called_often(model, _count(whole, ()))
         new = {

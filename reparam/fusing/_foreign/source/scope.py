@@ -17,6 +17,7 @@ from .things import OF_TENSORS, Fixed, Instance, Row, Things, at, cells, fixed, 
 
 _LISTING = {"reversed", "sorted", "list", "tuple", "iter", "next", "filter", "set", "dict"}
 _OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Compare, ast.FormattedValue)
+_LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _HARMLESS = {"len", "isinstance", "hasattr", "type", "id", "callable", "print", "range", "str", "bool"}
 
 
@@ -62,7 +63,8 @@ class Scope(ast.NodeVisitor):
     def run(self) -> Things:
         """What the function may return."""
         node = self.node
-        for _ in range(2):  # twice, as a loop may use in its first lines what it names in its last
+        again = any(isinstance(part, _LOOPS) for part in ast.walk(node) if part is not node)
+        for _ in range(2 if again else 1):  # a loop may use in its first lines what it names in its last
             for line in node.body if isinstance(node.body, list) else [ast.Return(node.body)]:
                 self.visit(line)
         return self.returned

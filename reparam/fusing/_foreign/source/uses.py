@@ -54,9 +54,10 @@ class Used(NamedTuple):
     """The names of attributes that are assigned to."""
 
 
-def used_modules(modules: Iterable[nn.Module]) -> Used:
-    """What the forwards of these modules use."""
-    modules, otherwise, stored, known = list(modules), set[int](), set[str](), -1
+def used_modules(modules: Iterable[nn.Module], before: Used | None = None) -> Used:
+    """What the forwards of these modules use; `before` is what some of them were found to use."""
+    modules, known = list(modules), -1
+    otherwise, stored = (set(before.otherwise), set(before.stored)) if before else (set[int](), set[str]())
     while known != len(otherwise) + len(stored):  # what is given otherwise, or changed, shows after it is needed
         known, uses = len(otherwise) + len(stored), ModuleUses(stored)
         for module in modules:
