@@ -130,7 +130,9 @@ class _Finder:
             if step.apply is not None and len(of) == 1 and step.key in self.relative(one := next(iter(of))):
                 source[step.key] = one
                 continue
-            if (one := self._earliest(step)) is not None:
+            one = self._earliest(step)
+            one = self._shared(step, source) if one is None else one
+            if one is not None:
                 source[step.key] = one
             self.needed |= {one} if one is not None else {key for key in step.inputs if source.get(key, key) != key}
         return source
@@ -148,6 +150,13 @@ class _Finder:
                 break
             above = self.steps[one]
         return found
+
+    def _shared(self, step: Step, source: Mapping[Key, Key]) -> Key | None:
+        """A value that several inputs are affine in, though some are in earlier ones, too: x, if it follows a layer."""
+        if step.apply is None or len(set(step.inputs)) < 2:
+            return None
+        candidates = dict.fromkeys(one for key in step.inputs for one in (source.get(key, key), key))
+        return next((one for one in candidates if step.key in self.relative(one)), None)
 
     def relative(self, source: Key) -> dict[Key, Any]:
         """On the meta device, the values that are affine in this one."""
