@@ -13,6 +13,7 @@ from reparam import (
     ACBlock,
     AvgPoolBranch,
     Branch,
+    ChunkConv,
     CollapsibleLinearBlock,
     Conv3XC,
     ConvBNBranch,
@@ -23,21 +24,33 @@ from reparam import (
     ExpandSqueezeBranch,
     IdentityBranch,
     LaplacianBranch,
+    LoRABlock,
+    LoRABranch,
     MBRConvBlock,
     MobileOneBlock,
+    OmniShift,
     OREPABlock,
     OREPARepVGGBlock,
     QARepVGGBlock,
     ReparamBlock,
+    RepDWConvM,
+    RepDWConvS,
     RepMBConvBlock,
     RepRFNBlock,
+    RepRLFNBlock,
     RepSRBlock,
     RepVGGBlock,
+    RepVGGDW,
+    RTMoSRRepConv,
+    ScaledBranch,
     SequentialBranch,
+    SliceBranch,
     SobelBranch,
+    VGGBlock,
 )
 from reparam.algebra._axes import CONV, NORM
 from reparam.algebra._spec import PADDING_MODES, centre
+from reparam.blocks._block import BranchFactory
 from reparam.blocks._conv_block import ConvBlock
 from reparam.branches._identity import has_identity
 
@@ -77,6 +90,20 @@ def two_spatial(spec: ConvSpec) -> Branch:
     return SequentialBranch(spec.replace(stride=1), *layers)
 
 
+def half(spec: ConvSpec, branch: BranchFactory) -> Branch:
+    """A branch from the second half of the channels to the first one, or of the second half of the groups."""
+    each = spec.in_channels // spec.groups if spec.groups > 1 else 1
+    channels = spec.in_channels // each // 2 * each, spec.in_channels
+    outputs = None if spec.groups > 1 else (0, spec.out_channels - spec.out_channels // 2)
+    return SliceBranch(spec, branch, channels=channels, outputs=outputs)
+
+
+def scaled_block(spec: ConvSpec) -> Branch:
+    """A block of two branches, one of them a part with a scale of its own, as a branch."""
+    part = partial(ScaledBranch, branch=partial(half, branch=ConvBNBranch))
+    return ReparamBlock(spec, [part, ConvBNBranch])
+
+
 KINDS = {
     "IdentityBranch": IdentityBranch,
     "IdentityBranch bn": partial(IdentityBranch, bn=True),
@@ -86,6 +113,11 @@ KINDS = {
     "ExpandSqueezeBranch": partial(ExpandSqueezeBranch, bn=True),
     "ExpandSqueezeBranch 1x1-kxk": partial(ExpandSqueezeBranch, order="1x1-kxk"),
     "ExpandSqueezeBranch 1x1-bn-kxk": partial(ExpandSqueezeBranch, order="1x1-kxk", bn=True, bias=False),
+    "LoRABranch": partial(LoRABranch, rank=2, alpha=3.0),
+    "ScaledBranch": partial(ScaledBranch, branch=ConvBNBranch),
+    "ScaledBranch block": partial(ScaledBranch, branch=scaled_block, shared=True),
+    "SliceBranch": partial(half, branch=ConvBNBranch),
+    "SliceBranch stack": partial(half, branch=stack),
     "SobelBranch": SobelBranch,
     "LaplacianBranch": LaplacianBranch,
     "AvgPoolBranch": AvgPoolBranch,
@@ -112,6 +144,17 @@ KINDS = {
     "RepRFNBlock": partial(of_spec, RepRFNBlock),
     "RepMBConvBlock": partial(of_spec, RepMBConvBlock),
     "MBRConvBlock": partial(of_spec, MBRConvBlock, expansion=2),
+    "RTMoSRRepConv": partial(of_spec, RTMoSRRepConv),
+    "OmniShift": partial(of_spec, OmniShift),
+    "OmniShift shared": lambda spec: of_spec(OmniShift, spec, shared=True, conv_bias=spec.bias),
+    "RepRLFNBlock": partial(of_spec, RepRLFNBlock),
+    "RepDWConvS": partial(of_spec, RepDWConvS),
+    "RepDWConvM": partial(of_spec, RepDWConvM),
+    "ChunkConv": partial(of_spec, ChunkConv),
+    "LoRABlock": partial(of_spec, LoRABlock, rank=2),
+    "RepVGGDW": partial(of_spec, RepVGGDW),
+    "RepVGGDW yolov10": partial(of_spec, RepVGGDW, small_bn=True, identity=False, sum_bn=False),
+    "VGGBlock": partial(of_spec, VGGBlock),
     "MBRConvBlock own": partial(of_spec, MBRConvBlock, expansion=1, shared=False),
 }
 """Everything that must obey the contract, by name; each takes a spec."""
@@ -119,13 +162,16 @@ KINDS = {
 WITH_THREE_TAPS = ("SobelBranch", "LaplacianBranch", "ECB", "EDBB", "DilatedReparamBlock", "RepRFNBlock")
 """Kinds with edge filters or small kernels inside of the large one."""
 
-WITH_SUM_BN = ("OREPABlock", "QARepVGGBlock")
+WITH_IDENTITY = ("IdentityBranch", "ChunkConv")
+"""Kinds that need equal channels and stride 1."""
+
+WITH_SUM_BN = ("OREPABlock", "QARepVGGBlock", "RepVGGDW")
 """Kinds with a batch norm after the sum, which has a bias."""
 
 
 def fits(kind: str, spec: ConvSpec) -> bool:
     """Whether this kind exists in this geometry."""
-    if kind.startswith("IdentityBranch"):
+    if kind.startswith(WITH_IDENTITY):
         return has_identity(spec)
     if kind.startswith(("AvgPoolBranch", "DiverseBranchBlock", "QARepVGGBlock pool")):
         return all(d == 1 for d in spec.dilation)
@@ -140,12 +186,12 @@ def specs(draw, kind: str | None = None) -> ConvSpec:
     ndim = draw(st.sampled_from([2, 2, 2, 1, 3]))
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     inside, outside = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
-    if kind is not None and kind.startswith("IdentityBranch"):
+    if kind is not None and kind.startswith(WITH_IDENTITY):
         outside = inside
     high = 5 if ndim < 3 else 3
     low = 3 if kind in WITH_THREE_TAPS else 1
     size = tuple(draw(st.integers(low, high)) for _ in range(ndim))
-    plain = kind is not None and kind.startswith("IdentityBranch")
+    plain = kind is not None and kind.startswith(WITH_IDENTITY)
     stride = 1 if plain else draw(st.sampled_from([1, 1, 1, 2, 3]))
     pooled = kind is not None and kind.startswith(("AvgPool", "DiverseBranch", "QARepVGGBlock pool"))
     odd = (1, 3) if plain else (1, 1, 2, 3)

@@ -1,5 +1,7 @@
 """Each branch against the torch expression that its paper writes, and what each refuses."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,13 @@ from reparam import (
     IdentityBranch,
     Kernel,
     LaplacianBranch,
+    LoRABranch,
     NotLinearError,
+    ReparamBlock,
     RepSRBlock,
+    ScaledBranch,
     SequentialBranch,
+    SliceBranch,
     SobelBranch,
     SpecError,
     StatisticsError,
@@ -101,6 +107,109 @@ def test_identity_of_a_convolution_that_shrinks_is_the_middle():
     assert torch.equal(IdentityBranch(spec)(x), x[:, :, 1:-1, 1:-1])
 
 
+class TestLoRA:
+    def test_the_product_of_two_matrices_is_added_to_the_kernel(self):
+        b, x = ready(ReparamBlock(SPEC, [ConvBranch, partial(LoRABranch, rank=2, alpha=3.0)])), image(SPEC, 0, (7, 9))
+        conv, lora = b.branches[0].conv, b.branches[1]
+        product = (lora.up.weight.flatten(1) @ lora.down.weight.flatten(1)).reshape(6, 4, 3, 3)
+        expected = F.conv2d(x, conv.weight + 3.0 / 2 * product, conv.bias, padding=1)
+        assert_close_everywhere(b(x), expected)
+        assert torch.linalg.matrix_rank(product.flatten(1)) == 2
+
+    def test_it_starts_at_zero_and_learns(self):
+        x = image(SPEC, 0, (7, 9))
+        block = ReparamBlock(SPEC, [ConvBranch, LoRABranch]).double()
+        conv, lora = block.branches[0].conv, block.branches[1]
+        assert torch.equal(block(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+        block(x).square().sum().backward()
+        assert lora.up.weight.grad.abs().min() > 0 and not lora.down.weight.grad.any()
+
+    def test_alpha_is_kept_and_not_learned(self):
+        lora = LoRABranch(SPEC, rank=4, alpha=1.0)
+        assert lora.state_dict()["scale.scale"].tolist() == [0.25]
+        assert [name for name, _ in lora.named_parameters()] == ["down.weight", "up.weight"]
+        assert LoRABranch(SPEC, rank=4).scale.scale.tolist() == [1.0]
+
+    def test_each_group_has_its_rank(self):
+        lora = LoRABranch(ConvSpec(4, 6, groups=2), rank=3)
+        assert lora.down.weight.shape == (6, 2, 3, 3) and lora.up.weight.shape == (6, 3, 1, 1)
+
+
+class TestScaled:
+    @pytest.mark.parametrize(("shared", "size"), [(True, 1), (False, 6)])
+    def test_what_the_branch_makes_is_multiplied(self, shared, size):
+        b, x = ready(ScaledBranch(SPEC, ConvBNBranch, shared=shared)), image(SPEC, 0, (7, 9))
+        inner, scale = b.branch, b.scale.scale
+        assert scale.shape == (size,) and scale.requires_grad
+        expected = bn(F.conv2d(x, inner.conv.weight, padding=1), inner.norm) * scale.reshape(1, -1, 1, 1)
+        assert_close_everywhere(b(x), expected)
+
+    def test_without_a_bias_the_branch_takes_its_own_off(self):
+        spec = SPEC.replace(bias=False)
+        b, x = ready(ScaledBranch(spec, ConvBNBranch, start=0.5)), image(spec, 0, (7, 9))
+        gain = b.scale.scale * b.branch.norm.weight / (b.branch.norm.running_var + b.branch.norm.eps).sqrt()
+        assert_close_everywhere(b(x), F.conv2d(x, gain.reshape(-1, 1, 1, 1) * b.branch.conv.weight, padding=1))
+
+    def test_the_start(self):
+        assert ScaledBranch(SPEC, ConvBranch, start=0.25).scale.scale.tolist() == [0.25] * 6
+
+
+class TestSlice:
+    def test_the_partial_convolution_of_fasternet(self):
+        spec = ConvSpec(8)
+        parts = [
+            partial(SliceBranch, branch=ConvBranch, channels=(0, 2)),
+            partial(SliceBranch, branch=IdentityBranch, channels=(2, 8)),
+        ]
+        b, x = ready(ReparamBlock(spec, parts)), image(spec, 0, (7, 9))
+        conv = b.branches[0].branch.conv
+        expected = torch.cat([F.conv2d(x[:, :2], conv.weight, conv.bias, padding=1), x[:, 2:]], 1)
+        assert_close_everywhere(b(x), expected)
+        assert_close_everywhere(b.to_conv()(x), expected)
+
+    def test_the_depthwise_inception_convolution(self):
+        spec = ConvSpec(8, kernel_size=11, groups=8)
+        sizes = {(0, 2): (3, 3), (2, 4): (1, 11), (4, 6): (11, 1)}
+        parts = [
+            partial(SliceBranch, branch=partial(ConvBranch, kernel_size=size), channels=channels)
+            for channels, size in sizes.items()
+        ]
+        parts.append(partial(SliceBranch, branch=IdentityBranch, channels=(6, 8)))
+        b, x = ready(ReparamBlock(spec, parts)), image(spec, 0, (12, 13))
+        convs = [part.branch.conv for part in b.branches[:3]]
+        outs = [
+            F.conv2d(x[:, i:j], conv.weight, conv.bias, padding=(h // 2, w // 2), groups=2)
+            for conv, ((i, j), (h, w)) in zip(convs, sizes.items())
+        ]
+        assert_close_everywhere(b(x), torch.cat([*outs, x[:, 6:]], 1), 5)
+        assert_close_everywhere(b.to_conv()(x), torch.cat([*outs, x[:, 6:]], 1), 5)
+
+    def test_to_other_channels_than_it_reads(self):
+        b = ready(SliceBranch(SPEC, ConvBNBranch, channels=(1, 3), outputs=(2, 6)))
+        x = image(SPEC, 0, (7, 9))
+        part = bn(F.conv2d(x[:, 1:3], b.branch.conv.weight, padding=1), b.branch.norm)
+        assert_close_everywhere(b(x), torch.cat([torch.zeros_like(part[:, :2]), part], 1))
+
+    def test_groups_are_those_of_the_channels(self):
+        spec = ConvSpec(6, 9, groups=3)
+        b, x = ready(SliceBranch(spec, ConvBranch, channels=(2, 6))), image(spec, 0, (7, 9))
+        assert b.branch.spec.groups == 2 and b.outputs == (3, 9)
+        part = F.conv2d(x[:, 2:], b.branch.conv.weight, b.branch.conv.bias, padding=1, groups=2)
+        assert_close_everywhere(b(x), torch.cat([torch.zeros_like(part[:, :3]), part], 1))
+
+    def test_another_number_of_channels_is_refused_as_by_a_convolution(self):
+        b = SliceBranch(SPEC, ConvBranch, channels=(0, 2))
+        with pytest.raises(RuntimeError, match="split"):
+            b(torch.rand(1, 5, 7, 9))
+
+    def test_weights_of_other_channels_are_not_loaded(self):
+        b, other = (SliceBranch(SPEC, ConvBranch, channels=channels) for channels in ((0, 2), (2, 4)))
+        with pytest.raises(RuntimeError, match=r"place is \[\[2, 4\], \[2, 4\]\] .*is of \[\[0, 2\], \[0, 2\]\]"):
+            b.load_state_dict(other.state_dict())
+        b.load_state_dict({key: value for key, value in other.state_dict().items() if key != "place"}, strict=False)
+        assert torch.equal(b.branch.conv.weight, other.branch.conv.weight)
+
+
 def test_a_small_dilated_convolution_fits_a_large_spec():
     spec = ConvSpec(4, 4, 7)
     stack = ready(SequentialBranch(spec, nn.Conv2d(4, 4, 3, dilation=2)))
@@ -156,6 +265,30 @@ class WrongShape(Branch):
         (lambda: IdentityBranch(SPEC), SpecError, "in_channels=4, out_channels=6"),
         (lambda: IdentityBranch(ConvSpec(4, stride=2)), SpecError, r"stride=\(2, 2\)"),
         (lambda: IdentityBranch(ConvSpec(4, kernel_size=2, dilation=2)), SpecError, r"kernel_size=\(2, 2\), dilation"),
+        (lambda: LoRABranch(SPEC, rank=0), SpecError, "rank of at least 1, but got rank=0"),
+        (lambda: LoRABranch(SPEC, rank=True), SpecError, "rank=True"),
+        (lambda: ScaledBranch(SPEC, nn.Identity), SpecError, "to be made, but .*Identity.* made Identity"),
+        (lambda: ScaledBranch(SPEC, lambda spec: ConvBranch(ConvSpec(4))), SpecError, "4 -> 6.* made one of 4 -> 4"),
+        (lambda: SliceBranch(SPEC, ConvBranch, channels=(0, 5)), SpecError, r"<= 4, but got channels=\(0, 5\)"),
+        (lambda: SliceBranch(SPEC, ConvBranch, channels=(2, 2)), SpecError, r"channels=\(2, 2\)"),
+        (lambda: SliceBranch(SPEC, ConvBranch, channels=(-1, 2)), SpecError, r"channels=\(-1, 2\)"),
+        (lambda: SliceBranch(SPEC, ConvBranch, channels=(2,)), SpecError, r"channels=\(2,\)"),
+        (
+            lambda: SliceBranch(SPEC, ConvBranch, channels=(0, 2), outputs=(4, 7)),
+            SpecError,
+            r"<= 6, but got outputs=\(4, 7\)",
+        ),
+        (lambda: SliceBranch(ConvSpec(6, 3), ConvBranch, channels=(2, 4)), SpecError, r"<= 3, .* outputs=\(2, 4\)"),
+        (
+            lambda: SliceBranch(ConvSpec(6, groups=3), ConvBranch, channels=(1, 4)),
+            SpecError,
+            r"whole groups of 2, but got channels=\(1, 4\)",
+        ),
+        (
+            lambda: SliceBranch(ConvSpec(6, groups=3), ConvBranch, channels=(2, 4), outputs=(0, 2)),
+            SpecError,
+            r"lead to the outputs \(2, 4\), but got outputs=\(0, 2\)",
+        ),
         (lambda: SobelBranch(ConvSpec(4, kernel_size=1)), SpecError, r"3 taps per axis, .* kernel_size=\(1, 1\)"),
         (lambda: SobelBranch(SPEC, axis=0), SpecError, "axis=0"),
         (lambda: AvgPoolBranch(SPEC, conv=False), SpecError, "out_channels=4, .* out_channels=6"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import assert_close, image, randomise, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import of_spec, seeds
+from strategies import half, of_spec, seeds
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +30,7 @@ from reparam import (
     RepMBConvBlock,
     RepSRBlock,
     RepVGGBlock,
+    ScaledBranch,
     SequentialBranch,
     SpecError,
     create_model,
@@ -54,6 +55,17 @@ def nested_norms(spec: ConvSpec) -> Branch:
     return SequentialBranch(spec, *stages)
 
 
+def depthwise(spec: ConvSpec) -> Branch:
+    """A convolution of each channel, a batch norm, and a convolution that mixes them."""
+    inside = spec.in_channels
+    stages = [
+        nn.Conv2d(inside, inside, spec.kernel_size, groups=inside),
+        nn.BatchNorm2d(inside),
+        nn.Conv2d(inside, spec.out_channels, 1),
+    ]
+    return SequentialBranch(spec, *stages)
+
+
 BRANCHES = {
     "conv": ConvBranch,
     "point": partial(ConvBNBranch, kernel_size=1),
@@ -65,6 +77,9 @@ BRANCHES = {
     "identity": partial(IdentityBranch, bn=True),
     "frozen": partial(ConvBNBranch, bn=lambda channels: frozen_norm(channels)),
     "block": lambda spec: ReparamBlock(spec, [ConvBNBranch, ConvBranch], bn=spec.bias),
+    "scaled": partial(ScaledBranch, branch=partial(ExpandSqueezeBranch, bn=True)),
+    "slice": partial(half, branch=nested_norms),
+    "slice of a block": partial(half, branch=lambda spec: ReparamBlock(spec, [depthwise, ConvBNBranch])),
     "mbrconv": partial(of_spec, MBRConvBlock, expansion=1),
     "mbrconv own": partial(of_spec, MBRConvBlock, expansion=1, shared=False),
     "repmbconv": partial(of_spec, RepMBConvBlock),
@@ -335,9 +350,12 @@ class TestRefusals:
             def forward(self, x):
                 return self.inner(x)
 
-        with pytest.raises(SpecError, match="branch 0, a Closed with batch norms and no kernel_with"):
-            ReparamBlock(ConvSpec(4), [Closed], fold=True)
-        assert ReparamBlock(ConvSpec(4), [Closed, ConvBranch])(torch.rand(2, 4, 40, 40)).shape == (2, 4, 40, 40)
+        scaled = partial(ScaledBranch, branch=Closed)
+        block = partial(ReparamBlock, branches=[ConvBranch, Closed])
+        for kind, name in ((Closed, "0"), (scaled, "0.branch"), (block, "0.branches.1")):
+            with pytest.raises(SpecError, match=f"branch {name}, a Closed with batch norms and no kernel_with"):
+                ReparamBlock(ConvSpec(4), [kind], fold=True)
+            assert ReparamBlock(ConvSpec(4), [kind, ConvBranch])(torch.rand(2, 4, 40, 40)).shape == (2, 4, 40, 40)
 
 
 def test_the_estimate_is_that_of_the_docs():

@@ -28,7 +28,8 @@ from reparam import (
 )
 from reparam.algebra._affine import the_input
 from reparam.fusing._foreign.blocks import to_read
-from reparam.fusing._foreign.reading import _REGISTERED, Reader, like_of
+from reparam.fusing._foreign.leaves import _REGISTERED, like_of
+from reparam.fusing._foreign.reading import Reader
 from reparam.fusing._foreign.trace import is_any_norm
 
 

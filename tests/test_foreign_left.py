@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from reparam import FuseError, Kernel, fuse, inspect_model, kernel_of
 from reparam.fusing._foreign import survey
-from reparam.fusing._foreign.reading import _REGISTERED
+from reparam.fusing._foreign.leaves import _REGISTERED
 
 
 class Branches(nn.Module):
@@ -203,6 +203,15 @@ def test_frozen_norms_that_keep_their_eps_to_themselves(small, dtype):
     assert_close(exact(x), model(x))
     plain = fuse(model.to(dtype))
     assert all(torch.equal(value, exact.state_dict()[key].to(dtype)) for key, value in plain.state_dict().items())
+
+
+@torch.no_grad()
+def test_frozen_norms_are_known_by_what_their_name_ends_in():
+    kind = type("DetrFrozenBatchNorm2d", (Frozen,), {})  # as DETR's ports have it
+    model, x = ready(nn.Sequential(conv(), kind(small=1e-5))), image(1, 6, 7, 6)
+    plain = fuse(model)
+    assert norms_in(model) == ["1"] and norms_in(plain) == []
+    assert_close(plain(x), model(x))
 
 
 @pytest.mark.parametrize("change", [torch.relu, lambda y: y - y.mean(), lambda y: y[..., :1]])

@@ -11,16 +11,29 @@ from helpers import assert_close, assert_close_everywhere, image, randomise, rel
 from torch import nn
 
 from reparam import (
+    ChunkConv,
     ConvSpec,
+    DilatedReparamBlock,
+    IdentityBranch,
+    LoRABlock,
     MBRConvBlock,
+    OmniShift,
     OREPABlock,
     OREPARepVGGBlock,
     QARepVGGBlock,
+    RepDWConvM,
+    RepDWConvS,
     RepMBConvBlock,
     RepRFNBlock,
+    RepRLFNBlock,
+    RepVGGBlock,
+    RepVGGDW,
+    RTMoSRRepConv,
     SpecError,
+    VGGBlock,
     freeze_bn_stats,
     set_fold,
+    swap_convs,
 )
 from reparam.blocks._orepa import cosines
 
@@ -44,6 +57,16 @@ BLOCKS = {
     "repmbconv": RepMBConvBlock,
     "mbrconv": MBRConvBlock,
     "syenet": partial(MBRConvBlock, shared=False),
+    "lora": LoRABlock,
+    "repvggdw": RepVGGDW,
+    "yolov10": partial(RepVGGDW, kernel_size=7, small_size=3, small_bn=True, identity=False, sum_bn=False),
+    "vggblock": VGGBlock,
+    "rtmosr": RTMoSRRepConv,
+    "omnishift": OmniShift,
+    "reprlfn": RepRLFNBlock,
+    "repnext s": RepDWConvS,
+    "repnext m": RepDWConvM,
+    "repnext chunk": ChunkConv,
 }
 
 
@@ -175,6 +198,209 @@ class TestQARepVGG:
         assert QARepVGGBlock(4, sum_bn=False, bias=False).norm is None
         with pytest.raises(SpecError, match="bn needs a spec with bias=True"):
             QARepVGGBlock(4, bias=False)
+
+
+def test_the_dilated_block_of_unireplknet_with_the_norm_after_it():
+    b = ready(DilatedReparamBlock(4, kernel_size=13, groups=4, sum_bn=True))
+    x = image(b.spec, 0, (15, 14))
+    expected = bn(F.conv2d(x, b.branches[0].conv.weight, padding=6, groups=4), b.branches[0].norm)
+    for branch, k, rate in zip(b.branches[1:], (5, 7, 3, 3, 3), (1, 2, 3, 4, 5)):
+        assert branch.conv.kernel_size == (k, k)
+        y = F.conv2d(x, branch.conv.weight, padding=rate * (k - 1) // 2, dilation=rate, groups=4)
+        expected += bn(y, branch.norm)
+    assert_close_everywhere(b(x), bn(expected, b.norm), 6)
+    assert_close_everywhere(b.to_conv()(x), bn(expected, b.norm), 6)
+
+
+class TestRepVGGDW:
+    def test_that_of_repvit(self):
+        b = ready(RepVGGDW(6, groups=6))
+        x = image(b.spec, 0, (7, 9))
+        dense, point = b.branches[:2]
+        expected = bn(F.conv2d(x, dense.conv.weight, padding=1, groups=6), dense.norm)
+        expected += F.conv2d(x, point.conv.weight, point.conv.bias, groups=6) + x
+        assert dense.conv.bias is None and point.norm is None
+        assert_close_everywhere(b(x), bn(expected, b.norm))
+        assert_close_everywhere(b.to_conv()(x), bn(expected, b.norm))
+
+    def test_that_of_lsnet(self):
+        b = ready(RepVGGDW(6, groups=6, small_bn=True, sum_bn=False))
+        x = image(b.spec, 0, (7, 9))
+        dense, point = b.branches[:2]
+        expected = bn(F.conv2d(x, dense.conv.weight, padding=1, groups=6), dense.norm)
+        expected += bn(F.conv2d(x, point.conv.weight, groups=6), point.norm) + x
+        assert point.conv.bias is None and b.norm is None
+        assert_close_everywhere(b(x), expected)
+
+    def test_that_of_yolov10(self):
+        options = {"small_size": 3, "small_bn": True, "identity": False, "sum_bn": False}
+        b = ready(RepVGGDW(6, kernel_size=7, groups=6, **options))
+        x = image(b.spec, 0, (9, 8))
+        large, small = b.branches
+        expected = bn(F.conv2d(x, large.conv.weight, padding=3, groups=6), large.norm)
+        expected += bn(F.conv2d(x, small.conv.weight, padding=1, groups=6), small.norm)
+        assert_close_everywhere(b(x), expected, 3)
+        assert_close_everywhere(b.to_conv()(x), expected, 3)
+
+    def test_a_small_kernel_that_is_none_is_refused(self):
+        with pytest.raises(SpecError, match=r"kernel of \(5, 5\) taps does not fit into kernel_size=\(3, 3\)"):
+            RepVGGDW(6, groups=6, small_size=5)
+
+
+def test_vggblock_has_no_identity_unless_asked():
+    b = ready(VGGBlock(4))
+    x = image(b.spec, 0, (7, 9))
+    dense, point = b.branches
+    expected = bn(F.conv2d(x, dense.conv.weight, padding=1), dense.norm)
+    assert_close_everywhere(b(x), expected + bn(F.conv2d(x, point.conv.weight), point.norm))
+    assert isinstance(b, RepVGGBlock) and len(VGGBlock(4, identity=None).branches) == 3
+
+
+class TestLoRA:
+    def test_one_convolution_and_the_product(self):
+        b = ready(LoRABlock(4, 6, 5, stride=2, rank=3, alpha=1.5))
+        x = image(b.spec, 0, (9, 8))
+        conv, lora = b.branches[0].conv, b.branches[1]
+        product = torch.einsum("or,rihw->oihw", lora.up.weight.flatten(1), lora.down.weight)
+        assert_close_everywhere(b(x), F.conv2d(x, conv.weight + 0.5 * product, conv.bias, 2, 2), 2)
+
+    def test_put_into_a_network_it_changes_nothing_and_only_the_product_is_trained(self):
+        net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False)).double()
+        x = image(ConvSpec(4), 0, (7, 9))
+        expected, weight = net(x), net[0].weight.detach()
+        assert swap_convs(net, partial(LoRABlock, rank=2)).swapped == ("0", "2")
+        assert_close(net(x), expected)
+        assert_close(net[0].branches[0].conv.weight, weight)
+        for block in (net[0], net[2]):
+            block.branches[0].requires_grad_(False)
+        names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        assert names == [f"{index}.branches.1.{part}.weight" for index in (0, 2) for part in ("down", "up")]
+        net(x).square().sum().backward()
+        assert net[0].branches[0].conv.weight.grad is None and net[0].branches[1].up.weight.grad.abs().min() > 0
+
+
+def test_repconv_of_rtmosr():
+    b = ready(RTMoSRRepConv(3, 5))
+    x = image(b.spec, 0, (7, 9))
+    (conv, path, span), scales = ([part.branch for part in b.branches], [part.scale.scale for part in b.branches])
+    assert path.expand.out_channels == 10 and all(scale.shape == (1,) for scale in scales)
+    framed = F.conv2d(F.pad(x, (1, 1, 1, 1)), path.expand.weight, path.expand.bias)  # its bias around the 1x1
+    skip, (first, middle, last) = span.branches[0].conv, span.branches[1].layers
+    wide = F.conv2d(F.conv2d(F.pad(x, (1, 1, 1, 1)), first.weight, first.bias), middle.weight, middle.bias)
+    assert first.out_channels == 6 and middle.out_channels == 10
+    expected = scales[0] * F.conv2d(x, conv.conv.weight, conv.conv.bias, padding=1)
+    expected += scales[1] * F.conv2d(framed, path.squeeze.weight, path.squeeze.bias)
+    expected += scales[2] * (F.conv2d(wide, last.weight, last.bias) + F.conv2d(x, skip.weight, skip.bias))
+    assert_close_everywhere(b(x), expected)
+    assert_close_everywhere(b.to_conv()(x), expected)
+
+
+class TestOmniShift:
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_depthwise_convolutions_and_x_each_with_a_weight(self, shared):
+        b = ready(OmniShift(6, groups=6, shared=shared, conv_bias=not shared))
+        x = image(b.spec, 0, (9, 8))
+        scales = [part.scale.scale.reshape(-1, 1, 1) for part in b.branches]
+        assert all(scale.numel() == (1 if shared else 6) for scale in scales)
+        expected = scales[3] * x
+        for scale, part, size in zip(scales, b.branches, (5, 3, 1)):
+            conv = part.branch.conv
+            assert conv.kernel_size == (size, size) and (conv.bias is None) is shared
+            expected += scale * F.conv2d(x, conv.weight, conv.bias, padding=size // 2, groups=6)
+        assert_close_everywhere(b(x), expected, 2)
+        assert_close_everywhere(b.to_conv()(x), expected, 2)
+
+    def test_each_size_is_there_once_and_weights_start_at_one(self):
+        block = OmniShift(4, kernel_size=3)
+        assert [part.branch.conv.kernel_size for part in block.branches[:2]] == [(3, 3), (1, 1)]
+        assert len(block.branches) == 3 and len(OmniShift(4, 6).branches) == 3
+        assert {number for part in block.branches for number in part.scale.scale.tolist()} == {1.0}
+
+
+def test_reprlfn_is_the_sum_of_its_branches():
+    b = ready(RepRLFNBlock(4))
+    x = image(b.spec, 0, (7, 9))
+    expected = x.clone()
+    for branch, (height, width) in zip(b.branches, [(3, 3), (3, 1), (1, 3), (1, 1)]):
+        expected += F.conv2d(x, branch.conv.weight, branch.conv.bias, padding=(height // 2, width // 2))
+    assert_close_everywhere(b(x), expected)
+    assert len(RepRLFNBlock(4, 6).branches) == 4
+
+
+def strips(x, second, first, groups):
+    """A row of taps, then a column of taps, each with its own padding."""
+    height, width = second.kernel_size[0], first.kernel_size[1]
+    y = F.conv2d(x, first.weight, first.bias, (1, first.stride[1]), (0, width // 2), groups=groups)
+    return F.conv2d(y, second.weight, second.bias, (second.stride[0], 1), (height // 2, 0), groups=groups)
+
+
+def small_of_repnext(x, branches, groups, stride=1):
+    """The 3x3, the strips beside each other or, with a stride, in turn, and the corners."""
+    square, *lines, corners = branches
+    y = F.conv2d(x, square.conv.weight, square.conv.bias, stride, 1, groups=groups)
+    y += F.conv2d(x, corners.conv.weight, corners.conv.bias, stride, 1, 2, groups=groups)
+    if stride > 1:
+        row, column = lines[0].layers
+        return y + strips(x, column, row, groups)
+    for line, padding in zip(lines, ((1, 0), (0, 1))):
+        y += F.conv2d(x, line.conv.weight, line.conv.bias, padding=padding, groups=groups)
+    return y
+
+
+def medium_of_repnext(x, branches, groups, stride=1):
+    """The 7x7, 5x3 and 3x5, and two pairs of strips."""
+    y = 0
+    for branch, padding in zip(branches, ((3, 3), (2, 1), (1, 2))):
+        y = y + F.conv2d(x, branch.conv.weight, branch.conv.bias, stride, padding, groups=groups)
+    for branch, size in zip(branches[3:], (7, 5)):
+        row, column = branch.layers
+        assert row.kernel_size == (1, size) and column.kernel_size == (size, 1) and row.bias is column.bias is None
+        y = y + strips(x, column, row, groups)
+    return y
+
+
+class TestRepNeXt:
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_the_small_convolution(self, stride):
+        b = ready(RepDWConvS(6, stride=stride, groups=6))
+        x = image(b.spec, 0, (9, 8))
+        expected = small_of_repnext(x, b.branches, 6, stride)
+        assert_close_everywhere(b(x), expected)
+        assert_close_everywhere(b.to_conv()(x), expected)
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_the_medium_convolution(self, stride):
+        b = ready(RepDWConvM(6, stride=stride, groups=6))
+        x = image(b.spec, 0, (9, 8))
+        expected = medium_of_repnext(x, b.branches, 6, stride)
+        assert_close_everywhere(b(x), expected, 3)
+        assert_close_everywhere(b.to_conv()(x), expected, 3)
+
+    def test_the_chunks(self):
+        b = ready(ChunkConv(8, groups=8))
+        x = image(b.spec, 0, (12, 13))
+        small, medium, large = (part.branch.layers for part in b.branches[1:])
+        row, column = large
+        parts = list(x.chunk(4, 1))
+        parts[1] = small_of_repnext(parts[1], small[0].branches, 2)
+        parts[2] = medium_of_repnext(parts[2], medium[0].branches, 2)
+        padded = F.conv2d(F.pad(parts[3], (5, 5, 5, 5)), row.weight, row.bias, groups=2)  # c in the ring, too
+        parts[3] = F.conv2d(padded, column.weight, column.bias, groups=2)
+        assert_close_everywhere(b(x), torch.cat(parts, 1), 5)
+        assert_close_everywhere(b.to_conv()(x), torch.cat(parts, 1), 5)
+        assert isinstance(b.branches[0].branch, IdentityBranch)
+
+    def test_a_rest_of_the_channels_is_shared_out(self):
+        places = [part.channels for part in ChunkConv(7, groups=7).branches]
+        assert places == [(0, 1), (1, 3), (3, 5), (5, 7)]
+        assert [part.channels for part in ChunkConv(6, groups=3, kernel_size=3).branches] == [(0, 2), (2, 4), (4, 6)]
+        with pytest.raises(SpecError, match=r"an identity needs .*stride=\(2, 2\)"):
+            ChunkConv(8, groups=8, stride=2)
+
+    def test_without_biases(self):
+        for block in (RepDWConvS, RepDWConvM, ChunkConv):
+            without = block(8, groups=8, conv_bias=False)
+            assert not any(name.endswith("bias") for name, _ in without.named_parameters())
 
 
 def test_reprfn_is_the_sum_of_its_branches():

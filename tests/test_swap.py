@@ -55,8 +55,9 @@ BLOCKS = {
     for name in reparam.__all__
     if isinstance(getattr(reparam, name), type)
     and issubclass(getattr(reparam, name), ConvBlock)
-    and name != "ConvBlock"
+    and name not in ("ConvBlock", "ChunkConv")
 }
+"""Those that take any kernel; a `ChunkConv` has parts of the channels only."""
 GEOMETRIES = {
     "usual": {"in_channels": 6},
     "wider": {"in_channels": 6, "out_channels": 8},
@@ -122,6 +123,10 @@ def test_what_cannot_take_a_kernel_says_why():
         SpecError, match=r"RRRB \(3 -> 16, 3x3\) cannot take the kernel: .* SequentialBranch is too narrow"
     ):
         absorb(reparam.RRRB(3, 16).double().eval(), a_kernel(ConvSpec(3, 16), 0))
+    with pytest.raises(SpecError, match=r"ChunkConv \(8 -> 8, 3x3.*its way through SliceBranch is too narrow"):
+        absorb(reparam.ChunkConv(8, kernel_size=3).double().eval(), a_kernel(ConvSpec(8), 0))
+    with pytest.raises(SpecError, match="OmniShift .* has no bias to take the convolution's"):
+        absorb(reparam.OmniShift(4, conv_bias=False).double().eval(), a_kernel(ConvSpec(4, kernel_size=5), 0))
     block = reparam.ReparamBlock(ConvSpec(4), [partial(reparam.ConvBranch, kernel_size=1)])
     with pytest.raises(SpecError, match=r"ReparamBlock \(4 -> 4, 3x3\) has no convolution with all of its taps"):
         absorb(block.double().eval(), a_kernel(ConvSpec(4), 0))

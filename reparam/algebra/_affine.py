@@ -157,10 +157,10 @@ def add(*values: LinearOp) -> LinearOp:
         NotLinearError: if they differ in channels, stride, size of the output or padding mode.
     """
     channels = max(value.outputs for value in values)
-    values = _in_one_frame([repeated(value, channels) for value in values])
-    if len({value.outputs for value in values}) > 1:
-        raise NotLinearError(f"values of {' and '.join(str(value.outputs) for value in values)} channels are added")
-    return _summed(_of_one_input(values))
+    framed = _in_one_frame([repeated(value, channels) for value in values])
+    if len({value.outputs for value in framed}) > 1:
+        raise NotLinearError(f"values of {' and '.join(str(value.outputs) for value in framed)} channels are added")
+    return _summed(_of_one_input(framed))
 
 
 def _summed(values: Sequence[LinearOp]) -> LinearOp:
@@ -314,8 +314,9 @@ def _placed(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
         kernel = Kernel(F.pad(kernel.weight, around), kernel.bias)
     pads = tuple((-first, spare + last) for first, last, spare, _ in frames)
     pads = pads if any(map(any, pads)) else ()
-    grid = tuple(frame[3] for frame in frames)
-    return value._replace(kernel=kernel, dilation=grid, pads=pads, padding_mode=mode if pads else "zeros")
+    return value._replace(
+        kernel=kernel, dilation=tuple(frame[3] for frame in frames), pads=pads, padding_mode=mode if pads else "zeros"
+    )
 
 
 def balanced(value: LinearOp) -> LinearOp:

@@ -7,39 +7,54 @@ from ._dbb import DiverseBranchBlock
 from ._ecb import ECB
 from ._efdn import EDBB
 from ._fmen import RRRB
+from ._lora import LoRABlock
 from ._mobileie import MBRConvBlock
 from ._mobileone import MobileOneBlock
 from ._orepa import OREPABlock, OREPARepVGGBlock
 from ._plainusr import RepMBConvBlock
 from ._qarepvgg import QARepVGGBlock
+from ._repnext import ChunkConv, RepDWConvM, RepDWConvS
 from ._reprfn import RepRFNBlock
+from ._reprlfn import RepRLFNBlock
 from ._repsr import RepSRBlock
 from ._repvgg import RepVGGBlock
+from ._repvit import RepVGGDW
 from ._reset import reset_parameters
+from ._rtmosr import OmniShift, RTMoSRRepConv
 from ._sesr import CollapsibleLinearBlock
 from ._span import Conv3XC
 from ._unireplknet import DilatedReparamBlock
+from ._vggblock import VGGBlock
 
 __all__ = [
     "ECB",
     "EDBB",
     "RRRB",
     "ACBlock",
+    "ChunkConv",
     "CollapsibleLinearBlock",
     "Conv3XC",
     "ConvBlock",
     "DilatedReparamBlock",
     "DiverseBranchBlock",
+    "LoRABlock",
     "MBRConvBlock",
     "MobileOneBlock",
     "OREPABlock",
     "OREPARepVGGBlock",
+    "OmniShift",
     "QARepVGGBlock",
+    "RTMoSRRepConv",
+    "RepDWConvM",
+    "RepDWConvS",
     "RepMBConvBlock",
     "RepRFNBlock",
+    "RepRLFNBlock",
     "RepSRBlock",
     "RepVGGBlock",
+    "RepVGGDW",
     "ReparamBlock",
+    "VGGBlock",
     "reset_parameters",
     "set_fold",
 ]

@@ -9,6 +9,7 @@ from ..bn._norm import NormChoice
 from ..branches import ConvBNBranch
 from ._block import BranchFactory
 from ._conv_block import ConvBlock
+from ._sizes import lines_of
 
 
 class ACBlock(ConvBlock):
@@ -42,8 +43,5 @@ class ACBlock(ConvBlock):
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The square and the lines."""
-        lines = [
-            tuple(k if axis == along else 1 for axis, k in enumerate(spec.kernel_size)) for along in range(spec.ndim)
-        ]
         square = partial(ConvBNBranch, bn=self.bn)
-        return [square, *(partial(ConvBNBranch, kernel_size=line, bn=self.bn) for line in lines)]
+        return [square, *(partial(square, kernel_size=line) for line in lines_of(spec.kernel_size))]

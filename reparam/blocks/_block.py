@@ -222,10 +222,10 @@ class ReparamBlock(Branch):
 
     def _closed_branch(self) -> str | None:
         """Names a branch whose batch norms only it knows of, so that they cannot be told their scale and shift."""
-        for index, branch in enumerate(self.branches):
+        for name, branch in self.branches.named_modules():  # also inside of other branches
             opaque = isinstance(branch, Branch) and type(branch).kernel_with is Branch.kernel_with
             if opaque and any(is_norm(module) for module in branch.modules()):
-                return f"branch {index}, a {type(branch).__name__} with batch norms and no kernel_with"
+                return f"branch {name}, a {type(branch).__name__} with batch norms and no kernel_with"
         return None
 
     def _parts(self) -> list[Branch | ExpandSqueezeStack]:

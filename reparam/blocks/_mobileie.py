@@ -19,6 +19,7 @@ from ..folding import cost
 from ..numerics._autocast import as_conv_input, no_autocast
 from ._block import BranchFactory
 from ._conv_block import ConvBlock
+from ._sizes import lines_of
 
 
 class MBRConvBlock(ConvBlock):
@@ -69,8 +70,7 @@ class MBRConvBlock(ConvBlock):
 def _sizes(spec: ConvSpec) -> list[tuple[int, ...]]:
     """Taps of the convolutions, each size once."""
     small = tuple(min(k, 3) for k in spec.kernel_size)
-    lines = [tuple(k if axis == along else 1 for axis, k in enumerate(small)) for along in range(spec.ndim)]
-    return list(dict.fromkeys([spec.kernel_size, (1,) * spec.ndim, small, *lines]))
+    return list(dict.fromkeys([spec.kernel_size, (1,) * spec.ndim, small, *lines_of(small)]))
 
 
 class SideBySide(Branch):

@@ -9,6 +9,7 @@ from ..branches import ConvBranch, ExpandSqueezeBranch, LaplacianBranch, SobelBr
 from ..branches._identity import identities
 from ._block import BranchFactory
 from ._conv_block import ConvBlock
+from ._sizes import lines_of
 
 
 class RepRFNBlock(ConvBlock):
@@ -48,10 +49,8 @@ class RepRFNBlock(ConvBlock):
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
         """The square, one line per axis, the 1x1, the expand-squeeze path, the edge filters, the identity."""
-        lines = [
-            tuple(k if axis == along else 1 for axis, k in enumerate(spec.kernel_size)) for along in range(spec.ndim)
-        ]
-        factories: list[BranchFactory] = [ConvBranch, *(partial(ConvBranch, kernel_size=line) for line in lines)]
+        lines = [partial(ConvBranch, kernel_size=line) for line in lines_of(spec.kernel_size)]
+        factories: list[BranchFactory] = [ConvBranch, *lines]
         factories += [partial(ConvBranch, kernel_size=1)]
         hidden = self.expansion * spec.in_channels
         factories += [partial(ExpandSqueezeBranch, hidden_channels=hidden, order="1x1-kxk", bias=False)]

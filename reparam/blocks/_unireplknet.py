@@ -29,7 +29,8 @@ class DilatedReparamBlock(ConvBlock):
     $$y = \mathrm{BN}(W_{k\times k} * x) + \sum_j \mathrm{BN}_j(W^{(j)}_{k_j\times k_j} *_{r_j} x)$$
 
     $*_r$ is a convolution with dilation r; each small kernel, spread, fits into the large one. Used with groups =
-    channels.
+    channels. In the network a batch norm follows, which `sum_bn=True` makes a part of it; where it has no large kernel,
+    there is a depthwise convolution with that batch norm, `ConvBNBranch`, in its place.
 
     Source: X. Ding et al., "UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio, Video, Point Cloud,
     Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599. The small sizes and dilations are those of the

@@ -6,8 +6,11 @@ from ._conv import ConvBNBranch, ConvBranch
 from ._edge import LaplacianBranch, SobelBranch
 from ._expand_squeeze import ExpandSqueezeBranch
 from ._identity import IdentityBranch
+from ._lora import LoRABranch
 from ._pool import AvgPoolBranch
+from ._scaled import ScaledBranch
 from ._sequential import SequentialBranch
+from ._slice import SliceBranch
 from ._stages import ChannelScale
 
 __all__ = [
@@ -20,6 +23,9 @@ __all__ = [
     "ExpandSqueezeBranch",
     "IdentityBranch",
     "LaplacianBranch",
+    "LoRABranch",
+    "ScaledBranch",
     "SequentialBranch",
+    "SliceBranch",
     "SobelBranch",
 ]

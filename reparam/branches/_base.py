@@ -176,3 +176,16 @@ class Branch(WithoutWeight, ABC):
     def _channels_last(self) -> bool:
         weights = [p for p in self.parameters() if p.dim() == 4]
         return any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights)
+
+
+def made_by(factory: Callable[[ConvSpec], Branch], spec: ConvSpec) -> Branch:
+    """The branch that a callable makes of a spec.
+
+    Raises:
+        SpecError: if it returns anything but a branch of this spec.
+    """
+    branch = factory(spec)
+    if not isinstance(branch, Branch) or branch.spec != spec:
+        came = f"one of {branch.spec}" if isinstance(branch, Branch) else type(branch).__name__
+        raise SpecError(f"a branch of the spec ({spec}) was to be made, but {factory} made {came}")
+    return branch

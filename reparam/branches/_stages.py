@@ -13,20 +13,30 @@ from ..modules._constants import constant
 
 
 class ChannelScale(nn.Module):
-    r"""y = s x with a learned s per channel, or one for all of them.
+    r"""y = s x with a learned s per channel, or one for all of them: a stage of chains.
+
+    `ScaledBranch` gives a scale to a whole branch.
 
     Args:
         channels: of the input, and of the output.
         ndim: number of spatial axes.
         start: what s starts from.
         shared: whether all channels have the same s, which is then of shape (1,) in place of (channels,).
+        learned: whether s is a parameter; else it is a buffer, and stays what it is.
     """
 
     drawn_as = "scale"
+    scale: Tensor
 
-    def __init__(self, channels: int, ndim: int, *, start: float = 1.0, shared: bool = False) -> None:
+    def __init__(
+        self, channels: int, ndim: int, *, start: float = 1.0, shared: bool = False, learned: bool = True
+    ) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.full((1 if shared else channels,), start))
+        scale = torch.full((1 if shared else channels,), float(start))
+        if learned:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
         self.channels, self.ndim = channels, ndim
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..algebra._spec import ConvSpec
 from ..blocks._block import ReparamBlock
 from ..blocks._mobileie import SideBySide
 from ..bn._norm import BatchNorm, FrozenStatsBN, is_norm
-from ..branches import Branch
+from ..branches import Branch, ScaledBranch, SliceBranch
 from ..branches._chain import ChainBranch
 from ..errors import NotLinearError, SpecError
 from ..files._writing import written
@@ -88,10 +88,19 @@ def _parts(branch: Branch) -> list[Shape]:
         return [_fork(lines), *([] if branch.norm is None else [_norm(branch.norm)])]
     if isinstance(branch, SideBySide):
         return [_fork(_side_by_side(branch), "concat"), _box(branch.out, linear_op(branch.out, 0, branch.like))]
+    if isinstance(branch, ScaledBranch):
+        return [*_parts(branch.branch), _box(branch.scale, linear_op(branch.scale, 0, branch.like))]
+    if isinstance(branch, SliceBranch):
+        return [_some("channels", branch.channels), *_parts(branch.branch), _some("to channels", branch.outputs)]
     if isinstance(branch, ChainBranch):
         return [part for stage, op in branch.steps() for part in _stage(stage, op)]
     spec = branch.spec
     return [Box(f"kernel() {_size(spec.kernel_size)}", _channels(spec.in_channels, spec.out_channels, spec))]
+
+
+def _some(word: str, channels: tuple[int, int]) -> Box:
+    first, end = channels
+    return Box(word, f"{first} to {end - 1}", "join")
 
 
 def _stage(stage: nn.Module, op: LinearOp) -> list[Shape]:

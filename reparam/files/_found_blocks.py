@@ -127,18 +127,26 @@ def looked_for(state_dict: Mapping[str, Tensor]) -> str:
 
 def recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]:
     """The prefix of every block, and its layout: the first whose marks are all there."""
-    taken: set[str] = set()
+    taken: dict[str, Layout] = {}
     for layout in LAYOUTS:
         mark, *others = layout.marks
         for key in state_dict:
             prefix = key.removesuffix(mark)
-            if prefix == key or prefix in taken or (prefix and not prefix.endswith(".")):
+            if prefix == key or (prefix and not prefix.endswith(".")) or _is_part(prefix, taken):
                 continue
             if all(prefix + other in state_dict for other in others):
-                taken.add(prefix)
+                taken[prefix] = layout
                 yield prefix, layout
     for prefix in own_blocks(state_dict):
         yield prefix, OWN
+
+
+def _is_part(prefix: str, taken: Mapping[str, Layout]) -> bool:
+    """Whether this is a block that is known already, or a part of one that is not beside its own tensors."""
+    return any(
+        prefix.startswith(outer) and not prefix[len(outer) :].startswith(tuple(f"{name}." for name in layout.beside))
+        for outer, layout in taken.items()
+    )
 
 
 def set_eps(block: Branch, eps: float | None) -> None:

@@ -168,7 +168,7 @@ def _fuse_network(net: Network, contents: Contents, target: Path, told: Options,
 def _row(name: str, kind: str, block: Branch, kernel: Mapping[str, Tensor]) -> FusedBlock:
     exact, conv = module_in_float64(copy_module(block)).eval(), block.spec.new_conv().double()
     set_fold(exact, False)  # run the branches: a folded block would be compared with itself
-    conv.load_state_dict(kernel)
+    conv.load_state_dict({key: kernel[key].reshape(tensor.shape) for key, tensor in conv.state_dict().items()})
     size = [4 * k + 3 for k in block.spec.kernel_size]
     x = torch.randn(1, block.spec.in_channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for axis in range(2, x.dim()):

@@ -66,7 +66,7 @@ def filled(part: Part, tensors: Mapping[str, Tensor]) -> Branch:
             raise CheckpointError(f"{key!r} would get shape {tuple(tensor.shape)}, but {expected} was expected")
     renamed = {key: tensor for key, tensor in wanted.items() if key not in part.given}
     known = {key: tensor for key, tensor in tensors.items() if translate(part.names, key) is not None}
-    biases = {key for key in wanted if key.endswith(".bias") and f"{key[:-4]}running_var" not in wanted}
+    biases = {key for key in renamed if key.endswith(".bias") and f"{key[:-4]}running_var" not in wanted}
     if biases.isdisjoint(translate(part.names, key) for key in known):  # a variant of the block without biases
         theirs = {translate(turned(part.names), key) or key: wanted[key] for key in biases}
         known |= {key: torch.zeros_like(tensor, device="cpu") for key, tensor in theirs.items()}

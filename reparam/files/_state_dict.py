@@ -32,10 +32,10 @@ def fuse_state_dict(
 
     Recognised are the blocks of this library, of any network, as `fuse` makes them, those of one's own too if they
     consist of its branches; and the blocks of RepVGG, RepVGGplus, MobileOne, DBB, ACNet, OREPA, QARepVGG (of YOLOv6 and
-    of super-gradients; the batch norm after the sum is taken in), UniRepLKNet's dilated block, ECBSR (the authors' and
-    BasicSR's), RepSR (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay and `eval_conv` is
-    computed anew), FMEN with the batch norms of its attention, EFDN, and PlainUSR (the gate too; its further 1x1 is
-    left as it is).
+    of super-gradients; the batch norm after the sum is taken in), UniRepLKNet (both convolutions of a block), RepRLFN,
+    ECBSR (the authors' and BasicSR's), RepSR (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay
+    and `eval_conv` is computed anew), RTMoSR and FlexNet (likewise), FMEN with the batch norms of its attention, EFDN,
+    and PlainUSR (the gate too; its further 1x1 is left as it is).
 
     What no key tells is an argument: one value, or values by shell pattern of the block's name. Where the result
     depends on one that is not given, it is asked for, but for the defaults that are named here.
@@ -94,12 +94,15 @@ def fuse_found(state_dict: Mapping[str, Tensor], blocks: Sequence[FoundBlock]) -
 
 def _fused(block: FoundBlock, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The convolution of a block, in the dtype of its first kernel."""
-    dtype = next(state_dict[key].dtype for key in block.keys if state_dict[key].dim() > 2)
+    dtype = next(state_dict[key].dtype for key in block.keys if state_dict[key].dim() > 1)
     try:
         conv = block.block.to_conv().state_dict()
     except FuseError as error:
         raise FuseError(f"block {block.name!r} ({block.kind}): {error}") from error
     fused = {theirs: conv[key].to(dtype) for key, theirs in block.kernel_keys().items()}
+    for key in fused.keys() & state_dict.keys():
+        if state_dict[key].dim() == 2:  # a linear layer
+            fused[key] = fused[key].flatten(1)
     for key, why in unsound(fused).items():
         raise FuseError(
             f"block {block.name!r} ({block.kind}) cannot be fused in {dtype}: of {key!r}, "

@@ -20,7 +20,7 @@ def fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
     memo: dict[int, Any] = {}
     leave_hooks_out(model, memo)
     plan.fill(memo)
-    made = {key: memo[key] for key in plan.instead}
+    made = {key: memo[key] for key in plan.makes()}
     plain = copy.deepcopy(model, memo)
     for edit in plan.edits:
         edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
@@ -31,14 +31,15 @@ def fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
 
 def fuse_in_place(model: nn.Module, plan: Plan) -> nn.Module:
     """Carries a plan out on the model itself."""
-    if id(model) in plan.instead:
+    if id(model) in plan.makes():
         raise FuseError(
             f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
             "the convolution that fuse(block) returns"
         )
-    made = {key: make(_itself) for key, make in plan.instead.items()}
+    made = {key: make(_itself) for key, make in plan.makes().items()}
     _keep_all_hooks(model, made, None)
-    exchange(model, made)
+    for holder in [model, *made.values()]:
+        exchange(holder, made)
     for edit in plan.edits:
         edit.apply(edit.block.module, _itself)
     return model

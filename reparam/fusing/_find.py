@@ -11,7 +11,7 @@ from ..branches import Branch
 from ..errors import FuseError
 from ..modules._match import Match, matcher
 from ..modules._walk import walk
-from ._foreign import ForeignBlock, Survey, survey
+from ._foreign import ForeignBlock, Survey, has_form, survey
 from ._foreign.pairs import Neighbours
 from ._foreign.trace import is_any_norm
 
@@ -41,8 +41,9 @@ def find_all(
         FuseError: if `skip` matches nothing.
     """
     ours = find_blocks(model)
-    found = survey(model, not ours if batch_norms is None else batch_norms)
+    outside = not ours if batch_norms is None else batch_norms
     stays = _skipped(model, skip)
+    found = survey(model, outside, stays)
     blocks = {name: block for name, block in ours.items() if not _touches(block, stays)}
     others = {name: block for name, block in found.blocks.items() if not _foreign_touches(block, stays)}
     stays = stays.union(*(map(id, block.modules()) for name, block in ours.items() if name not in blocks))
@@ -52,11 +53,13 @@ def find_all(
         return {name: why for name, why in told.items() if id(model.get_submodule(name)) not in stays}
 
     def left() -> dict[str, str]:
-        outside = _norms_outside(model, ours, found) if batch_norms is None and ours else ()
-        kept = others if swapped else ()
-        return unasked({**found.left, **dict.fromkeys(outside, _OUTSIDE), **dict.fromkeys(kept, _SWAPPED)})
+        norms = _norms_outside(model, ours, found) if batch_norms is None and ours else ()
+        kept = [name for name, block in others.items() if name not in taken and not block.is_in_place]
+        kept = kept if swapped else []
+        return unasked({**found.left, **dict.fromkeys(norms, _OUTSIDE), **dict.fromkeys(kept, _SWAPPED)})
 
-    taken = {} if swapped or foreign is False else others
+    wanted = not swapped and foreign is not False
+    taken = {name: block for name, block in others.items() if (outside if block.is_in_place else wanted)}
     pairs, refused = _untouched(found.neighbours, stays), unasked(found.refused)
     return blocks, replace(found, blocks=taken, neighbours=pairs, find_left=left, refused=refused)
 
@@ -69,7 +72,9 @@ def _skipped(model: nn.Module, skip: Match | None) -> set[int]:
     matched = [module for name, module in model.named_modules(remove_duplicate=False) if wanted(name, module)]
     if not matched:
         raise FuseError(f"skip={skip!r} matches no module of {type(model).__name__}; names are as in named_modules()")
-    return {id(inner) for module in matched for inner in module.modules()}
+    stays = {id(inner) for module in matched for inner in module.modules()}
+    whole = [module for module in model.modules() if has_form(module) and _touches(module, stays)]
+    return stays.union(*(map(id, module.modules()) for module in whole))  # a class with a form of its own has it whole
 
 
 def _touches(module: nn.Module, stays: Collection[int]) -> bool:

@@ -191,7 +191,7 @@ def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict:
     add_foreign(plan, found.blocks.values())
     add_neighbours(plan, found.neighbours)
     for block in blocks.values():
-        if id(block) not in plan.instead:
+        if id(block) not in plan.makes():
             plan.instead[id(block)] = partial(given, block.to_conv())
     _check_finite(plan, found)
     return plan
@@ -199,7 +199,7 @@ def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict:
 
 def _check_finite(plan: Plan, found: Survey) -> None:
     """Finite numbers may make a kernel that is not, as float16 ends at 65504."""
-    made = {found.names[key]: make for key, make in plan.instead.items()}
+    made = {found.names[key]: make for key, make in plan.makes().items()}
     for edit in plan.edits:
         made |= {f"{found.names[id(edit.block.module)]}.{name}": make for name, make in edit.sets.items()}
     for name, make in made.items():

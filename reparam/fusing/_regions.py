@@ -7,10 +7,10 @@ multiply-adds than what it replaces; else its parts do, each where it pays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from ..algebra._affine import balanced, the_input
 from ..algebra._linear import LinearOp
 from ..errors import NotLinearError, ReparamError
 
-Key = Hashable
+Key = Any
+"""What tells a node from others: one of torch.fx, or a name."""
 Apply = Callable[..., Any]
 
 
@@ -84,10 +85,28 @@ def applied(step: Step, known: Mapping[Key, Any]) -> Any:
         raise NotLinearError(f"{step.key} cannot be read: {error}") from error
 
 
+class Regions(NamedTuple):
+    """What there is to say of a graph."""
+
+    pieces: list[Piece]
+    """What becomes one convolution each, in the order of the graph."""
+    apart: dict[Key, str]
+    """Why a region stays several layers that could be one, by its output."""
+    refused: dict[Key, str]
+    """Why values of one source, which meet in a node, are no convolution together, by the node."""
+
+
 def find_pieces(
     steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None, even: bool = True
 ) -> list[Piece]:
-    """What of a graph becomes one convolution each, in the order of the graph.
+    """The pieces of `find_regions`."""
+    return find_regions(steps, outputs, widths, even).pieces
+
+
+def find_regions(
+    steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None, even: bool = True
+) -> Regions:
+    """What of a graph becomes one convolution each, and what does not, though it looks like it.
 
     Args:
         steps: in the order in which they run; a key that no step has is an input of the graph.
@@ -95,12 +114,15 @@ def find_pieces(
         widths: channels of values, where they are known; needed only where channels are taken out of a value.
         even: whether convolutions are to pad as much before as after, as torch's do.
     """
-    return list(_Finder(steps, outputs, widths or {}, even).pieces())
+    finder = _Finder(steps, outputs, widths or {}, even)
+    return Regions(list(finder.pieces()), finder.apart, finder.refused)
 
 
 class _Finder:
     def __init__(self, steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int], even: bool) -> None:
         self.widths, self.even = widths, even
+        self.apart: dict[Key, str] = {}
+        self.refused: dict[Key, str] = {}
         self.steps = {step.key: step for step in steps}
         self.place = {step.key: index for index, step in enumerate(steps)}
         self.readers: dict[Key, list[Key]] = {}
@@ -114,28 +136,43 @@ class _Finder:
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces, from the first output of a region to the last."""
+        told: set[tuple[Key, Key]] = set()
         for key in self.steps:
             source = self.source.get(key, key)
             if key in self.needed and source != key:
-                found = self.best(source, key)[1]
-                self.needed |= {piece.source for piece in found}
-                yield from found
+                for piece in self.best(source, key)[1]:
+                    self.needed.add(piece.source)
+                    if (piece.source, piece.output) not in told:
+                        told.add((piece.source, piece.output))
+                        yield piece
 
     def _sources(self) -> dict[Key, Key]:
         """The value that each value is affine in: the earliest such one, itself if there is none."""
         source: dict[Key, Key] = {}
         for step in self.steps.values():
-            of = {source.get(key, key) for key in step.inputs}
+            of = sorted({source.get(key, key) for key in step.inputs}, key=lambda key: self.place.get(key, -1))
             source[step.key] = step.key
-            if step.apply is not None and len(of) == 1 and step.key in self.relative(one := next(iter(of))):
-                source[step.key] = one
+            common = next((one for one in of if step.key in self.relative(one)), None) if step.apply else None
+            if common is not None:
+                source[step.key] = common
                 continue
-            one = self._earliest(step)
-            one = self._shared(step, source) if one is None else one
-            if one is not None:
+            if step.apply and len(of) == 1 and len(set(step.inputs)) > 1:
+                self._refuse(step, of[0])
+            if (one := self._earliest(step)) is not None:
                 source[step.key] = one
             self.needed |= {one} if one is not None else {key for key in step.inputs if source.get(key, key) != key}
         return source
+
+    def _refuse(self, step: Step, source: Key) -> None:
+        """Keeps the reason why values of one source do not become one, if they are made by several layers."""
+        known = self.relative(source)
+        made = [key for key in step.inputs if isinstance(value := known.get(key), LinearOp) and not value.untouched]
+        if len(made) > 1:
+            try:
+                applied(step, known)
+            except NotLinearError as error:
+                if type(error) is NotLinearError:  # and not one of a product, which means to be something else
+                    self.refused[step.key] = str(error)
 
     def _earliest(self, step: Step) -> Key | None:
         """The earliest of the values that follow each other into a step that it is affine in."""
@@ -150,13 +187,6 @@ class _Finder:
                 break
             above = self.steps[one]
         return found
-
-    def _shared(self, step: Step, source: Mapping[Key, Key]) -> Key | None:
-        """A value that several inputs are affine in, though some are in earlier ones, too: x, if it follows a layer."""
-        if step.apply is None or len(set(step.inputs)) < 2:
-            return None
-        candidates = dict.fromkeys(one for key in step.inputs for one in (source.get(key, key), key))
-        return next((one for one in candidates if step.key in self.relative(one)), None)
 
     def relative(self, source: Key) -> dict[Key, Any]:
         """On the meta device, the values that are affine in this one."""
@@ -222,7 +252,12 @@ class _Finder:
         steps = self.between(source, output)
         costs = [cost for step in steps if step.key in gone and (cost := self.own_cost(source, step))]
         before, after = sum(costs, Fraction(0)), value.multiply_adds
-        if after > before or not (len(costs) > 1 or any(step.computes for step in steps)):
+        if len(costs) < 2 and not any(step.computes for step in steps):
+            return None
+        if after > before:
+            if any(len(set(step.inputs)) > 1 for step in steps):
+                words = f"one convolution would take {_number(after)} multiply-adds for each pixel of its input"
+                self.apart[output] = f"{words}, its parts take {_number(before)}"
             return None
         width = self.widths.get(source, 1)
         return Piece(source, output, tuple(steps), frozenset(gone), before, after, width, self.even)
@@ -275,6 +310,10 @@ class _Finder:
     def _made(self, source: Key, key: Key) -> tuple[Fraction, tuple[Piece, ...]]:
         """As `best`, for a value on the way, which costs nothing if it is made anyway."""
         return (Fraction(0), ()) if key in self.needed else self.best(source, key)
+
+
+def _number(amount: Fraction) -> str:
+    return f"{float(amount):,.0f}" if amount >= 100 else f"{float(amount):.3g}"
 
 
 def _density(value: LinearOp) -> Fraction:

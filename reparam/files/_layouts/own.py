@@ -25,12 +25,14 @@ from .own_shapes import (
     below,
     first_weight,
     groups_inside,
+    has_weight,
     heads_of,
     is_small,
     numbered,
     outputs_of,
     size_of,
     taps,
+    unscaled,
 )
 
 _IN_BRANCH = re.compile(r"((?:.*?\.)??)branches\.\d+\.")
@@ -63,8 +65,14 @@ def _own(t: Tensors, options: Options) -> list[Part]:
                 f"branch {index} is a block itself, so that no key tells this sum of blocks from a list of blocks that "
                 "is called 'branches'; fuse it as a model, with reparam.fuse"
             )
-        if heads_of(part) not in HEADS:
+        heads = heads_of(unscaled(part))
+        if heads not in HEADS and heads - {"branches"}:
             raise CheckpointError(f"branch {index} is none of this library's; it has {some_keys(part)}")
+        if HEADS.get(heads) == "slice":
+            raise CheckpointError(
+                f"branch {index} works on a part of the channels, and no key tells on how many of them the block does; "
+                "fuse it as a model, with reparam.fuse"
+            )
     if not any(tensor.dim() > 2 for tensor in t.values()):
         raise CheckpointError("it has no convolution, so that no key tells its size")
     ways = _told(_ways(t, parts, options), options)
@@ -79,6 +87,7 @@ OWN = Layout("a block of reparam", ("branches.0.conv.weight",), _own, keeps=Fals
 """Known by more than marks; see `own_blocks`."""
 
 _PAPERS = [block for block in map(vars(blocks).get, reversed(blocks.__all__)) if block in ConvBlock.__subclasses__()]
+_PAPERS.sort(key=lambda block: block is blocks.RepVGGDW)  # which with some options is one of the others
 """The blocks of the papers; of those with the same branches the first one gives its name."""
 
 Ways = dict[str, tuple[Reading, str]]
@@ -87,7 +96,7 @@ Ways = dict[str, tuple[Reading, str]]
 
 def _ways(t: Tensors, parts: Mapping[int, Tensors], options: Options) -> Ways:
     """All ways; those of the papers' blocks only, if there are any."""
-    inputs = max(first_weight(part).shape[1] for part in parts.values() if HEADS[heads_of(part)] != "identity")
+    inputs = max(first_weight(part).shape[1] for part in parts.values() if has_weight(part))
     for several in _groups(parts, inputs, options):
         papers: Ways = {}
         own: Ways = {}
@@ -127,14 +136,14 @@ def _groups(parts: Mapping[int, Tensors], inputs: int, options: Options) -> list
     if not (inner := [number for part in parts.values() for number in groups_inside(part)]):
         return [sorted({1, *identity})]
     most = gcd(*inner)
-    if most > 1 and any(first_weight(part).shape[1] != inputs for part in parts.values()):
+    if most > 1 and any(first_weight(part).shape[1] != inputs for part in filter(has_weight, parts.values())):
         return [[most]]
     return [[most], sorted({1, most, *(number for number in identity if most % number == 0)})]
 
 
 def _sums(t: Tensors, parts: Mapping[int, Tensors], spec: ConvSpec, options: Options) -> Iterator[Reading]:
     """Every sum of branches that these tensors may be: a number that is skipped is a branch without tensors."""
-    small = [part for part in parts.values() if _open_dilation(part, spec)]
+    small = [part for part in map(unscaled, parts.values()) if _open_dilation(part, spec)]
     if any(
         (most - 1) // (k - 1) > 1
         for part in small
@@ -148,14 +157,14 @@ def _sums(t: Tensors, parts: Mapping[int, Tensors], spec: ConvSpec, options: Opt
     dilations = iter(told) if told is not None and small else None
     each = [readings(parts.get(index, {}), spec, dilations) for index in range(max(parts) + 1)]
     identity, pool = readings({}, spec, None)
-    hidden = has_identity(spec) and not any(len(ways) > 1 and ways[0].kind == "identity" for ways in each)
+    hidden = has_identity(spec) and not any(len(ways) > 1 and ways[0].kind.endswith("identity") for ways in each)
     ends = [[], [identity], [pool], [identity, pool]] if hidden else [[]]  # who has one has it once
     for way, end in product(product(*each), ends):
         yield joined([*way, *end], spec, bn=norm_of(below(t, "norm"), spec.ndim))
 
 
 def _open_dilation(part: Tensors, spec: ConvSpec) -> bool:
-    return HEADS[heads_of(part)] == "conv" and is_small(size_of(part["conv.weight"]), spec.kernel_size)
+    return HEADS.get(heads_of(part)) == "conv" and is_small(size_of(part["conv.weight"]), spec.kernel_size)
 
 
 def _told(ways: Ways, options: Options) -> Ways:
@@ -227,7 +236,7 @@ def _small(spec: ConvSpec) -> tuple[int, int, tuple[int, ...], int]:
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     each = (1, 1) if inputs == outputs == 1 else (2, 2 + (outputs > inputs) - (outputs < inputs))
     groups = min(spec.groups, 2)
-    return each[0] * groups, each[1] * groups, tuple(min(k, 5) for k in spec.kernel_size), groups
+    return each[0] * groups, each[1] * groups, tuple(min(k, 7) for k in spec.kernel_size), groups
 
 
 def _variants(block: type[ConvBlock], spec: ConvSpec, count: int) -> Iterator[dict[str, Any]]:
@@ -241,6 +250,7 @@ def _variants(block: type[ConvBlock], spec: ConvSpec, count: int) -> Iterator[di
         "identity": (False, True),
     }
     usual |= {"small": [([size] * (count - 1), [1] * (count - 1)) for size in sizes], "scales": (None,)}
+    usual |= {"small_size": sizes}
     choices: dict[str, Any] = {}
     for name, parameter in block.options().items():
         if name in usual:

@@ -24,6 +24,8 @@ from ...branches import (
     ConvBranch,
     ExpandSqueezeBranch,
     IdentityBranch,
+    LoRABranch,
+    ScaledBranch,
     SequentialBranch,
     SobelBranch,
 )
@@ -60,9 +62,17 @@ def readings(t: Tensors, spec: ConvSpec, dilations: Iterator[int] | None) -> lis
     """What a branch of these tensors may be; of no tensors, an identity or a pool."""
     if not t:
         return [Reading("identity", IdentityBranch), Reading("pool", partial(AvgPoolBranch, conv=False))]
+    if heads_of(t) == {"branches"}:
+        return [reading._replace(build=_of_spec(reading.build)) for reading in _sums(t, spec)]
     kind = HEADS[heads_of(t)]
     if kind == "chain":
         return _chains(t, spec)
+    if kind == "scaled":
+        made = partial(ScaledBranch, shared=t["scale.scale"].numel() == 1 < spec.out_channels)
+        inner = readings(below(t, "branch"), spec, dilations)
+        return [Reading(f"scaled {way.kind}", partial(made, branch=way.build)) for way in inner]
+    if kind == "lora":
+        return [Reading(kind, partial(LoRABranch, rank=t["up.weight"].shape[1]))]
     bn, bias = norm_of(below(t, "norm"), spec.ndim), "conv.bias" in t
     if kind == "identity":
         return [
@@ -161,9 +171,17 @@ def nested(t: Tensors, channels: int) -> list[Reading]:
     first = first_weight(next(iter(parts.values())))
     size, groups = taps(t), channels // first.shape[1]
     spec = ConvSpec(channels, outputs_of(parts), size, padding=0, groups=groups, ndim=len(size))
-    ways = [readings(part, spec, None) for part in parts.values()]
+    return _sums(t, spec)
+
+
+def _sums(t: Tensors, spec: ConvSpec) -> list[Reading]:
+    ways = [readings(part, spec, None) for part in numbered(t, "branches").values()]
     ends = [[], *[[Reading("identity", IdentityBranch)]] * has_identity(spec)]
     return [joined(list(way) + end, spec) for way in product(*ways) for end in ends]
+
+
+def _of_spec(build: Callable[[], Branch]) -> Callable[[ConvSpec], Branch]:
+    return lambda spec: build()
 
 
 def joined(parts: list[Reading], spec: ConvSpec, **options: Any) -> Reading:
@@ -184,6 +202,8 @@ def kind_of(module: Any) -> str:
         return f"({'+'.join(map(kind_of, module.branches))})"
     if isinstance(module, SequentialBranch):
         return f"[{','.join(map(_kind_of_stage, module.layers))}]"
+    if isinstance(module, ScaledBranch):
+        return f"scaled {kind_of(module.branch)}"
     kind = kind_of_class(type(module))
     return f"conv {shape_of(module.conv.kernel_size, module.spec.kernel_size)}" if kind == "conv" else kind
 
@@ -197,6 +217,7 @@ def kind_of_class(made: type) -> str:
         SideBySide: "side",
     }
     kinds |= {ExpandSqueezeBranch: "expand", ConvBranch: "conv", ConvBNBranch: "conv"}
+    kinds |= {ScaledBranch: "scaled", LoRABranch: "lora"}
     return next((name for kind, name in kinds.items() if issubclass(made, kind)), made.__name__)
 
 

@@ -17,6 +17,9 @@ HEADS: Mapping[frozenset[str], str] = {
         "edge": ("conv filter",),
         "pool": ("conv conv_norm norm",),
         "chain": ("layers",),
+        "lora": ("down up scale",),
+        "scaled": ("branch scale", "scale"),
+        "slice": ("branch place", "place"),
         "side": ("convs out", "convs norms out", "convs norms norm_convs out"),
     }.items()
     for heads in several
@@ -59,6 +62,16 @@ def is_small(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return any(1 < k < most for k, most in zip(size, whole))
 
 
+def unscaled(t: Tensors) -> Tensors:
+    """The tensors of the branch inside of one with a scale."""
+    return unscaled(below(t, "branch")) if "scale.scale" in t and "down.weight" not in t else t
+
+
+def has_weight(t: Tensors) -> bool:
+    """Whether a branch is more than an identity."""
+    return any(tensor.dim() > 2 for tensor in t.values())
+
+
 def taps(t: Tensors) -> tuple[int, ...]:
     """Taps per axis of the largest kernels."""
     sizes = [size_of(tensor) for tensor in t.values() if tensor.dim() > 2]
@@ -72,8 +85,16 @@ def first_weight(t: Tensors) -> Tensor:
 
 def outputs_of(parts: Mapping[int, Tensors]) -> int:
     """Output channels, as the first branch ends."""
-    part = next(iter(parts.values()))
-    last = {"expand": "squeeze.weight", "side": "out.weight", "conv": "conv.weight", "edge": "conv.weight"}
+    part = next(filter(has_weight, map(unscaled, parts.values())), next(iter(parts.values())))
+    last = {
+        "expand": "squeeze.weight",
+        "lora": "up.weight",
+        "side": "out.weight",
+        "conv": "conv.weight",
+        "edge": "conv.weight",
+    }
+    if inner := numbered(part, "branches"):
+        return outputs_of(inner)
     kind = HEADS[heads_of(part)]
     if kind == "chain":
         channels = 0
@@ -92,12 +113,14 @@ def outputs_after(t: Tensors, channels: int) -> int:
 
 def groups_inside(t: Tensors) -> list[int]:
     """The groups of every convolution of a branch but the first, which the one before it tells."""
-    if "expand.weight" in t:
-        return [t["expand.weight"].shape[0] // t["squeeze.weight"].shape[1]]
+    t = unscaled(t)
+    for first, second in (("expand", "squeeze"), ("down", "up")):
+        if f"{first}.weight" in t:
+            return [t[f"{first}.weight"].shape[0] // t[f"{second}.weight"].shape[1]]
     if "out.weight" in t:
         terms = len(numbered(t, "convs")) + len(numbered(t, "norms"))
         return [terms * t["convs.0.weight"].shape[0] // t["out.weight"].shape[1]]
-    found, channels = [], 0
+    found, channels = [number for part in numbered(t, "branches").values() for number in groups_inside(part)], 0
     for layer in numbered(t, "layers").values():
         if any(key.startswith("branches.") for key in layer) and not channels:
             found += [number for part in numbered(layer, "branches").values() for number in groups_inside(part)]

@@ -8,7 +8,18 @@ from typing import Any
 from torch import nn
 
 from ...algebra._spec import ConvSpec
-from ...blocks import ECB, EDBB, RRRB, CollapsibleLinearBlock, Conv3XC, RepMBConvBlock, RepSRBlock
+from ...blocks import (
+    ECB,
+    EDBB,
+    RRRB,
+    CollapsibleLinearBlock,
+    Conv3XC,
+    OmniShift,
+    RepMBConvBlock,
+    RepRLFNBlock,
+    RepSRBlock,
+    RTMoSRRepConv,
+)
 from ...blocks._block import ReparamBlock
 from ...branches import Branch, IdentityBranch, SequentialBranch
 from ...errors import CheckpointError
@@ -82,6 +93,50 @@ def _repsr_hat(t: Tensors, options: Options) -> list[Part]:
         for layer, name in enumerate(("3x3", "bn", "1x1"))
     }
     return [Part(block, names, "rep_conv")]
+
+
+@layout(
+    "RTMoSR's RepConv",
+    *("conv_3x3_rep.weight", "conv1.k0", "conv2.weight", "conv3.conv.0.weight", "conv3.sk.weight", "alpha"),
+    keeps=True,
+)
+def _rtmosr(t: Tensors, options: Options) -> list[Part]:
+    outside, inside, size = shape(t, "conv2.weight")
+    expansion = shape(t, "conv1.k0")[0] / outside
+    gain = shape(t, "conv3.conv.0.weight")[0] // inside
+    first, second, third = (f"branches.{index}.branch" for index in range(3))
+    span = {"conv3.sk": f"{third}.branches.0.conv", "conv3.conv": f"{third}.branches.1.layers"}
+    names: Names = {"conv2": f"{first}.conv", **span, "conv3.eval_conv": None, "conv_3x3_rep": None, "alpha": None}
+    names |= {f"conv1.{name}": f"{second}.{ours}" for name, ours in _PAIR.items()}
+    scales = {
+        f"branches.{index}.scale.scale": t["alpha"][theirs : theirs + 1] for index, theirs in enumerate((1, 0, 2))
+    }
+    block = partial(RTMoSRRepConv, inside, outside, size, expansion=expansion, gain=gain)
+    return [Part(block, names, "conv_3x3_rep", scales)]
+
+
+_SIZES = ("5x5", "3x3", "1x1")
+
+
+@layout("OmniShift", "conv5x5_reparam.weight", *(f"conv{size}.weight" for size in _SIZES), keeps=True)
+def _omnishift(t: Tensors, options: Options) -> list[Part]:
+    channels, _, size = shape(t, "conv5x5.weight")
+    shared, bias = "alpha" in t, "conv5x5.bias" in t
+    names: Names = {f"conv{taps}": f"branches.{index}.branch.conv" for index, taps in enumerate(_SIZES)}
+    names |= {"conv5x5_reparam": None, "alpha": None, **{f"alpha{term}": None for term in range(1, 5)}}
+    alphas = list(t["alpha"].split(1)) if shared else [t[f"alpha{term}"].flatten() for term in range(1, 5)]
+    scales = {f"branches.{3 - term}.scale.scale": alpha for term, alpha in enumerate(alphas)}  # x is our last one
+    sizes: Any = {"groups": channels, "bias": bias, "shared": shared, "conv_bias": bias}
+    return [Part(partial(OmniShift, channels, channels, size, **sizes), names, "conv5x5_reparam", scales)]
+
+
+@layout("RepRLFN", "rbr_3x3_branch.weight", "rbr_3x1_branch.weight", "rbr_1x3_branch.weight", "rbr_1x1_branch.weight")
+def _reprlfn(t: Tensors, options: Options) -> list[Part]:
+    outside, inside, size = shape(t, "rbr_3x3_branch.weight")
+    names: Names = {
+        f"rbr_{taps}_branch": f"branches.{index}.conv" for index, taps in enumerate(("3x3", "3x1", "1x3", "1x1"))
+    }
+    return [Part(partial(RepRLFNBlock, inside, outside, size, identity=True), names, "rbr_reparam")]
 
 
 @layout(

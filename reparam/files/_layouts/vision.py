@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...algebra._spec import ConvSpec
 from ...blocks import (
     ACBlock,
     DilatedReparamBlock,
@@ -17,6 +18,7 @@ from ...blocks import (
     QARepVGGBlock,
     RepVGGBlock,
 )
+from ...branches import Branch, ChannelScale, ConvBNBranch, SequentialBranch
 from ...errors import CheckpointError
 from .base import Names, Options, Part, Tensors, conv_bn, grouped, inputs_of, layout, shape, where_asked
 
@@ -189,6 +191,45 @@ def _acb(t: Tensors, options: Options) -> list[Part]:
 
 
 _CONV_BN = {"conv": "conv", "bn": "norm"}
+_AROUND = ("norm.running_var", "pwconv2.0.weight", "pwconv2.2.running_var")
+_BESIDE = ("se", "pwconv1", "act")
+
+
+@layout("UniRepLKNet's block", "dwconv.lk_origin.weight", "dwconv.origin_bn.running_var", *_AROUND, beside=_BESIDE)
+def _unireplknet_block(t: Tensors, options: Options) -> list[Part]:
+    (dilated,) = _unireplknet({key.removeprefix("dwconv."): tensor for key, tensor in t.items()}, options)
+    names = {f"dwconv.{official}": ours for official, ours in dilated.names.items()}
+    block = partial(dilated.block, sum_bn=True)
+    return [Part(block, {**names, "norm": "norm"}, "dwconv.lk_origin"), _end_of_ffn(t)]
+
+
+@layout("UniRepLKNet's small block", "dwconv.weight", *_AROUND, beside=_BESIDE)
+def _unireplknet_small_block(t: Tensors, options: Options) -> list[Part]:
+    channels, _, size = shape(t, "dwconv.weight")
+    block = partial(ConvBNBranch, ConvSpec(channels, kernel_size=size, groups=channels), bias="dwconv.bias" in t)
+    return [Part(block, {"dwconv": "conv", "norm": "norm"}, "dwconv"), _end_of_ffn(t)]
+
+
+def _end_of_ffn(t: Tensors) -> Part:
+    """The last linear layer, with the shift before it, the batch norm after it and the scale of the residual."""
+    weight = t["pwconv2.0.weight"].double()
+    outside, inside = weight.shape
+    given = {"layers.0.weight": weight[..., None, None], "layers.0.bias": weight.new_zeros(outside)}
+    if "act.1.beta" in t:
+        given["layers.0.bias"] = weight @ t["act.1.beta"].double().flatten()
+    if "pwconv2.0.bias" in t:
+        given["layers.0.bias"] = given["layers.0.bias"] + t["pwconv2.0.bias"].double()
+    if "gamma" in t:
+        given["layers.2.scale"] = t["gamma"]
+    block = partial(_scaled_linear, ConvSpec(inside, outside, 1), scaled="gamma" in t)
+    names: Names = {"pwconv2.0": None, "pwconv2.2": "layers.1", "act.1.beta": None, "gamma": None}
+    return Part(block, names, "pwconv2.0", given, "UniRepLKNet's linear layer")
+
+
+def _scaled_linear(spec: ConvSpec, scaled: bool) -> Branch:
+    channels = spec.out_channels
+    scale = [ChannelScale(channels, spec.ndim)] * scaled
+    return SequentialBranch(spec, spec.new_conv(), nn.BatchNorm2d(channels), *scale)
 
 
 @layout("UniRepLKNet", "lk_origin.weight", "origin_bn.running_var", inside_of=("norm.running_var", "pwconv2.*"))

@@ -1,6 +1,7 @@
 """Modules of other people's codes: what they are as convolutions, and where these go."""
 
 from .blocks import ForeignBlock, find_foreign, foreign_block
+from .forms import has_form
 from .kernel_of import kernel_of
 from .plan import Plan, add_foreign, add_neighbours, given
 from .survey import Survey, survey
@@ -14,6 +15,7 @@ __all__ = [
     "find_foreign",
     "foreign_block",
     "given",
+    "has_form",
     "kernel_of",
     "survey",
 ]

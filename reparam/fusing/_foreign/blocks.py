@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,13 +19,24 @@ from ...branches import Branch
 from ...errors import NotLinearError, ReparamError
 from ...modules._walk import walk
 from ...numerics._precision import has_float64, in_float64
-from .._regions import Piece, find_pieces
+from .._regions import Piece
 from .equations import is_whole_block
 from .exact import copied_with, exact
 from .forms import InferenceForm, Row, form_of
 from .hidden import differs, hidden_value
+from .judging import (
+    StaysError,
+    as_a_whole,
+    check_most,
+    is_chain,
+    is_worth_it,
+    leaves_layers,
+    modules_of,
+    regions_of,
+)
+from .leaves import check_inside, is_leaf, is_registered, like_of
 from .lookalikes import says_it_fuses
-from .reading import Forward, Reader, check_inside, is_leaf, is_registered, like_of
+from .reading import Forward, Reader
 from .rewriting import InPlace, Rewriting, name_pieces
 from .source import used_modules
 from .trace import called, is_any_norm, is_torch_layer
@@ -65,6 +76,11 @@ class ForeignBlock:
         return ConvSpec(value.inputs, value.outputs, 1, ndim=1) if value.flat else value.spec()
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether it is layers that follow each other, in a forward that stays."""
+        return isinstance(self.form, InPlace)
+
+    @property
     def kept(self) -> dict[str, nn.Module]:
         """Its own modules that stay, by name."""
         if self.form is None:
@@ -86,12 +102,12 @@ class Refusal:
     """Whether somebody registered it, so that leaving it as it is would not be what was asked for."""
 
 
-def find_foreign(model: nn.Module) -> tuple[dict[str, ForeignBlock], dict[str, Refusal]]:
+def find_foreign(model: nn.Module, stays: Container[int] = ()) -> tuple[dict[str, ForeignBlock], dict[str, Refusal]]:
     """The foreign blocks of a model, and what looks like one, by dotted name, each once.
 
-    What one of the blocks keeps is searched as well.
+    What one of the blocks keeps is searched as well. Modules whose ids are in `stays` are left as they are.
     """
-    survey = _Survey(model)
+    survey = _Survey(model, stays)
     seen: dict[int, ForeignBlock | Refusal | None] = {}
 
     def inside(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -114,13 +130,21 @@ def foreign_block(module: nn.Module) -> ForeignBlock | None:
 class _Survey:
     """The modules of a model, as copies in eval mode that can be read in float64."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, stays: Container[int] = ()) -> None:
+        self.model, self.stays = model, stays
 
     @cached_property
     def twins(self) -> dict[int, nn.Module]:
         """The copy of a module, by its id."""
         return {id(module): twin for module, twin in zip(self.model.modules(), to_read(self.model).modules())}
+
+    @cached_property
+    def opaque(self) -> set[int]:
+        """The ids of copies that are not looked into: blocks of this library, and what is to stay."""
+        kept = [module for module in self.model.modules() if id(module) in self.stays or isinstance(module, Branch)]
+        inside = {id(part) for module in kept for part in module.modules()}
+        touched = [module for module in self.model.modules() if any(id(part) in inside for part in module.modules())]
+        return {id(self.twins[id(module)]) for module in touched}
 
     @cached_property
     def reader(self) -> Reader:
@@ -153,7 +177,8 @@ def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | Non
     try:
         return _read(module, form, survey)
     except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
-        if not (registered or form or is_whole_block(module) or says_it_fuses(module)):
+        stays = isinstance(error, StaysError)
+        if not (stays or registered or form or is_whole_block(module) or says_it_fuses(module)):
             return None
         why = str(error) if isinstance(error, ReparamError) else f"{type(error).__name__}: {error}"
         return Refusal(f"{type(module).__name__}: {why}", registered)
@@ -161,7 +186,7 @@ def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | Non
 
 @torch.no_grad()
 def _read(module: nn.Module, form: InferenceForm | Row | None, survey: _Survey) -> ForeignBlock | None:
-    if is_torch_layer(module) and not is_registered(module):
+    if (is_torch_layer(module) and not is_registered(module)) or id(module) in survey.stays:
         return None
     block = read_block(module, survey.twins[id(module)], form, survey.reader, survey)
     if block is None:
@@ -198,39 +223,51 @@ def read_block(
         return None
     try:
         forward = reader.forward_of(twin)
-    except NotLinearError:
-        if survey is not None and (value := hidden_value(module, reader)) is not None:
+    except (
+        NotLinearError
+    ) as error:  # what chooses by the values has no kernel, even if it is right on all that are tried
+        tried = survey is not None and id(twin) not in survey.opaque and "control flow" not in str(error)
+        if tried and (value := hidden_value(module, reader)) is not None:
             return ForeignBlock(module, None, {"": value}, {"": ()})
         raise
-    pieces = _pieces_of(forward)
+    found = regions_of(forward, survey.opaque if survey else ())
+    pieces = found.pieces
     if isinstance(form, InferenceForm) and len(pieces) == len(form.convs):
         values = {conv: piece.value(like) for conv, piece in zip(form.convs, pieces)}
         swallows = {conv: _children(forward, piece) for conv, piece in zip(form.convs, pieces)}
         own = frozenset(conv for conv, piece in zip(form.convs, pieces) if forward.has_own(piece))
         return ForeignBlock(module, form, values, swallows, own)
-    pieces = [piece for piece in pieces if _is_worth_it(piece, forward)] or (pieces if says_it_fuses(module) else [])
-    if not pieces:
-        if survey is not None and (value := hidden_value(module, reader)) is not None:
-            return ForeignBlock(module, None, {"": value}, {"": ()})
-        if survey is not None and says_it_fuses(module):
-            forward.apply(the_input(like))  # which says why not, if it can
-        return None
-    return _placed(module, forward, pieces, reader, survey)
+    may_be_whole = survey is not None and id(twin) not in survey.opaque
+    says = may_be_whole and says_it_fuses(module)
+    if says and (value := as_a_whole(forward, like)) is not None:
+        return ForeignBlock(module, None, {"": value}, {"": ()})
+    pieces = [piece for piece in pieces if is_worth_it(piece, forward)]
+    if pieces:
+        return _placed(module, forward, pieces, reader, survey)
+    if may_be_whole and leaves_layers(forward) and (value := hidden_value(module, reader)) is not None:
+        return ForeignBlock(module, None, {"": value}, {"": ()})
+    if says:
+        forward.apply(the_input(like))  # which says why not, if it can
+    if found.refused:
+        raise StaysError(f"it adds up what several layers make of one value, but {next(iter(found.refused.values()))}")
+    return None
 
 
 def _placed(
     module: nn.Module, forward: Forward, pieces: list[Piece], reader: Reader, survey: _Survey | None
 ) -> ForeignBlock | None:
     """Where the convolutions of a module without an inference form of its own go."""
-    chains = [piece for piece in pieces if _is_chain(piece, forward)]
+    chains = [piece for piece in pieces if is_chain(piece, forward)]
     if chains == pieces:
         return None if survey is None else _in_place(module, forward, pieces, reader, survey)
     whole = pieces[0].source in forward.inputs and forward.output.args[0] is pieces[0].output
     if whole and len(forward.inputs) == 1:
         return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()})
+    if survey is not None and module is survey.model:
+        check_most(module, forward, pieces)
     named = name_pieces(forward, pieces)
     values = {name: piece.value(reader.like) for name, piece in named.items()}
-    swallows = {name: _modules_of(forward, piece) for name, piece in named.items()}
+    swallows = {name: modules_of(forward, piece) for name, piece in named.items()}
     own = frozenset(name for name, piece in named.items() if forward.has_own(piece))
     return ForeignBlock(module, Rewriting(forward, named), values, swallows, own)
 
@@ -241,7 +278,7 @@ def _in_place(
     """Layers that follow each other: the first becomes the convolution, the others nothing."""
     values, swallows = {}, {}
     for piece in pieces:
-        names = _modules_of(forward, piece)
+        names = modules_of(forward, piece)
         if all(survey.calls[id(forward.root.get_submodule(name))] == 1 for name in names):
             first = next(name for name in names if not is_any_norm(forward.root.get_submodule(name)))
             values[first] = piece.value(reader.like)
@@ -253,69 +290,9 @@ def _is_ours(module: nn.Module) -> bool:
     return type(module).__module__.split(".")[0] == "reparam"
 
 
-def _pieces_of(forward: Forward) -> list[Piece]:
-    """What of a forward becomes convolutions; blocks of this library stay what they are."""
-    steps = [replace(step, apply=None) if _holds_ours(forward, step.key) else step for step in forward.steps]
-    return [piece for piece in find_pieces(steps, forward.outputs(), forward.widths()) if forward.is_safe(piece)]
-
-
-def _holds_ours(forward: Forward, node: Any) -> bool:
-    module = called(forward.root, node)
-    return module is not None and any(isinstance(part, Branch) for part in module.modules())
-
-
-def _layers(piece: Piece, forward: Forward) -> list[nn.Module | None]:
-    """The layers in a piece; None for a function that is one."""
-    found: list[nn.Module | None] = []
-    for step in piece.steps:
-        module = called(forward.root, step.key)
-        if step.key in piece.gone and (module is not None or _is_layer_function(step.key)):
-            found.append(module)
-    return [module for module in found if module is None or any(map(_is_layer, module.modules()))]
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return (
-        isinstance(module, (_ConvNd, nn.Linear)) or is_any_norm(module) or type(module).__name__.startswith("AvgPool")
-    )
-
-
-def _is_layer_function(node: Any) -> bool:
-    return getattr(node.target, "__name__", "") in ("conv1d", "conv2d", "conv3d", "linear", "batch_norm")
-
-
-def _is_worth_it(piece: Piece, forward: Forward) -> bool:
-    """Whether a piece has several layers, of which norms next to their layer are no concern here."""
-    layers = _layers(piece, forward)
-    if _is_chain(piece, forward):
-        return sum(_weights_in(module) for module in layers) > 1
-    return len(layers) > 1 or any(forward.computes_weight(step.key) for step in piece.steps)
-
-
-def _weights_in(module: nn.Module | None) -> int:
-    """Layers with a kernel in a module, or a function that is one."""
-    if module is None:
-        return 1
-    return sum(map(_is_layer, module.modules())) - is_any_norm(module)
-
-
-def _is_chain(piece: Piece, forward: Forward) -> bool:
-    """Whether modules are called one after the other, and nothing else is done."""
-    modules = [called(forward.root, step.key) for step in piece.steps]
-    return all(len(step.inputs) == 1 for step in piece.steps) and all(
-        module is not None or step.cost == 0 for step, module in zip(piece.steps, modules)
-    )
-
-
-def _modules_of(forward: Forward, piece: Piece) -> tuple[str, ...]:
-    """The names of the modules that a piece replaces."""
-    names = [str(step.key.target) for step in piece.steps if step.key in piece.gone and step.key.op == "call_module"]
-    return tuple(dict.fromkeys(names))
-
-
 def _children(forward: Forward, piece: Piece) -> tuple[str, ...]:
     """The names of the attributes that hold the modules of a piece."""
-    return tuple(dict.fromkeys(name.partition(".")[0] for name in _modules_of(forward, piece)))
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in modules_of(forward, piece)))
 
 
 def to_read(module: nn.Module) -> Any:
@@ -346,5 +323,5 @@ def check_registered(module: nn.Module, like: Tensor) -> None:
         raise NotLinearError(
             f"its forward is not the kernel that is registered with kernel_of: they differ by {found.error:.3g} where "
             f"the forward reaches {found.largest:.3g}, on random numbers of shape {found.shape}; a kernel has no "
-            "activation, no gate and no quantization in it: register the linear part alone, or do not register this type"
+            "activation, gate or quantization in it: register the linear part alone, or do not register this type"
         )

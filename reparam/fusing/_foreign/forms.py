@@ -95,3 +95,8 @@ def form_of(module: nn.Module) -> InferenceForm | Row | None:
     """How a module of a known class is brought into its inference form; None for others."""
     known: list[InferenceForm | Row] = [*FORMS, *ROWS]
     return next((form for form in known if form.fits(module)), None)
+
+
+def has_form(module: nn.Module) -> bool:
+    """Whether a module is of a known class and still holds its branches."""
+    return form_of(module) is not None

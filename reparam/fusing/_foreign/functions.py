@@ -18,6 +18,10 @@ from ...errors import NotLinearError
 from .layers import pads_of
 
 
+class ProductError(NotLinearError):
+    """Two values that depend on the input are multiplied, which no sum of layers does."""
+
+
 def channel_vector(value: LinearOp, constant: Tensor | float) -> Tensor:
     """A constant that scales or shifts channels as a vector (C,) or (1,)."""
     like = value.kernel.bias
@@ -37,7 +41,7 @@ def times(a: Any, b: Any) -> LinearOp:
     """a * b, of which one is a constant."""
     value, factor = (a, b) if isinstance(a, LinearOp) else (b, a)
     if isinstance(factor, LinearOp):
-        raise NotLinearError("two values that depend on the input are multiplied")
+        raise ProductError("two values that depend on the input are multiplied")
     return scaled(value, channel_vector(value, factor))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ...algebra._affine import the_input
 from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp
+from ...branches import Branch
 from ...errors import ReparamError
 from .exact import exact, numbers, without_hooks
 from .reading import Forward, Reader
@@ -77,6 +77,8 @@ def hidden_value(module: nn.Module, reader: Reader) -> LinearOp | None:
 
 
 def _may_be_linear(module: nn.Module) -> bool:
+    if any(isinstance(part, Branch) for part in module.modules()):
+        return False
     layers = [part for part in module.modules() if is_torch_layer(part) or is_any_norm(part)]
     linear = all(isinstance(part, (_ConvNd, nn.Identity)) or is_any_norm(part) for part in layers)
     convs = [part for part in layers if isinstance(part, _ConvNd)]
@@ -101,8 +103,8 @@ def _as_it_trains(module: nn.Module, reader: Reader) -> LinearOp | None:
 def _by_impulses(module: nn.Module, reader: Reader) -> LinearOp | None:
     """The kernel of a module of stride 1 that keeps the size, read off what it makes of one pixel at a time.
 
-    size 2 n + 1, one impulse in the middle: the answer, turned around, is the kernel, and what it makes of zeros
-    the bias
+    The image is as large as all kernels one after the other; the answer to a one in its middle, turned around, is the
+    kernel, and the answer to zeros the bias.
     """
     convs = [part for part in module.modules() if isinstance(part, _ConvNd)]
     channels, ndim = convs[0].in_channels, len(convs[0].kernel_size)
@@ -112,12 +114,12 @@ def _by_impulses(module: nn.Module, reader: Reader) -> LinearOp | None:
         return None
     twin = without_hooks(exact(module))
     x = reader.like.new_zeros(channels + 1, channels, *size)
-    for channel, place in product(range(channels), [tuple(reach)]):
-        x[(channel, channel, *place)] = 1
+    for channel in range(channels):
+        x[channel, channel].flatten()[x[0, 0].numel() // 2] = 1
     y: Tensor = twin.forward(x)
     if tuple(y.shape[2:]) != tuple(size):
         return None
-    bias = y[(-1, slice(None), *reach)]
+    bias = y[-1].flatten(1)[:, y[-1, 0].numel() // 2]
     answers = (y[:-1] - y[-1:]).transpose(0, 1).flip(tuple(range(2, 2 + ndim)))
     weight = _trimmed(answers)
     pads = tuple((k // 2, k // 2) for k in weight.shape[2:])

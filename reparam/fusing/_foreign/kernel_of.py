@@ -13,7 +13,8 @@ from ...algebra._linear import LinearOp
 from ...errors import NotLinearError
 from .blocks import read_block
 from .forms import form_of
-from .reading import Reader, is_registered, like_of, register
+from .leaves import is_registered, like_of, register
+from .reading import Reader
 
 
 class _Open:

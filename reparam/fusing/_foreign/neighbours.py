@@ -16,7 +16,7 @@ from torch.fx import Graph
 
 from .pairs import Neighbours, Search, is_same_conv
 from .reading import is_leaf
-from .source import used_modules
+from .source import Used, used_modules
 from .trace import Leaf, called, graphs, is_any_norm
 
 
@@ -42,7 +42,7 @@ def find_neighbours(model: nn.Module, taken: Container[int]) -> Found:
         return id(module) in taken or is_same_conv(module) or is_leaf(module)
 
     whole, used = _look(model, leaf)
-    search = Search(_count(whole, used), taken)
+    search = Search(_count(whole, list(used.modules)), taken)
     for found in attention_norms(model):
         search.add(found)
     for root, graph in whole:
@@ -50,27 +50,40 @@ def find_neighbours(model: nn.Module, taken: Container[int]) -> Found:
             search.all_in(root, graph)
     for root, graph in whole:
         if graph is None:
+            search.in_source(root, used)
             search.blame(root)
     return Found(tuple(search.found), search.left, whole)
 
 
-def _look(model: nn.Module, leaf: Leaf) -> tuple[tuple[tuple[nn.Module, Graph | None], ...], set[int]]:
-    """Graphs of a model, and the ids of the modules that code without a graph uses.
+def _look(model: nn.Module, leaf: Leaf) -> tuple[tuple[tuple[nn.Module, Graph | None], ...], Used]:
+    """Graphs of a model, and what code without a graph uses.
 
-    These modules are traced on their own, so that nothing reaches across their borders.
+    What it uses is traced on its own, so that nothing reaches across its borders; so are modules with norms in them
+    that are called more than once.
     """
     walls: set[int] = set()
     hidden: set[int] = set()
     while True:
         whole = tuple(graphs(model, leaf, walls, hidden))
-        used, otherwise = used_modules(root for root, graph in whole if graph is None)
+        used = used_modules(root for root, graph in whole if graph is None)
         roots = {id(root) for root, _ in whole}
-        new = {key for key, module in used.items() if key not in roots and not leaf(module)} - walls
-        odd = {id(root) for root, graph in whole if graph is not None and id(root) in otherwise}
+        often = _called_often(model, _count(whole, ()))
+        new = {
+            id(module) for module in [*used.modules.values(), *often] if id(module) not in roots and not leaf(module)
+        }
+        new -= walls
+        odd = {id(root) for root, graph in whole if graph is not None and id(root) in used.otherwise} - hidden
         if not new and not odd:
-            return whole, set(used)
+            return whole, used
         walls |= new
         hidden |= odd
+
+
+def _called_often(model: nn.Module, calls: Counter[int]) -> Iterator[nn.Module]:
+    """Modules around norms that run more than once."""
+    for module in model.modules():
+        if any(is_any_norm(child) and calls[id(child)] > 1 for child in module.children()):
+            yield module
 
 
 def _count(whole: Iterable[tuple[nn.Module, Graph | None]], used: Iterable[int]) -> Counter[int]:

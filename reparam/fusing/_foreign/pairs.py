@@ -16,7 +16,9 @@ from ...bn._norm import is_norm
 from ...branches import Branch
 from ...errors import NotLinearError
 from .layers import norm_scale_shift
+from .source import Used, handed_on
 from .trace import called, changes_in_place, is_any_norm, is_torch_layer
+from .turned import axes_of, kind_of, turned_axes
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ class Search:
             else:
                 self.left[id(norm)] = why or f"{before}; {after}"
 
+    def in_source(self, root: nn.Module, used: Used) -> None:
+        """The norms in a forward that only its source is known of, after the layer that they follow there."""
+        self.root = root
+        for layer, norm in handed_on(root, used, self._passes):
+            if (
+                not _is_layer(layer)
+                or not is_any_norm(norm)
+                or {id(norm), id(layer)} & self.gone
+                or id(norm) in self.taken
+            ):
+                continue
+            why = self._why_norm_stays(norm) or self._why_not(layer, layer._forward_hooks)
+            if why or not _makes_channels(layer, norm):
+                self.left[id(norm)] = why or "what it follows makes other channels than it normalises"
+            else:
+                self.add(Neighbours(norm, (layer,), before=False))
+
     def blame(self, root: nn.Module) -> None:
         """Says of norms that are in no graph in which module they are."""
         for norm in filter(is_any_norm, root.children()):
@@ -70,6 +89,11 @@ class Search:
                 self.left.setdefault(id(norm), why)
 
     def _why_it_stays(self, norm: Any, node: Node) -> str:
+        if len(node.args) != 1 or node.kwargs:
+            return "it is not called with one input alone"
+        return self._why_norm_stays(norm)
+
+    def _why_norm_stays(self, norm: Any) -> str:
         usual = is_torch_layer(norm) or type(norm).__module__.startswith(("timm.", "reparam."))
         if is_norm(norm) and not usual:
             return f"{_kind(norm)} has a forward of its own"
@@ -79,8 +103,6 @@ class Search:
             return "it is used more than once, or by code that cannot be traced"
         if norm._forward_pre_hooks:
             return "it has a forward pre-hook, which sees what goes in"
-        if len(node.args) != 1 or node.kwargs:
-            return "it is not called with one input alone"
         try:
             norm_scale_shift(norm)  # which a frozen one of somebody's may not be
         except NotLinearError as error:
@@ -89,8 +111,12 @@ class Search:
 
     def _layer_before(self, node: Node, norm: nn.Module) -> Neighbours | str:
         source: Any = node.args[0]
-        while isinstance(source, Node) and len(_readers(source)) == 1 and self._does_nothing(source):
-            source = source.args[0]
+        turned = None  # the axis that becomes that of the channels
+        while isinstance(source, Node) and len(_readers(source)) == 1:
+            axes = turned_axes(source, norm)
+            if axes is None and not self._does_nothing(source):
+                break
+            source, turned = source.args[0], turned if axes is None else axes[turned or 1]
         if not isinstance(source, Node):
             return "nothing runs before it"
         layer = called(self.root, source)
@@ -99,7 +125,7 @@ class Search:
         if len(_readers(source)) != 1:
             return f"what it follows, {self._words(source)}, is also used without it"
         why = self._why_not(layer, layer._forward_hooks)
-        if why or not _makes_channels(layer, norm):
+        if why or not _makes_channels(layer, norm, turned):
             return f"what it follows, {self._words(source)}, {why or 'makes other channels than it normalises'}"
         return Neighbours(norm, (layer,), before=False)
 
@@ -154,12 +180,16 @@ class Search:
 
     def _does_nothing(self, node: Node) -> bool:
         module = called(self.root, node)
-        if module is None or module._forward_hooks or module._forward_pre_hooks:
+        of_pixels = isinstance(module, nn.Flatten) and any(map(self._pools, node.all_input_nodes))
+        return module is not None and (self._passes(module) or (of_pixels and _is_unhooked(module)))
+
+    def _passes(self, module: nn.Module) -> bool:
+        """Whether a module returns what it is given."""
+        if not _is_unhooked(module):
             return False
         if id(module) in self.gone:
             return all(isinstance(part, nn.Identity) for part in module.children())
-        of_pixels = isinstance(module, nn.Flatten) and any(map(self._pools, node.all_input_nodes))
-        return is_torch_layer(module) and (isinstance(module, (nn.Identity, _DropoutNd)) or of_pixels)
+        return is_torch_layer(module) and isinstance(module, (nn.Identity, _DropoutNd))
 
     def _pools(self, node: Node) -> bool:
         """Whether a node takes the mean over each channel, which a scale and shift may as well follow as precede."""
@@ -168,6 +198,10 @@ class Search:
             return axes in ((2, 3), [2, 3], (-2, -1), [-2, -1])
         pool = called(self.root, node)
         return isinstance(pool, nn.AdaptiveAvgPool2d) and is_torch_layer(pool) and not pool._forward_hooks
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    return not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -198,13 +232,16 @@ def _flattens(node: Node) -> bool:
     return node.op == "call_method" and node.target == "flatten" and node.args[1:] == (1,)
 
 
-def _makes_channels(layer: nn.Module, norm: Any) -> bool:
+def _makes_channels(layer: nn.Module, norm: Any, turned: int | None = None) -> bool:
     """Whether a norm counts what a layer makes: of a linear layer's images, it would count another axis."""
-    return not isinstance(layer, nn.Linear) or (_is_of_vectors(norm) and layer.out_features == norm.num_features)
+    if not isinstance(layer, nn.Linear):
+        return turned in (None, 1)
+    last = _is_of_vectors(norm) if turned is None else turned == axes_of(norm) - 1
+    return last and layer.out_features == norm.num_features
 
 
 def _is_of_vectors(norm: nn.Module) -> bool:
-    return getattr(norm, "_unfrozen_class", type(norm)) in (nn.BatchNorm1d, nn.SyncBatchNorm)
+    return kind_of(norm) in (nn.BatchNorm1d, nn.SyncBatchNorm)
 
 
 def _why_no_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> str:

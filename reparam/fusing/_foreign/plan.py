@@ -53,12 +53,18 @@ class Plan:
     instead: dict[int, Make] = field(default_factory=dict)
     """By the id of the module."""
     edits: list[Edit] = field(default_factory=list)
+    around: dict[int, Make] = field(default_factory=dict)
+    """As `instead`, of modules that keep parts in which others are replaced; the outer ones first."""
+
+    def makes(self) -> dict[int, Make]:
+        """What is made for what, inner modules before those around them."""
+        return {**self.instead, **dict(reversed(self.around.items()))}
 
     def fill(self, memo: dict[int, Any]) -> None:
         """Makes a deepcopy with this memo put everything in its place, but for the edits."""
         for edit in self.edits:
             memo.update((id(part), nn.Identity()) for part in edit.block.gone)  # no copies for nothing
-        for key, make in self.instead.items():
+        for key, make in self.makes().items():
             memo[key] = make(partial(copy.deepcopy, memo=memo))
 
 
@@ -69,9 +75,9 @@ def add_foreign(plan: Plan, blocks: Iterable[ForeignBlock]) -> None:
         if isinstance(block.form, InferenceForm):
             plan.edits.append(Edit(block, _in_place(block.form, block.module, layers)))
         elif isinstance(block.form, Row):
-            plan.instead[id(block.module)] = partial(_row, block, layers)
+            plan.around[id(block.module)] = partial(_row, block, layers)
         elif isinstance(block.form, Rewriting):
-            plan.instead[id(block.module)] = partial(block.form.make, block.module, layers)
+            plan.around[id(block.module)] = partial(block.form.make, block.module, layers)
         elif isinstance(block.form, InPlace):
             for conv, layer in layers.items():
                 for name in block.swallows[conv]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,87 +15,16 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ...algebra._affine import after, the_input
-from ...algebra._kernels import Kernel
-from ...algebra._linear import LinearOp, conv_op, linear_op
-from ...algebra._spec import ConvSpec
+from ...algebra._linear import LinearOp
 from ...branches import Branch
-from ...errors import NotLinearError, ReparamError, SpecError
+from ...errors import NotLinearError, ReparamError
 from ...modules._guard import why_hooked, why_replaced
 from .._regions import Step, applied
 from .equations import equation_of
 from .functions import FUNCTIONS, METHODS, WEIGHED, pixel_unshuffle
 from .layers import layer_of_torch, norm_op
-from .trace import ForwardTracer, called, changes_in_place, is_any_norm, is_torch_layer
-
-_GEOMETRY = ("stride", "padding", "dilation", "groups")
-_REGISTERED: dict[type, Callable[[Any], Kernel]] = {}
-"""The kernels of types that somebody registered; see `kernel_of`."""
-
-
-def register(kind: type) -> Callable[[Callable[[Any], Kernel]], Callable[[Any], Kernel]]:
-    """Makes the kernel of modules of a type known, to `fuse` and to branches, by a function of such a module."""
-
-    def known(function: Callable[[Any], Kernel]) -> Callable[[Any], Kernel]:
-        _REGISTERED[kind] = function
-        linear_op.register(kind, lambda module, channels, like: _registered(module))
-        return function
-
-    return known
-
-
-def registered_kernel(module: nn.Module) -> Callable[[Any], Kernel] | None:
-    """The function that somebody registered for the type of a module, or None."""
-    return next((_REGISTERED[base] for base in type(module).__mro__ if base in _REGISTERED), None)
-
-
-def is_registered(module: nn.Module) -> bool:
-    """Whether somebody registered a kernel for this type."""
-    return registered_kernel(module) is not None
-
-
-def _registered(module: Any) -> LinearOp:
-    kernel = Kernel(*registered_kernel(module)(module))  # type: ignore[misc]  # it is registered
-    if isinstance(getattr(module, "spec", None), ConvSpec):
-        return _of_spec(kernel, module.spec)
-    missing = [name for name in _GEOMETRY if not hasattr(module, name)]
-    if missing:
-        raise SpecError(
-            f"{type(module).__name__} is registered with kernel_of, but has no {', '.join(missing)}; give it these "
-            "attributes, as nn.Conv2d has them, or a `spec`, a ConvSpec"
-        )
-    geometry = (getattr(module, name) for name in _GEOMETRY)
-    return conv_op(*kernel, *geometry, getattr(module, "padding_mode", "zeros"))
-
-
-def _of_spec(kernel: Kernel, spec: ConvSpec) -> LinearOp:
-    kernel = kernel if spec.bias else Kernel(kernel.weight, torch.zeros_like(kernel.bias))
-    pads = spec.pads if any(map(any, spec.pads)) else ()
-    return LinearOp(kernel, spec.stride, spec.dilation, spec.groups, pads, spec.padding_mode)
-
-
-def like_of(module: nn.Module) -> Tensor:
-    """An empty tensor on the device of a module and of the highest precision in it."""
-    found = [tensor for tensor in [*module.parameters(), *module.buffers()] if tensor.is_floating_point()]
-    if found:
-        return found[0].new_empty(0, dtype=reduce(torch.promote_types, (tensor.dtype for tensor in found)))
-    raise NotLinearError(f"{type(module).__name__} has no parameters, so that there is nothing to fuse")
-
-
-def check_inside(module: nn.Module) -> None:
-    """Checks that what is in a module runs as its class says, where it is read by name.
-
-    Raises:
-        NotLinearError: if a module inside has hooks or another forward; it is named.
-    """
-    for name, inner in module.named_modules():
-        if why := (why_hooked(inner) if name else None) or why_replaced(inner):
-            raise NotLinearError(f"{name!r}: {why}")
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is looked at as a whole."""
-    whole = is_any_norm(module) or is_torch_layer(module) or equation_of(module) is not None
-    return whole or is_registered(module) or isinstance(module, Branch)
+from .leaves import check_inside, is_leaf, is_registered, op_of_spec, registered_op
+from .trace import ForwardTracer, called, changes_in_place, is_any_norm
 
 
 class Reader:
@@ -164,12 +93,12 @@ class Reader:
 
     def _read(self, module: nn.Module) -> LinearOp:
         if is_registered(module):
-            return _registered(module)
+            return registered_op(module)
         if equation := equation_of(module):
             check_inside(module)
             return equation(module, self.like)
         if isinstance(module, Branch):
-            return _of_spec(module.kernel(), module.spec)
+            return op_of_spec(module.kernel(), module.spec)
         if is_any_norm(module):
             return norm_op(module, self.like)
         return layer_of_torch(module, self.like)
@@ -227,19 +156,6 @@ class Forward:
     def outputs(self) -> list[Node]:
         """All values that are returned."""
         return list(self.output.all_input_nodes)
-
-    def widths(self) -> dict[Node, int]:
-        """Channels of values, as far as the layers that take them tell."""
-        found: dict[Node, int] = {}
-        for node in reversed(self.graph.nodes):
-            for user in node.users:
-                module = called(self.root, user)
-                width = _takes(module) if module is not None else found.get(user)
-                if node.op != "output" and width and (module is not None or _keeps_channels(user)):
-                    found.setdefault(node, width)
-                elif (whole := _parts_of(self.root, user, found)) is not None:
-                    found.setdefault(node, whole)
-        return found
 
     def apply(self, value: LinearOp) -> LinearOp:
         """What the module makes of a value as its one input."""
@@ -367,7 +283,8 @@ class Forward:
             if why := why_hooked(module):
                 raise NotLinearError(f"{node.target!r}: {why}")
             if len(node.kwargs) > 1 and not node.args:  # several values, or one of them twice
-                names, given = tuple(node.kwargs), list(node.kwargs.values())
+                names = tuple(node.kwargs)
+                given: list[Any] = list(node.kwargs.values())
                 places = [inputs.index(one) for one in given]
                 return Step(node, keys, lambda *values: self.reader.call(module, names, *(values[i] for i in places)))
             self._check_call(node)
@@ -457,37 +374,3 @@ def _takes_apart(node: Node) -> bool:
 def _costs_nothing(node: Node) -> bool:
     name = getattr(node.target, "__name__", node.target)
     return name in ("cat", "concat", "concatenate", "getitem", "reshape_as", "view_as", "contiguous", "clone", "to")
-
-
-def _takes(module: nn.Module) -> int | None:
-    """Channels that a layer takes."""
-    for name in ("in_channels", "num_features"):
-        if isinstance(width := getattr(module, name, None), int):
-            return width
-    for part in module.modules():
-        if part is not module and isinstance(width := getattr(part, "in_channels", None), int):
-            return width if isinstance(module, nn.Sequential) else None
-    return None
-
-
-def _keeps_channels(node: Node) -> bool:
-    return getattr(node.target, "__name__", node.target) in ("add", "iadd", "sub", "mul", "relu", "add_", "mul_", "pad")
-
-
-def _parts_of(root: nn.Module, node: Node, found: dict[Node, int]) -> int | None:
-    """Channels of what a node splits into parts of known channels."""
-    if node.target is operator.getitem and isinstance(node.args[1], tuple) and len(node.args[1]) > 1:
-        part = node.args[1][1]
-        last = isinstance(part, slice) and isinstance(part.start, int) and part.stop is None and part.start > 0
-        return part.start + found[node] if last and node in found else None
-    if isinstance(module := called(root, node), nn.PixelUnshuffle) and node in found:
-        return found[node] // module.downscale_factor**2
-    if node.target not in ("chunk", "split", torch.chunk, torch.split):
-        return None
-    sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks", node.kwargs.get("split_size_or_sections"))
-    if isinstance(sizes, (list, tuple)):
-        return sum(sizes) if all(isinstance(size, int) for size in sizes) else None
-    widths = [found.get(user) for user in node.users if _takes_apart(user)]
-    if node.target in ("chunk", torch.chunk) and isinstance(sizes, int) and widths and len(set(widths)) == 1:
-        return sizes * widths[0] if widths[0] else None
-    return None

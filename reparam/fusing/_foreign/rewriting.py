@@ -58,6 +58,7 @@ class Rewriting:
     def _ask_of_another(self, twins: Mapping[Node, Node], piece: Piece, conv: Node) -> None:
         """Makes what asks for the dtype or device of a value that goes ask it of what is there instead."""
         place = {node: index for index, node in enumerate(self.forward.graph.nodes)}
+        node: Any
         for node in self.forward.no_steps():
             if node.target is getattr and node.args[0] in piece.gone:
                 later = place[node] > place[piece.output]

@@ -34,9 +34,12 @@ class Survey:
         return self.find_left()
 
 
-def survey(model: nn.Module, batch_norms: bool) -> Survey:
-    """Looks for foreign blocks, and, if asked for, for norms outside of blocks that can be taken in."""
-    blocks, refusals = find_foreign(model)
+def survey(model: nn.Module, batch_norms: bool, stays: Container[int] = ()) -> Survey:
+    """Looks for foreign blocks, and, if asked for, for norms outside of blocks that can be taken in.
+
+    Modules whose ids are in `stays` are in no block.
+    """
+    blocks, refusals = find_foreign(model, stays)
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     taken = {id(module) for block in blocks.values() for part in block.gone for module in part.modules()}
     around = cache(partial(_around, model, taken))

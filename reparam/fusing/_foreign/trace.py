@@ -71,9 +71,9 @@ class ForwardTracer(Tracer):
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
-    """Whether it is a norm of torchvision, detectron2 or timm whose affine is frozen too, which is no `_BatchNorm`."""
+    """Whether it is a norm of torchvision, detectron2, timm or DETR whose affine is frozen too, no `_BatchNorm`."""
     names = ("weight", "bias", "running_mean", "running_var")
-    return type(module).__name__.startswith("FrozenBatchNorm") and all(
+    return "FrozenBatchNorm" in type(module).__name__ and all(
         name in module._buffers or name in module._parameters for name in names
     )
 

@@ -1,5 +1,6 @@
 """What a forward does that cannot be traced, as far as its source tells."""
 
-from .uses import used_modules
+from .flows import handed_on
+from .uses import Used, used_modules
 
-__all__ = ["used_modules"]
+__all__ = ["Used", "handed_on", "used_modules"]

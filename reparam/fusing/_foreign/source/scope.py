@@ -5,45 +5,63 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any, Protocol
 
-from .things import OF_TENSORS, Things, cells, inside, relevant
+from torch import nn
 
-_LISTING = {"zip", "enumerate", "reversed", "sorted", "list", "tuple", "iter", "next", "filter", "set"}
+from .arguments import bind
+from .known import PLAIN, Known, assigned_in
+from .things import OF_TENSORS, Fixed, Instance, Row, Things, at, cells, fixed, inside, relevant
+
+_LISTING = {"reversed", "sorted", "list", "tuple", "iter", "next", "filter", "set", "dict"}
+_OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Compare, ast.FormattedValue)
 _HARMLESS = {"len", "isinstance", "hasattr", "type", "id", "callable", "print", "range", "str", "bool"}
 
 
 class Uses(Protocol):
     """What keeps the book of the modules that are used."""
 
+    stored: set[str]
+
     def lose(self, things: Iterable[Any]) -> None: ...
     def members(self, thing: Any) -> Things: ...
     def attribute(self, thing: Any, name: str) -> Things: ...
-    def call(self, function: Any, args: list[Things], named: dict[str, Things]) -> Things: ...
+    def call(
+        self, function: Any, args: list[Things], named: dict[str, Things], site: ast.AST | None = None
+    ) -> Things: ...
 
 
 class Scope(ast.NodeVisitor):
     """The names in a function, and what they may mean."""
 
     def __init__(
-        self, uses: Uses, function: FunctionType, wanted: ast.arguments, args: list[Things], named: dict[str, Things]
+        self,
+        uses: Uses,
+        function: FunctionType,
+        node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda,
+        args: list[Things],
+        named: dict[str, Things],
+        defaults: Mapping[str, Things],
     ) -> None:
-        self.uses, self.function = uses, function
+        self.uses, self.function, self.node = uses, function, node
         self.returned: Things = []
-        self.names: dict[str, Things] = cells(function)
-        parameters = [arg.arg for arg in [*wanted.posonlyargs, *wanted.args]]
-        rest = args[len(parameters) :]
-        self.names.update(zip(parameters, args))
-        self.names.update({arg.arg: named.get(arg.arg, []) for arg in wanted.kwonlyargs})
-        self.names.update({name: things for name, things in named.items() if name in parameters})
-        self.me = args[0] if args and parameters else []
-        uses.lose(thing for things in rest for thing in things)  # *args
-        uses.lose(thing for name, things in named.items() if name not in self.names for thing in things)  # **kwargs
+        spread = [member for thing in named.get("**", []) for member in uses.members(thing)]
+        bound = bind(node.args, args, named, defaults, spread)
+        uses.lose(bound.rest)
+        self.empty, self.names = bound.empty, {**cells(function), **bound.names}
+        self.me = args[0] if args and bound.names else []
+        changed = assigned_in(node)
+        uses.stored.update(changed.attributes)
+        fixed_names = {name: value for name, value in _values(self.names) if name not in changed.names}
+        me = next(iter(bound.names), "")
+        is_module = len(self.me) == 1 and isinstance(self.me[0], nn.Module) and me not in changed.names
+        self.known = Known(fixed_names, (me, self.me[0]) if is_module else None, uses.stored)
 
-    def run(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Things:
+    def run(self) -> Things:
         """What the function may return."""
+        node = self.node
         for _ in range(2):  # twice, as a loop may use in its first lines what it names in its last
             for line in node.body if isinstance(node.body, list) else [ast.Return(node.body)]:
                 self.visit(line)
@@ -53,7 +71,10 @@ class Scope(ast.NodeVisitor):
         return super().visit(node) or []
 
     def generic_visit(self, node: ast.AST) -> Things:
-        return [thing for child in ast.iter_child_nodes(node) for thing in self.visit(child)]
+        found = [thing for child in ast.iter_child_nodes(node) for thing in self.visit(child)]
+        if isinstance(node, _OPERATIONS):  # which run methods of objects
+            self.uses.lose(thing for thing in found if isinstance(thing, Instance))
+        return found
 
     def visit_Name(self, node: ast.Name) -> Things:
         if node.id in self.names:
@@ -72,7 +93,7 @@ class Scope(ast.NodeVisitor):
     def _inherited(self, thing: Any, name: str) -> Things:
         """`super().name`, of the class in which the function was written."""
         here = next((cell for cell in self.function.__closure__ or () if inspect.isclass(cell.cell_contents)), None)
-        mro = type(thing).__mro__
+        mro = (thing.kind if isinstance(thing, Instance) else type(thing)).__mro__
         after = mro[mro.index(here.cell_contents) + 1 :] if here and here.cell_contents in mro else ()
         method = next((vars(kind)[name] for kind in after if name in vars(kind)), None)
         if not isinstance(method, FunctionType):
@@ -82,38 +103,78 @@ class Scope(ast.NodeVisitor):
 
     def visit_Subscript(self, node: ast.Subscript) -> Things:
         self.visit(node.slice)
-        return [member for thing in self.visit(node.value) for member in self.uses.members(thing)]
+        found = [
+            member for thing in self.visit(node.value) for member in at(node.slice, thing, self.uses.members(thing))
+        ]
+        return ([found] if found else []) if isinstance(node.slice, ast.Slice) else found
+
+    def visit_If(self, node: ast.If) -> None:
+        self.visit(node.test)
+        holds = self.known.truth(node.test)
+        for line in [*(node.body if holds is not False else ()), *(node.orelse if holds is not True else ())]:
+            self.visit(line)
+
+    def visit_IfExp(self, node: ast.IfExp) -> Things:
+        self.visit(node.test)
+        holds = self.known.truth(node.test)
+        branches = [*([node.body] if holds is not False else ()), *([node.orelse] if holds is not True else ())]
+        return [thing for branch in branches for thing in self.visit(branch)]
 
     def visit_Compare(self, node: ast.Compare) -> Things:
         self.generic_visit(node)
         return []
 
-    def visit_Tuple(self, node: ast.Tuple | ast.List | ast.Set) -> Things:
-        found = [thing for part in node.elts for thing in self.visit(part)]
-        return [tuple(found)] if found else []
+    def visit_Tuple(self, node: ast.Tuple) -> Things:
+        parts = [self.visit(part) for part in node.elts]
+        if not any(parts):
+            return []
+        starred = any(isinstance(part, ast.Starred) for part in node.elts)
+        return [tuple(thing for things in parts for thing in things) if starred else Row(parts)]
 
-    visit_List = visit_Set = visit_Tuple
+    def visit_List(self, node: ast.List | ast.Set) -> Things:
+        found = [thing for part in node.elts for thing in self.visit(part)]
+        return [tuple(found)] if found else []  # of which nobody knows what moves to where
+
+    visit_Set = visit_List
+
+    def visit_Starred(self, node: ast.Starred) -> Things:
+        return [member for thing in self.visit(node.value) for member in self.uses.members(thing)]
 
     def visit_Dict(self, node: ast.Dict) -> Things:
         found = [thing for part in [*node.keys, *node.values] if part for thing in self.visit(part)]
         return [tuple(found)] if found else []
 
     def visit_Call(self, node: ast.Call) -> Things:
-        args = [self.visit(arg) for arg in node.args]
-        named = {keyword.arg or "**": self.visit(keyword.value) for keyword in node.keywords}
+        spread = [arg for arg in node.args if isinstance(arg, ast.Starred) and not self._is_empty(arg.value)]
+        args = [self._argument(arg) for arg in node.args if arg in spread or not isinstance(arg, ast.Starred)]
+        keywords = [keyword for keyword in node.keywords if keyword.arg or not self._is_empty(keyword.value)]
+        named = {keyword.arg or "**": self._argument(keyword.value) for keyword in keywords}
+        if spread:
+            named.setdefault("**", [])
         given = [thing for things in [*args, *named.values()] for thing in things]
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name not in self.names and name not in self.function.__globals__ and hasattr(builtins, name):
-            return self._call_builtin(name, given, node)
+            return self._call_builtin(name, args, given, node)
         functions = self.visit(node.func)
-        if not functions or any(isinstance(arg, ast.Starred) for arg in node.args):
+        if not functions or spread:
             self.uses.lose(given)
-        return [thing for function in functions for thing in self.uses.call(function, args, named)]
+        return [thing for function in functions for thing in self.uses.call(function, args, named, node)]
 
-    def _call_builtin(self, name: str, given: Things, node: ast.Call) -> Things:
+    def _is_empty(self, node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id in self.empty
+
+    def _argument(self, node: ast.AST) -> Things:
+        things, value = self.visit(node), self.known.value(node)
+        return things or ([fixed(value)] if isinstance(value, PLAIN) else [])
+
+    def _call_builtin(self, name: str, args: list[Things], given: Things, node: ast.Call) -> Things:
+        if name in ("zip", "enumerate"):
+            slots = [[member for thing in things for member in self.uses.members(thing)] for things in args]
+            row = Row([[], *slots[:1]] if name == "enumerate" else slots)
+            return [[row]] if any(slots) else []
         if name in _LISTING:
             parts = [member for thing in given for member in self.uses.members(thing)]
-            return parts if name == "next" else [[tuple(parts)] if name in ("zip", "enumerate") else parts]
+            return parts if name == "next" else [parts]
         if name == "getattr" and isinstance(node.args[1], ast.Constant):
             return [found for thing in given for found in self.uses.attribute(thing, str(node.args[1].value))]
         if name == "getattr":
@@ -127,13 +188,30 @@ class Scope(ast.NodeVisitor):
             known = self.names.get(target.id, [])
             self.names[target.id] = [*known, *(thing for thing in things if not any(thing is one for one in known))]
         elif isinstance(target, (ast.Tuple, ast.List)):
-            for part in target.elts:
-                self._bind(part, [member for thing in things for member in self.uses.members(thing)])
+            self._unpack(target.elts, things)
         elif isinstance(target, ast.Starred):
             self._bind(target.value, [list(things)] if things else [])
-        else:  # an attribute, or a place in a list
-            self.visit(target)
-            self.uses.lose(things)
+        elif not (isinstance(target, ast.Attribute) and self._keep(target, things)):
+            self.visit(target)  # an attribute, or a place in a list
+            owner = self.visit(getattr(target, "value", target))
+            self.uses.lose([*things, *(thing for thing in owner if isinstance(thing, Instance))])
+
+    def _unpack(self, targets: list[ast.expr], things: Things) -> None:
+        starred = any(isinstance(target, ast.Starred) for target in targets)
+        for thing in things:
+            fits = isinstance(thing, Row) and len(thing.slots) == len(targets) and not starred
+            for index, target in enumerate(targets):
+                self._bind(target, thing.slots[index] if fits else self.uses.members(thing))
+
+    def _keep(self, target: ast.Attribute, things: Things) -> bool:
+        """Puts things into an object of a class of somebody's own, while it is made."""
+        owners = self.visit(target.value)
+        plain = all(isinstance(one, Instance) and not hasattr(one.kind, target.attr) for one in owners)
+        if self.function.__name__ != "__init__" or not plain:
+            return False
+        for owner in owners:
+            owner.kept.setdefault(target.attr, []).extend(things)
+        return True
 
     def visit_Assign(self, node: ast.Assign) -> None:
         for target in node.targets:
@@ -180,6 +258,7 @@ class Scope(ast.NodeVisitor):
 
     def visit_withitem(self, node: ast.withitem) -> None:
         things = self.visit(node.context_expr)
+        self.uses.lose(thing for thing in things if isinstance(thing, Instance))
         if node.optional_vars is not None:
             self._bind(node.optional_vars, things)
 
@@ -188,6 +267,13 @@ class Scope(ast.NodeVisitor):
             self.returned = [*self.returned, *self.visit(node.value)]
 
     visit_Yield = visit_YieldFrom = visit_Return
+
+
+def _values(names: Mapping[str, Things]) -> Iterator[tuple[str, Any]]:
+    """The names that mean one value."""
+    for name, things in names.items():
+        if len(things) == 1 and isinstance(things[0], Fixed):
+            yield name, things[0].value
 
 
 def _attributes(thing: Any) -> Things:

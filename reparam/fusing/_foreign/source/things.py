@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -23,6 +24,41 @@ class Numbers:
         self.module = module
 
 
+class Row(tuple):
+    """A tuple of which it is known what each of its places may mean."""
+
+    slots: list[Things]
+
+    def __new__(cls, slots: Iterable[Things]) -> Row:
+        slots = list(slots)
+        row = super().__new__(cls, (thing for things in slots for thing in things))
+        row.slots = slots
+        return row
+
+
+class Fixed:
+    """A number, a string, True, False or None, that is given to a function."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+_FIXED: dict[tuple[type, Any], Fixed] = {}
+
+
+def fixed(value: Any) -> Fixed:
+    """The same object for the same value, so that calls with it can be told from others."""
+    return _FIXED.setdefault((type(value), value), Fixed(value))
+
+
+class Instance:
+    """An object of a class of somebody's own, which a forward makes."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.kept: dict[str, Things] = {}
+
+
 def handed_out() -> None:
     """Stands for methods that hand out what is in a container."""
 
@@ -36,11 +72,13 @@ def inside(thing: Any) -> Things:
         return [thing]
     if isinstance(thing, nn.Module):
         return list(thing.children())
+    if isinstance(thing, Instance):
+        return [one for things in thing.kept.values() for one in things]
     return relevant(thing.values() if isinstance(thing, dict) else thing if isinstance(thing, CONTAINERS) else [])
 
 
 CONTAINERS = (list, tuple, set, dict)
-_KINDS = (nn.Module, FunctionType, MethodType, partial, ModuleType, Numbers)
+_KINDS = (nn.Module, FunctionType, MethodType, partial, ModuleType, Numbers, Instance, type)
 
 
 def relevant(values: Iterable[Any]) -> Things:
@@ -49,7 +87,12 @@ def relevant(values: Iterable[Any]) -> Things:
 
 
 def key_of(things: Things) -> Any:
-    return tuple(key_of(list(inside(thing))) if isinstance(thing, CONTAINERS) else id(thing) for thing in things)
+    return tuple(
+        (tuple(map(key_of, thing.slots)) if isinstance(thing, Row) else key_of(list(inside(thing))))
+        if isinstance(thing, CONTAINERS)
+        else id(thing)
+        for thing in things
+    )
 
 
 def cells(function: FunctionType) -> dict[str, Things]:
@@ -61,3 +104,16 @@ def cells(function: FunctionType) -> dict[str, Things]:
         except ValueError:  # not yet filled
             found[name] = []
     return found
+
+
+def at(place: ast.expr, thing: Any, members: Things) -> Things:
+    """What stands in a place of a container, or in a slice: all of it, if it is not known which place."""
+    if type(thing) not in (nn.Sequential, nn.ModuleList):
+        return members
+    try:  # numbers, as they stand there
+        if isinstance(place, ast.Slice):
+            ends = (place.lower, place.upper, place.step)
+            return list(thing)[slice(*(None if end is None else ast.literal_eval(end) for end in ends))]
+        return [list(thing)[ast.literal_eval(place)]]
+    except (ValueError, TypeError, IndexError):
+        return members

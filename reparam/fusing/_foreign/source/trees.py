@@ -17,9 +17,15 @@ def sources_of(code: CodeType) -> list[Any]:
 
 def _may_be(node: Any, code: CodeType) -> bool:
     names = [arg.arg for arg in [*node.args.posonlyargs, *node.args.args]]
-    mentioned = {getattr(part, "id", getattr(part, "attr", getattr(part, "name", None))) for part in ast.walk(node)}
+    mentioned = {_name_of(part) for part in ast.walk(node)}
     known = set(code.co_names) <= mentioned  # not so after an edit, and for names with two underlines
     return getattr(node, "name", "<lambda>") == code.co_name and names == list(code.co_varnames[: len(names)]) and known
+
+
+def _name_of(part: ast.AST) -> Any:
+    """What a part of the source mentions: a variable, an attribute, or what is imported, or from where."""
+    names = (getattr(part, kind, None) for kind in ("id", "attr", "name", "module"))
+    return next(filter(None, names), None)
 
 
 @cache
