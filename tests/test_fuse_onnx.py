@@ -323,6 +323,19 @@ def test_norms_that_stay_are_listed_with_the_reason(tmp_path):
     assert f"left {trained}: BatchNormalization is in training mode" in str(report)
 
 
+def test_sums_that_stay_are_listed_with_the_reason(tmp_path):
+    """Branches that pad otherwise are no convolution together, and a 1x1 into few channels before a 3x3 is cheaper."""
+    s, y = of_branches()
+    z = s.node("Relu", [y])
+    reflected = s.conv(s.node("Pad", [z, np.array([0, 0, 1, 1] * 2)], mode="reflect"), 8, 8, pads=(0, 0, 0, 0))
+    apart = s.node("Relu", [s.node("Add", [s.conv(z, 8, 8), reflected])])
+    few = s.conv(s.conv(apart, 8, 1, 1, 1, bias=False), 1, 8)
+    report = fuse_onnx(save(s.model(few), tmp_path / "model.onnx"), tmp_path / "fused.onnx")
+    assert [region.name for region in report.regions] == [y]
+    assert any("padding modes differ" in why for _, why in report.left)
+    assert operations(tmp_path / "fused.onnx") == ["Conv", "Relu", "Pad", "Conv", "Conv", "Add", "Relu", "Conv", "Conv"]
+
+
 def test_numbers_that_the_type_does_not_hold(tmp_path):
     s, y = of_branches(kind=TensorProto.FLOAT16)
     z = s.node("Relu", [y])
