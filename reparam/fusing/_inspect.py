@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -35,6 +35,12 @@ class BlockReport:
     """Whether the statistics of all its batch norms are frozen; None if it has none."""
     problems: dict[str, str]
     """Why it cannot be fused now, by the dotted name of the batch norm or tensor; empty if it can."""
+    replaces: tuple[str, ...] = ()
+    """Dotted names of what the convolution takes the place of."""
+    multiply_adds: float | None = None
+    """Of what it takes the place of, for each pixel of the input; None where they are not counted."""
+    fused_multiply_adds: float | None = None
+    """Of the convolution."""
 
     @property
     def ready(self) -> bool:
@@ -58,6 +64,8 @@ class ModelReport:
     """Why one of these cannot go now, by its dotted name, or that of a tensor in it or in the layer."""
     left: Mapping[str, str] = field(default_factory=dict)
     """Why `fuse` leaves a part that looks like branches, or a batch norm, as it is, by dotted name."""
+    apart: Mapping[str, str] = field(default_factory=dict)
+    """Why a part that could be one convolution is cheaper as it is, by dotted name."""
 
     @property
     def ready(self) -> bool:
@@ -74,11 +82,13 @@ class ModelReport:
             lines.append(f"{name} goes into {layer}: {self.problems.get(name, 'ready')}")
         lines += [f"{name}: {why}" for name, why in self.problems.items() if name not in self.batch_norms]
         lines += [f"{name or '(model)'} stays: {why}" for name, why in self.left.items()]
+        lines += [f"{name or '(model)'} is cheaper as it is: {why}" for name, why in self.apart.items()]
         return "\n".join(lines)
 
 
 def _table(blocks: Iterable[BlockReport]) -> str:
-    titles = {"block": "", "kind": "", "convolution": "", "parameters": ",", "fused": ",", "norms": "", "": ""}
+    titles = {"block": "", "kind": "", "convolution": "", "parameters": ",", "fused": ",", "multiply-adds": ""}
+    titles |= {"norms": "", "": ""}
     states = {True: "frozen", False: "not frozen", None: "none"}
     return table(
         titles,
@@ -89,12 +99,20 @@ def _table(blocks: Iterable[BlockReport]) -> str:
                 str(block.spec),
                 block.parameters,
                 block.fused_parameters,
+                _multiply_adds(block),
                 states[block.frozen],
                 "ready" if block.ready else "NOT READY",
             )
             for block in blocks
         ),
     )
+
+
+def _multiply_adds(block: BlockReport) -> str:
+    """Before and after, for each pixel of the input."""
+    if block.multiply_adds is None or block.fused_multiply_adds is None:
+        return ""
+    return f"{block.multiply_adds:,.0f} -> {block.fused_multiply_adds:,.0f}"
 
 
 def inspect_model(model: nn.Module) -> ModelReport:
@@ -122,7 +140,7 @@ def inspect_model(model: nn.Module) -> ModelReport:
     layers: dict[int, Any] = {id(layer): layer for pair in found.neighbours for layer in pair.layers}
     saved -= sum(_outputs(layer) for layer in layers.values() if layer.bias is None)
     outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbours}
-    return ModelReport(reports, total, total - saved, outside, _outside_problems(found), found.left)
+    return ModelReport(reports, total, total - saved, outside, _outside_problems(found), found.left, found.apart)
 
 
 def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
@@ -166,11 +184,14 @@ def _outputs(layer: Any) -> int:
 
 def _inspect_all(blocks: Mapping[str, Branch], found: Survey) -> Iterator[BlockReport]:
     for name, ours in blocks.items():
-        yield _report(name, type(ours).__name__, ours.spec, [ours], _problems(name, ours))
+        yield replace(_report(name, type(ours).__name__, ours.spec, [ours], _problems(name, ours)), replaces=(name,))
     for name, block in found.blocks.items():
         for conv in block.values:
             kind, problems = type(block.module).__name__, _foreign_problems(found, block, conv)
-            yield _report(f"{name}.{conv}".strip("."), kind, block.spec(conv), block.parts(conv), problems)
+            row = _report(f"{name}.{conv}".strip("."), kind, block.spec(conv), block.parts(conv), problems)
+            before, after = (float(cost) for cost in block.costs[conv]) if conv in block.costs else (None, None)
+            replaces = tuple(f"{name}.{part}".strip(".") for part in block.swallows[conv] or ("",))
+            yield replace(row, replaces=replaces, multiply_adds=before, fused_multiply_adds=after)
 
 
 def _report(name: str, kind: str, spec: ConvSpec, parts: Sequence[nn.Module], problems: dict[str, str]) -> BlockReport:

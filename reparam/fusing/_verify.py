@@ -127,7 +127,7 @@ def verify(model: nn.Module, plain: nn.Module, /, *inputs: Any, **keywords: Any)
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    foreign, _ = find_foreign(model)
+    foreign = find_foreign(model).blocks
     return {**find_blocks(model), **{name: block.module for name, block in foreign.items()}}
 
 

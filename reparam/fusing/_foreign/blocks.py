@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,8 @@ class ForeignBlock:
     """The names of the modules in it that a convolution replaces; none: the module itself."""
     own: frozenset[str] = frozenset()
     """Convolutions that are made of parameters of the module itself as well."""
+    costs: Mapping[str, tuple[Fraction, Fraction]] = field(default_factory=dict)
+    """Multiply-adds for each pixel of their input, before and after, where they are known."""
 
     def parts(self, conv: str) -> list[nn.Module]:
         """What a convolution is made of."""
@@ -102,7 +105,17 @@ class Refusal:
     """Whether somebody registered it, so that leaving it as it is would not be what was asked for."""
 
 
-def find_foreign(model: nn.Module, stays: Container[int] = ()) -> tuple[dict[str, ForeignBlock], dict[str, Refusal]]:
+class Foreign(NamedTuple):
+    """What there is of other people's codes in a model, by dotted name."""
+
+    blocks: dict[str, ForeignBlock]
+    refusals: dict[str, Refusal]
+    """What looks like a block, and is none."""
+    apart: dict[str, str]
+    """What could be one convolution, and is cheaper as it is."""
+
+
+def find_foreign(model: nn.Module, stays: Container[int] = ()) -> Foreign:
     """The foreign blocks of a model, and what looks like one, by dotted name, each once.
 
     What one of the blocks keeps is searched as well. Modules whose ids are in `stays` are left as they are.
@@ -118,7 +131,10 @@ def find_foreign(model: nn.Module, stays: Container[int] = ()) -> tuple[dict[str
 
     found = {name: seen[id(module)] for name, module in list(walk(model, inside))}
     blocks = {name: block for name, block in found.items() if isinstance(block, ForeignBlock)}
-    return blocks, {name: block for name, block in found.items() if isinstance(block, Refusal)}
+    refusals = {name: block for name, block in found.items() if isinstance(block, Refusal)}
+    names = {id(module): name for name, module in model.named_modules()}
+    apart = {names[key]: why for key, why in survey.apart.items()}
+    return Foreign(blocks, refusals, apart)
 
 
 def foreign_block(module: nn.Module) -> ForeignBlock | None:
@@ -132,6 +148,8 @@ class _Survey:
 
     def __init__(self, model: nn.Module, stays: Container[int] = ()) -> None:
         self.model, self.stays = model, stays
+        self.apart: dict[int, str] = {}
+        """Why a module stays several layers that could be one, by its id."""
 
     @cached_property
     def twins(self) -> dict[int, nn.Module]:
@@ -232,11 +250,13 @@ def read_block(
         raise
     found = regions_of(forward, survey.opaque if survey else ())
     pieces = found.pieces
+    if survey is not None and found.apart and not pieces:
+        survey.apart[id(module)] = next(iter(found.apart.values()))
     if isinstance(form, InferenceForm) and len(pieces) == len(form.convs):
         values = {conv: piece.value(like) for conv, piece in zip(form.convs, pieces)}
         swallows = {conv: _children(forward, piece) for conv, piece in zip(form.convs, pieces)}
-        own = frozenset(conv for conv, piece in zip(form.convs, pieces) if forward.has_own(piece))
-        return ForeignBlock(module, form, values, swallows, own)
+        named = dict(zip(form.convs, pieces))
+        return ForeignBlock(module, form, values, swallows, _own(forward, named), _costs(named))
     may_be_whole = survey is not None and id(twin) not in survey.opaque
     says = may_be_whole and says_it_fuses(module)
     if says and (value := as_a_whole(forward, like)) is not None:
@@ -262,28 +282,36 @@ def _placed(
         return None if survey is None else _in_place(module, forward, pieces, reader, survey)
     whole = pieces[0].source in forward.inputs and forward.output.args[0] is pieces[0].output
     if whole and len(forward.inputs) == 1:
-        return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()})
+        return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()}, costs=_costs({"": pieces[0]}))
     if survey is not None and module is survey.model:
         check_most(module, forward, pieces)
     named = name_pieces(forward, pieces)
     values = {name: piece.value(reader.like) for name, piece in named.items()}
     swallows = {name: modules_of(forward, piece) for name, piece in named.items()}
-    own = frozenset(name for name, piece in named.items() if forward.has_own(piece))
-    return ForeignBlock(module, Rewriting(forward, named), values, swallows, own)
+    return ForeignBlock(module, Rewriting(forward, named), values, swallows, _own(forward, named), _costs(named))
+
+
+def _own(forward: Forward, named: Mapping[str, Piece]) -> frozenset[str]:
+    return frozenset(name for name, piece in named.items() if forward.has_own(piece))
+
+
+def _costs(named: Mapping[str, Piece]) -> dict[str, tuple[Fraction, Fraction]]:
+    return {name: (piece.before, piece.after) for name, piece in named.items()}
 
 
 def _in_place(
     module: nn.Module, forward: Forward, pieces: list[Piece], reader: Reader, survey: _Survey
 ) -> ForeignBlock | None:
     """Layers that follow each other: the first becomes the convolution, the others nothing."""
-    values, swallows = {}, {}
+    values, swallows, placed = {}, {}, {}
     for piece in pieces:
         names = modules_of(forward, piece)
         if all(survey.calls[id(forward.root.get_submodule(name))] == 1 for name in names):
             first = next(name for name in names if not is_any_norm(forward.root.get_submodule(name)))
             values[first] = piece.value(reader.like)
             swallows[first] = names
-    return ForeignBlock(module, InPlace(), values, swallows) if values else None
+            placed[first] = piece
+    return ForeignBlock(module, InPlace(), values, swallows, costs=_costs(placed)) if values else None
 
 
 def _is_ours(module: nn.Module) -> bool:

@@ -27,6 +27,8 @@ class Survey:
     """Why a module stays whose type somebody registered with `kernel_of`, by dotted name."""
     find_left: Callable[[], Mapping[str, str]] = dict
     """Works `left` out, which may take a trace of the whole model."""
+    apart: Mapping[str, str] = field(default_factory=dict)
+    """Why a part that could be one convolution is cheaper as it is, by dotted name."""
 
     @cached_property
     def left(self) -> Mapping[str, str]:
@@ -39,7 +41,7 @@ def survey(model: nn.Module, batch_norms: bool, stays: Container[int] = ()) -> S
 
     Modules whose ids are in `stays` are in no block.
     """
-    blocks, refusals = find_foreign(model, stays)
+    blocks, refusals, apart = find_foreign(model, stays)
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     taken = {id(module) for block in blocks.values() for part in block.gone for module in part.modules()}
     around = cache(partial(_around, model, taken))
@@ -53,7 +55,7 @@ def survey(model: nn.Module, batch_norms: bool, stays: Container[int] = ()) -> S
     outside = any(is_any_norm(module) and id(module) not in taken for module in model.modules())
     neighbours = around().neighbours if batch_norms and outside else ()
     asked = {name: refusal.why for name, refusal in refusals.items() if refusal.asked}
-    return Survey(blocks, neighbours, names, asked, left)
+    return Survey(blocks, neighbours, names, asked, left, apart)
 
 
 def _around(model: nn.Module, taken: Container[int]) -> Found:
