@@ -192,16 +192,18 @@ def test_types_and_opsets_stay(opset, kind, tmp_path):
 
 
 def test_weights_are_rounded_once(tmp_path):
-    """To the half next to what float64 gives, which the way over float32 would miss."""
+    """Just above the middle of two halves, which the way over float32 would take for the middle, and round down."""
     s = Sketch(("n", 1, "h", "w"), 18, TensorProto.FLOAT16)
-    part = np.full((1, 1, 1, 1), 1 + 2**-10)  # the sum is half of a step and a bit above an even half
-    small = np.full((1, 1, 1, 1), 2**-11)
-    least = np.full((1, 1, 1, 1), 2.0**-24)
-    values = [s.node("Conv", ["x", weight]) for weight in (part, small, least, least / 2, least / 2)]
-    y = s.node("Sum", values)
+
+    def times(x: str, number: float) -> str:
+        return s.node("Conv", [x, np.full((1, 1, 1, 1), number)])
+
+    y = s.node("Sum", [times("x", 1.0), times("x", 2**-11), times(times("x", 2**-13), 2**-12)])
     fuse_onnx(save(s.model(y), tmp_path / "model.onnx"), tmp_path / "fused.onnx")
     (weight,) = onnx.load(tmp_path / "fused.onnx").graph.initializer
-    assert numpy_helper.to_array(weight).item() == np.float16(1 + 2**-10 + 2**-11 + 2**-23)
+    exact = 1 + 2**-11 + 2**-25
+    assert np.float16(np.float32(exact)) == 1.0
+    assert numpy_helper.to_array(weight).item() == 1 + 2**-10
 
 
 def test_what_is_not_of_a_region_stays(tmp_path):
@@ -321,6 +323,19 @@ def test_norms_that_stay_are_listed_with_the_reason(tmp_path):
         alone: "no layer beside it can take it in",
     }
     assert f"left {trained}: BatchNormalization is in training mode" in str(report)
+
+
+def test_sums_that_stay_are_listed_with_the_reason(tmp_path):
+    """Branches that pad otherwise are no convolution together, and a 1x1 into few channels before a 3x3 is cheaper."""
+    s, y = of_branches()
+    z = s.node("Relu", [y])
+    reflected = s.conv(s.node("Pad", [z, np.array([0, 0, 1, 1] * 2)], mode="reflect"), 8, 8, pads=(0, 0, 0, 0))
+    apart = s.node("Relu", [s.node("Add", [s.conv(z, 8, 8), reflected])])
+    few = s.conv(s.conv(apart, 8, 1, 1, 1, bias=False), 1, 8)
+    report = fuse_onnx(save(s.model(few), tmp_path / "model.onnx"), tmp_path / "fused.onnx")
+    assert [region.name for region in report.regions] == [y]
+    assert any("padding modes differ" in why for _, why in report.left)
+    assert operations(tmp_path / "fused.onnx") == ["Conv", "Relu", "Pad", "Conv", "Conv", "Add", "Relu", "Conv", "Conv"]
 
 
 def test_numbers_that_the_type_does_not_hold(tmp_path):

@@ -15,7 +15,7 @@ from .._tables import table
 from ..algebra._linear import LinearOp
 from ..errors import ExportError, FuseError, ReparamError
 from ..files._writing import check_targets, written
-from ..fusing._regions import Piece, find_pieces
+from ..fusing._regions import Piece, find_regions
 
 if TYPE_CHECKING:
     from ._onnx.graph import Graph
@@ -50,7 +50,7 @@ class OnnxReport:
     numbers: tuple[int, int]
     """In its initializers, before and after."""
     left: tuple[tuple[str, str], ...]
-    """Batch norms, and regions, that stay, each by the name of its value and with the reason."""
+    """What stays, by the name of its value and with the reason: regions, sums that are none, and batch norms."""
     shapes: tuple[tuple[tuple[int, ...], ...], ...]
     """Of the inputs that both graphs were run on."""
     error: float
@@ -156,7 +156,8 @@ def _found(graph: Graph) -> tuple[list[_Fused], list[tuple[str, str]]]:
     fused: list[_Fused] = []
     left: list[tuple[str, str]] = []
     last = steps.handed_on(found, graph.outputs)
-    for piece in find_pieces(found, graph.outputs, even=False):
+    regions = find_regions(found, graph.outputs, even=False)
+    for piece in regions.pieces:
         output = str(piece.output)
         while output in last:
             output = last[output]
@@ -165,6 +166,7 @@ def _found(graph: Graph) -> tuple[list[_Fused], list[tuple[str, str]]]:
             fused.append(_Fused(piece, layer, trial.region_error(graph, layer)))
         except ReparamError as error:
             left.append((output, str(error)))
+    left += [*regions.refused.items(), *regions.apart.items()]
     return fused, [*left, *_norms_left(graph, fused, why)]
 
 
