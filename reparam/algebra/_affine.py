@@ -183,11 +183,11 @@ def _summed(values: Sequence[LinearOp], frames: Sequence[Frame]) -> LinearOp:
 
 
 def _add_into(total: Tensor, value: LinearOp, groups: int, frames: Sequence[Frame]) -> None:
-    taps: list[slice] = []
+    taps: list[slice] = [slice(None), slice(None)]
     for axis, (first, _, _, grid) in enumerate(frames):
         begin, end, _, step = _extent(value, axis)
         taps.append(slice((begin - first) // grid, (end - first) // grid + 1, step // grid or 1))
-    place = total[(slice(None), slice(None), *taps)]
+    place = total[tuple(taps)]
     if value.groups != groups and value.groups == value.outputs == _read(value):  # one filter per channel
         row = torch.arange(value.outputs, device=place.device)
         place[row, row % place.shape[1]] += value.kernel.weight[:, 0]
