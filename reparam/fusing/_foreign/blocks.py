@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
 from ...algebra._affine import the_input
@@ -28,6 +30,8 @@ from .hidden import differs, hidden_value
 from .judging import (
     StaysError,
     as_a_whole,
+    asks_for_geometry,
+    check_dtypes,
     check_most,
     is_chain,
     is_worth_it,
@@ -169,10 +173,20 @@ class _Survey:
         """Reads the copies."""
         return Reader(in_float64(like_of(self.model)))
 
-    @cached_property
+    @property
     def calls(self) -> Counter[int]:
         """How often each copy is called, by its id."""
+        return self._calls[0]
+
+    @property
+    def odd(self) -> set[int]:
+        """The ids of copies that are called with options, or by keyword, so that no convolution can stand in."""
+        return self._calls[1]
+
+    @cached_property
+    def _calls(self) -> tuple[Counter[int], set[int]]:
         counts: Counter[int] = Counter()
+        odd: set[int] = set()
         opaque = []
         for twin in self.twins.values():
             if is_leaf(twin):
@@ -182,9 +196,22 @@ class _Survey:
             except NotLinearError:
                 opaque.append(twin)
                 continue
-            counts.update(id(module) for node in forward.graph.nodes if (module := called(twin, node)) is not None)
-        counts.update(used_modules(opaque)[0].keys())
-        return counts
+            for node in forward.graph.nodes:
+                if (part := called(twin, node)) is not None:
+                    counts[id(part)] += 1
+                    odd.update({id(part)} if _is_odd(part, node) else ())
+                elif node.op == "get_attr":  # whose numbers are read beside
+                    counts[id(twin.get_submodule(str(node.target).rpartition(".")[0]))] += 2
+        found = used_modules(opaque)
+        counts.update(found.modules.keys())
+        return counts, odd | found.otherwise
+
+
+def _is_odd(module: nn.Module, node: Node) -> bool:
+    """Whether a call gives more than a forward asks for, or by keyword."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    asked = sum(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters)
+    return bool(node.kwargs) or len(node.args) > asked
 
 
 def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | None:
@@ -211,6 +238,9 @@ def _read(module: nn.Module, form: InferenceForm | Row | None, survey: _Survey) 
         return None
     for conv in block.values:
         block.spec(conv)
+    stands_in = not isinstance(block.form, (InferenceForm, InPlace))
+    if stands_in and module is not survey.model and id(survey.twins[id(module)]) in survey.odd:
+        raise StaysError("it is called with options, or by keyword, which no convolution takes")
     for name in dict.fromkeys(name for names in block.swallows.values() for name in names or ("",)):
         for part in module.get_submodule(name).modules():
             if is_registered(part):
@@ -285,6 +315,7 @@ def _placed(
         return ForeignBlock(module, None, {"": pieces[0].value(reader.like)}, {"": ()}, costs=_costs({"": pieces[0]}))
     if survey is not None and module is survey.model:
         check_most(module, forward, pieces)
+    check_dtypes(forward, like_of(module))
     named = name_pieces(forward, pieces)
     values = {name: piece.value(reader.like) for name, piece in named.items()}
     swallows = {name: modules_of(forward, piece) for name, piece in named.items()}
@@ -306,7 +337,9 @@ def _in_place(
     values, swallows, placed = {}, {}, {}
     for piece in pieces:
         names = modules_of(forward, piece)
-        if all(survey.calls[id(forward.root.get_submodule(name))] == 1 for name in names):
+        if not asks_for_geometry(module) and all(
+            survey.calls[id(forward.root.get_submodule(name))] == 1 for name in names
+        ):
             first = next(name for name in names if not is_any_norm(forward.root.get_submodule(name)))
             values[first] = piece.value(reader.like)
             swallows[first] = names

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -109,3 +111,25 @@ def modules_of(forward: Forward, piece: Piece) -> tuple[str, ...]:
     """The names of the modules that a piece replaces."""
     names = [str(step.key.target) for step in piece.steps if step.key in piece.gone and step.key.op == "call_module"]
     return tuple(dict.fromkeys(names))
+
+
+_GEOMETRY = {"in_channels", "out_channels", "in_features", "out_features", "num_features", "kernel_size", "stride"}
+_GEOMETRY |= {"padding", "dilation", "groups", "weight", "bias"}
+
+
+def asks_for_geometry(module: nn.Module) -> bool:
+    """Whether a forward mentions what another layer in the place of one of its own would change."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    ours = type(module).forward is nn.Sequential.forward
+    return not ours and (code is None or bool(_GEOMETRY & set(code.co_names)))
+
+
+def check_dtypes(forward: Forward, like: Tensor) -> None:
+    """Checks that no dtype of the copies that are read stands in the graph of a forward, which is of another dtype.
+
+    Raises:
+        StaysError: if one does.
+    """
+    given = [one for node in forward.graph.nodes for one in (*node.args, *node.kwargs.values())]
+    if like.dtype != torch.float64 and any(one is torch.float64 for one in given):
+        raise StaysError("its forward asks a tensor for its dtype in a way that cannot be traced")

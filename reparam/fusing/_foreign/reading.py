@@ -127,6 +127,8 @@ class Forward:
 
     def __init__(self, reader: Reader, root: nn.Module, given: Sequence[str] = ()) -> None:
         self.reader, self.root, self._given = reader, root, given
+        if why := why_replaced(root):
+            raise NotLinearError(why)
         try:
             self.graph: Graph = ForwardTracer(lambda module: not why_replaced(module)).graph_of(root, given)
         except Exception as error:  # a foreign forward may raise anything

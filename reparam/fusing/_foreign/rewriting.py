@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,12 +84,15 @@ class Rewriting:
             parts |= {name: keep(_attribute(module, self.forward.root, name)) for name in numbers}
             made = GraphModule(parts, graph, type(module).__name__)
         for name, value in vars(module).items():
-            if name[0] != "_" and isinstance(value, _PLAIN) and not hasattr(made, name):
-                setattr(made, name, value)
+            if name[0] != "_" and _is_plain(value) and not hasattr(made, name):
+                setattr(made, name, copy.deepcopy(value))
         return made.train(module.training)
 
 
-_PLAIN = (int, float, str, bool, tuple, list, type(None))
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (int, float, str, bool, type(None)))
 
 
 def _attribute(module: nn.Module, root: nn.Module, name: str) -> Any:

@@ -1,0 +1,229 @@
+"""Regions of forwards: what must not go wrong where a convolution is put in the place of layers."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_close, randomise
+from official import conv_bn
+from torch import nn
+from torch.fx import GraphModule
+
+from reparam import FuseError, fuse, inspect_model, verify
+
+X = torch.rand(2, 6, 9, 8, generator=torch.Generator().manual_seed(0)).double()
+
+
+def ready(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(module.double(), 0).eval()
+
+
+def convs_in(module: nn.Module) -> int:
+    return sum(isinstance(part, nn.Conv2d) for part in module.modules())
+
+
+class Sum(nn.Module):
+    """Two branches, an option, and attributes that a network walks by."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.act = conv_bn(6, 6, 3, padding=1), conv_bn(6, 6, 1), nn.SiLU()
+        self.i, self.f, self.names = 3, [-1, 4], ("a", "b")
+
+    def forward(self, x, scale=None):
+        y = self.act(self.conv1(x) + self.conv2(x))
+        return y if scale is None else y * scale
+
+
+class Gate(Sum):
+    """What is left of it is no row of modules."""
+
+    def forward(self, x):
+        return x * self.act(self.conv1(x) + self.conv2(x))
+
+
+class Row(Sum):
+    def forward(self, x):
+        return self.act(self.conv1(x) + self.conv2(x))
+
+
+@pytest.mark.parametrize("kind", [Row, Gate])
+@torch.no_grad()
+def test_what_a_rewritten_module_keeps(kind):
+    model = ready(nn.Sequential(kind(), nn.Conv2d(6, 6, 1)))
+    plain = fuse(model, strict=True)
+    assert list(plain.state_dict()) == ["0.conv.weight", "0.conv.bias", "1.weight", "1.bias"]
+    assert (plain[0].i, plain[0].f, plain[0].names) == (3, [-1, 4], ("a", "b"))
+    assert plain[0].f is not model[0].f
+    assert plain[0].conv.fused_from == kind.__name__
+    assert_close(plain(X), model(X))
+    assert verify(model, plain, X).ok
+    assert_close(copy.deepcopy(plain)(X), model(X))
+    file = io.BytesIO()
+    torch.save(plain, file)
+    file.seek(0)
+    assert_close(torch.load(file, weights_only=False)(X), model(X))
+    assert list(fuse(plain).state_dict()) == list(plain.state_dict())
+    assert torch.compile(plain, backend="eager")(X).shape == X.shape
+    other = copy.deepcopy(model)
+    assert fuse(other, inplace=True) is other
+    assert_close(other(X), model(X))
+
+
+@torch.no_grad()
+def test_hooks_of_a_rewritten_module_go_on():
+    model, seen = ready(nn.Sequential(Gate())), []
+    model[0].register_forward_hook(lambda module, args, y: seen.append(type(module)))
+    fuse(model)(X)
+    assert len(seen) == 1 and issubclass(seen[0], GraphModule)
+
+
+@pytest.mark.parametrize("where", ["0.conv1", "0.conv1.conv", "0.conv2.bn"])
+@torch.no_grad()
+def test_a_hook_inside_keeps_a_branch_apart(where):
+    model, seen = ready(nn.Sequential(Row())), []
+    model.get_submodule(where).register_forward_hook(lambda *_: seen.append(1))
+    plain = fuse(model)
+    seen.clear()
+    assert_close(plain(X), model(X))
+    assert len(seen) == 2  # in either
+
+
+@torch.no_grad()
+def test_a_forward_that_was_replaced_is_not_read_as_its_class_says():
+    model = ready(nn.Sequential(Row(), conv_bn(6, 6, 1)))
+    model[0].forward = lambda x: x.abs()
+    plain = fuse(model)
+    assert_close(plain(X), model(X))
+
+
+class Caller(nn.Module):
+    """Calls a part as a parameter says."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.part, self.call, self.last = Sum(), call, conv_bn(6, 6, 1)
+
+    def forward(self, x):
+        return self.last(self.call(self.part, x).relu())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda part, x: part(x, 2.0), lambda part, x: part(x=x), lambda part, x: part(x, scale=x)],
+    ids=["option", "keyword", "value"],
+)
+@torch.no_grad()
+def test_a_module_that_is_called_otherwise_stays_what_it_is(call):
+    model = ready(Caller(call))
+    plain = fuse(model)
+    assert type(plain.part) is Sum
+    assert_close(plain(X), model(X))
+
+
+@torch.no_grad()
+def test_a_layer_whose_weight_is_read_elsewhere_is_not_replaced_in_place():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(6, 12, 3, padding=1), nn.Conv2d(12, 6, 1)
+
+        def forward(self, x):
+            return self.b(self.a(x)).relu() + F.conv2d(x, self.a.weight[:6], padding=1)
+
+    model = ready(nn.Sequential(Tied(), conv_bn(6, 6, 1)))
+    assert_close(fuse(model)(X), model(X))
+
+
+@torch.no_grad()
+def test_layers_in_a_row_become_the_first_unless_the_forward_asks_for_their_geometry():
+    class Asks(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).reshape(len(x), self[0].out_channels, -1)
+
+    layers = nn.Conv2d(6, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+    model = ready(nn.Sequential(nn.Sequential(*layers), nn.ReLU()))
+    plain = fuse(model)
+    assert [type(part) for part in plain[0]] == [nn.Conv2d, nn.Identity]
+    assert_close(plain(X), model(X))
+    assert inspect_model(model).blocks[0].replaces == ("0.0", "0.1")
+    asks = ready(nn.Sequential(Asks(*layers), nn.ReLU()))
+    with pytest.raises(FuseError, match="found no block"):
+        fuse(asks)
+
+
+@torch.no_grad()
+def test_a_whole_model_is_not_rewritten_for_a_small_part():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(*(part for _ in range(4) for part in (conv_bn(6, 6, 1), nn.ReLU())))
+            self.a, self.b = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            y = self.body(x)
+            return self.a(y) + self.b(y)
+
+    model = ready(Net())
+    plain = fuse(model)
+    assert type(plain) is Net and convs_in(plain) == 6
+    assert_close(plain(X), model(X))
+    assert "would have to be rewritten" in inspect_model(model).left[""]
+    with pytest.raises(FuseError, match="the model itself: .*lose its class"):
+        fuse(model, strict=True)
+
+
+@torch.no_grad()
+def test_integer_buffers_are_the_users_own():
+    class Counting(Row):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = ready(nn.Sequential(Counting()))
+    fuse(model)
+    inspect_model(model)
+    assert int(model[0].calls) == 0
+
+
+@torch.no_grad()
+def test_a_buffer_that_tells_a_dtype_does_not_make_float64():
+    class Asking(Gate):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("like", torch.zeros(1))
+
+        def forward(self, x):
+            return super().forward(x.to(self.like.dtype))
+
+    model = ready(nn.Sequential(Asking())).float()
+    assert fuse(model)(X.float()).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_region_costs_no_more_than_its_layers():
+    class Net(nn.Module):
+        def __init__(self, first, second):
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x):
+            return (self.first(x) + self.second(x)).relu()
+
+    tall, wide = nn.Conv2d(6, 6, (7, 1), padding=(3, 0)), nn.Conv2d(6, 6, (1, 7), padding=(0, 3))
+    report = inspect_model(ready(nn.Sequential(Net(tall, wide), conv_bn(6, 6, 1))))
+    assert "one convolution would take 1,764 multiply-adds for each pixel of its input" in report.apart["0"]
+    assert "0 is cheaper as it is" in str(report)
+    square = nn.Conv2d(6, 6, 7, padding=3)
+    (block,) = inspect_model(ready(nn.Sequential(Net(square, wide)))).blocks
+    assert (block.multiply_adds, block.fused_multiply_adds) == (49 * 36 + 7 * 36 + 6, 49 * 36)
+    assert block.replaces == ("0.first", "0.second")
