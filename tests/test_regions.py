@@ -141,10 +141,41 @@ def test_a_layer_whose_weight_is_read_elsewhere_is_not_replaced_in_place():
 
 
 @torch.no_grad()
+def test_a_layer_whose_weight_is_read_around_its_row_is_not_replaced_in_place():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(6, 12, 3, padding=1), nn.Conv2d(12, 6, 1))
+
+        def forward(self, x):
+            return self.inner(x).relu() + F.conv2d(x, self.inner[0].weight[:6], padding=1)
+
+    model = ready(nn.Sequential(Outer(), conv_bn(6, 6, 1)))
+    assert_close(fuse(model)(X), model(X))
+
+
+@torch.no_grad()
+def test_what_is_written_into_meanwhile_is_read_before():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            y = x - 0.5
+            a, b = self.a(y), self.b(y)
+            y.relu_()
+            return (a + b).sigmoid() + y
+
+    model = ready(nn.Sequential(Writes(), conv_bn(6, 6, 1)))
+    assert_close(fuse(model)(X), model(X))
+
+
+@torch.no_grad()
 def test_layers_in_a_row_become_the_first_unless_the_forward_asks_for_their_geometry():
     class Asks(nn.Sequential):
         def forward(self, x):
-            return super().forward(x).reshape(len(x), self[0].out_channels, -1)
+            return super().forward(x).reshape(x.shape[0], self[0].out_channels, -1)
 
     layers = nn.Conv2d(6, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
     model = ready(nn.Sequential(nn.Sequential(*layers), nn.ReLU()))
