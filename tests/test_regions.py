@@ -171,6 +171,41 @@ def test_what_is_written_into_meanwhile_is_read_before():
     assert_close(fuse(model)(X), model(X))
 
 
+def swapped(m, x):
+    one, two = x.chunk(2, 1)
+    y = torch.cat([two, one], 1)
+    return m.conv1(y) + m.conv2(y)
+
+
+def folded_over(m, x):
+    y = x[:, :3] + x[:, 3:]
+    return m.half1(y) + m.half2(y)
+
+
+def doubled(m, x):
+    y = torch.cat([x, x], 1)
+    return m.twice1(y) + m.twice2(y)
+
+
+@pytest.mark.parametrize("forward", [swapped, folded_over, doubled], ids=lambda forward: forward.__name__)
+@torch.no_grad()
+def test_channels_that_change_places_before_any_layer(forward):
+    class Channels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, inputs in (("conv", 6), ("half", 3), ("twice", 12)):
+                setattr(self, f"{name}1", nn.Conv2d(inputs, 6, 3, padding=1))
+                setattr(self, f"{name}2", nn.Conv2d(inputs, 6, 1))
+
+        def forward(self, x):
+            return forward(self, x).relu()
+
+    model = ready(nn.Sequential(Channels(), conv_bn(6, 6, 1)))
+    plain = fuse(model)
+    assert convs_in(plain) == 2
+    assert_close(plain(X), model(X))
+
+
 @torch.no_grad()
 def test_layers_in_a_row_become_the_first_unless_the_forward_asks_for_their_geometry():
     class Asks(nn.Sequential):

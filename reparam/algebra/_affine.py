@@ -67,7 +67,7 @@ def after(first: LinearOp, second: LinearOp) -> LinearOp:
         pads = first.pads
     mode = second.padding_mode if second.is_padded else first.padding_mode
     if first.untouched:
-        return second._replace(pads=pads, padding_mode=mode)
+        return repeated(second, first.outputs)._replace(pads=pads, padding_mode=mode)
     if second.untouched:
         return first._replace(pads=pads, padding_mode=mode)
     op = _then(first._replace(reads=None), second)
@@ -219,6 +219,7 @@ def concat(values: Sequence[LinearOp]) -> LinearOp:
         kernel = Kernel(*(torch.cat(tensors) for tensors in zip(*(value.kernel for value in values))))
         whole = first._replace(kernel=kernel, groups=sum(value.groups for value in values), untouched=False)
         return _read_all(whole)._replace(shifts=any(value.shifts for value in values))
+    _check_axes(first)
     total = sum(value.outputs for value in values)
     before, parts = 0, []
     for value in _of_one_input(values):
@@ -235,7 +236,13 @@ def _rows(weight: Tensor, before: int, after_it: int) -> Tensor:
 
 
 def select(value: LinearOp, start: int, stop: int) -> LinearOp:
-    """Channels start, ..., stop - 1 of a value, which must know how many it has."""
+    """Channels start, ..., stop - 1 of a value.
+
+    Raises:
+        NotLinearError: if it has fewer, as one has of which it is not known how many there are.
+    """
+    if not 0 <= start < stop <= value.outputs:
+        raise NotLinearError(f"channels {start} to {stop} are taken out of {value.outputs}")
     kernel = Kernel(*(tensor[start:stop] for tensor in value.kernel))
     each, inputs = value.outputs // value.groups, value.kernel.weight.shape[1]
     offset, total = value.reads or (0, value.inputs)
@@ -266,7 +273,14 @@ def _of_one_input(values: Sequence[LinearOp]) -> list[LinearOp]:
     return [_widened(value) for value in values]
 
 
+def _check_axes(value: LinearOp) -> None:
+    """A pointwise value is one number per channel, and cannot say that channels change places."""
+    if not value.ndim:
+        raise NotLinearError("channels change places in a value of which the number of axes is not known")
+
+
 def _widened(value: LinearOp) -> LinearOp:
+    _check_axes(value)
     if not value.reads:
         return value
     start, total = value.reads
