@@ -13,7 +13,7 @@ from official import conv_bn
 from torch import nn
 from torch.fx import GraphModule
 
-from reparam import FuseError, fuse, inspect_model, verify
+from reparam import ECB, FuseError, fuse, inspect_model, verify
 
 X = torch.rand(2, 6, 9, 8, generator=torch.Generator().manual_seed(0)).double()
 
@@ -221,6 +221,15 @@ def test_layers_in_a_row_become_the_first_unless_the_forward_asks_for_their_geom
     asks = ready(nn.Sequential(Asks(*layers), nn.ReLU()))
     with pytest.raises(FuseError, match="found no block"):
         fuse(asks)
+
+
+@torch.no_grad()
+def test_what_is_fused_stays_as_it_is():
+    """A block of ours and a convolution behind it could be one, and are two after the first time as well."""
+    model = ready(nn.Sequential(ECB(6, 6), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)))
+    once = fuse(model, batch_norms=True)
+    assert list(fuse(once).state_dict()) == list(once.state_dict()) and not inspect_model(once).blocks
+    assert_close(fuse(once)(X), model(X))
 
 
 @torch.no_grad()

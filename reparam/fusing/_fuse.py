@@ -164,7 +164,12 @@ def _spans(found: Survey) -> Spans:
     for pair in found.neighbours:
         if pair.before:
             spans[id(pair.norm)] = {last.get(id(layer), layer) for layer in pair.layers}
-    return {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
+    named = {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
+    for name, block in found.blocks.items():
+        for row in block.swallows.values() if block.is_in_place else ():
+            first, last = (f"{name}.{part}".strip(".") for part in (row[0], row[-1]))
+            named[first] = named.get(first, set()) | {last}
+    return named
 
 
 def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict: bool = False) -> Plan:

@@ -87,6 +87,8 @@ def _is_layer_function(node: Any) -> bool:
 def is_worth_it(piece: Piece, forward: Forward) -> bool:
     """Whether a piece has several layers, of which norms next to their layer are no concern here."""
     layers = _layers(piece, forward)
+    if any(module is not None and "fused_from" in vars(module) for module in layers):
+        return False  # so that fusing what is fused changes nothing
     if is_chain(piece, forward):
         return sum(_weights_in(module) for module in layers) > 1
     return len(layers) > 1 or any(forward.computes_weight(step.key) for step in piece.steps)
