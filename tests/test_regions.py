@@ -223,6 +223,69 @@ def test_layers_in_a_row_become_the_first_unless_the_forward_asks_for_their_geom
         fuse(asks)
 
 
+RESIDUALS = {
+    "before": lambda m, x, y: x + m.conv1(y) + m.conv2(y),
+    "between": lambda m, x, y: m.conv1(y) + x + m.conv2(y) + y,
+    "in place": lambda m, x, y: m.conv1(y).add_(x).add_(m.conv2(y)),
+    "nested": lambda m, x, y: (x + m.conv1(y)) + (m.conv2(y) + x.abs()) + y,
+    "methods": lambda m, x, y: x.add(m.conv1(y)).add(y).add(m.conv2(y)),
+}
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+@torch.no_grad()
+def test_branches_of_one_value_among_other_summands(name):
+    class Residual(Sum):
+        def forward(self, x):
+            return RESIDUALS[name](self, x, x.sigmoid())
+
+    model = ready(nn.Sequential(Residual()))
+    plain = fuse(model, strict=True)
+    assert convs_in(plain) == 1
+    assert_close(plain(X), model(X))
+
+
+SPELLINGS = {
+    "narrow": lambda m, x: (m.conv1(x) + m.conv2(x)).narrow(1, 2, 3),
+    "cat from the end": lambda m, x: m.twice(torch.cat([m.conv1(x), m.conv2(x)], -3)),
+    "dropout2d": lambda m, x: F.dropout2d(m.conv1(x), 0.5, m.training) + m.conv2(x),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@torch.no_grad()
+def test_more_spellings(name):
+    class Spelled(Sum):
+        def __init__(self):
+            super().__init__()
+            self.twice = nn.Conv2d(12, 6, 1)
+
+        def forward(self, x):
+            return SPELLINGS[name](self, x).relu()
+
+    model = ready(nn.Sequential(Spelled(), nn.ReLU()))
+    plain = fuse(model, strict=True)
+    assert convs_in(plain) == 1
+    assert_close(plain(X), model(X))
+
+
+@torch.no_grad()
+def test_products_with_matrices():
+    class Vectors(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.rand(6, 4)), nn.Parameter(torch.rand(6, 4))
+            self.bias, self.norm = nn.Parameter(torch.rand(4)), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.norm(x @ self.a + torch.addmm(self.bias, x, self.b)).relu()
+
+    model, x = ready(nn.Sequential(Vectors())), torch.rand(5, 6).double()
+    plain = fuse(model, strict=True)
+    assert sum(isinstance(part, nn.Linear) for part in plain.modules()) == 1
+    assert_close(plain(x), model(x))
+
+
 @torch.no_grad()
 def test_what_is_fused_stays_as_it_is():
     """A block of ours and a convolution behind it could be one, and are two after the first time as well."""

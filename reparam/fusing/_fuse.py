@@ -167,8 +167,8 @@ def _spans(found: Survey) -> Spans:
     named = {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
     for name, block in found.blocks.items():
         for row in block.swallows.values() if block.is_in_place else ():
-            first, last = (f"{name}.{part}".strip(".") for part in (row[0], row[-1]))
-            named[first] = named.get(first, set()) | {last}
+            start, end = (f"{name}.{part}".strip(".") for part in (row[0], row[-1]))
+            named[start] = named.get(start, set()) | {end}
     return named
 
 

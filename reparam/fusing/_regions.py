@@ -94,6 +94,8 @@ class Regions(NamedTuple):
     """Why a region stays several layers that could be one, by its output."""
     refused: dict[Key, str]
     """Why values of one source, which meet in a node, are no convolution together, by the node."""
+    source: dict[Key, Key]
+    """The value that each value is affine in."""
 
 
 def find_pieces(
@@ -115,7 +117,7 @@ def find_regions(
         even: whether convolutions are to pad as much before as after, as torch's do.
     """
     finder = _Finder(steps, outputs, widths or {}, even)
-    return Regions(list(finder.pieces()), finder.apart, finder.refused)
+    return Regions(list(finder.pieces()), finder.apart, finder.refused, finder.source)
 
 
 class _Finder:

@@ -222,7 +222,7 @@ def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | Non
     try:
         return _read(module, form, survey)
     except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
-        stays = isinstance(error, StaysError)
+        stays = isinstance(error, StaysError) or not isinstance(error, ReparamError)
         if not (stays or registered or form or is_whole_block(module) or says_it_fuses(module)):
             return None
         why = str(error) if isinstance(error, ReparamError) else f"{type(error).__name__}: {error}"

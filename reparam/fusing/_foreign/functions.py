@@ -127,7 +127,8 @@ def _dropout(x: LinearOp, p: float = 0.5, training: bool = True, inplace: bool =
 def _cat(values: Sequence[Any], dim: int = 0) -> LinearOp:
     if not all(isinstance(value, LinearOp) for value in values):
         raise NotLinearError("a constant is concatenated")
-    if dim != (-1 if values[0].flat else 1):
+    ndim = max(value.ndim for value in values)
+    if dim not in ((-1,) if values[0].flat else (1, -1 - ndim) if ndim else (1,)):
         raise NotLinearError(f"values are concatenated along axis {dim}")
     return concat(values)
 
@@ -213,6 +214,19 @@ def pixel_unshuffle(x: LinearOp, downscale_factor: int) -> LinearOp:
     return unshuffled(x, downscale_factor)
 
 
+def _narrow(x: LinearOp, dim: int, start: int, length: int) -> LinearOp:
+    if dim != 1 or start < 0:
+        raise NotLinearError(f"part of axis {dim} is taken out of a value")
+    return channels(x, slice(start, start + length))
+
+
+def _matmul(x: Any, weight: Any) -> LinearOp:
+    """x @ weight, of vectors."""
+    if not isinstance(x, LinearOp) or not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise NotLinearError("a value is multiplied from the left, or with no matrix")
+    return after(x, vector_op(weight.t()))
+
+
 class Stacked:
     """Values stacked along a new axis, to be summed over it."""
 
@@ -248,6 +262,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.clone: as_it_is,
     torch.addcmul: lambda x, a, b, value=1: plus(x, times(a, b), value),
     torch.permute: _permute,
+    torch.narrow: _narrow,
+    torch.addmm: lambda bias, x, weight: plus(_matmul(x, weight), bias),
     F.pixel_unshuffle: pixel_unshuffle,
     operator.pos: as_it_is,
 }
@@ -262,6 +278,15 @@ METHODS |= dict.fromkeys(("add", "add_"), plus) | dict.fromkeys(("mul", "mul_"),
 METHODS |= dict.fromkeys(("sub", "sub_"), FUNCTIONS[operator.sub]) | dict.fromkeys(("div", "div_"), _divided)
 METHODS |= dict.fromkeys(("to", "type_as", "float", "double", "half", "bfloat16"), _cast)
 METHODS |= {"neg": FUNCTIONS[operator.neg], "lerp": _lerp, "chunk": _chunk, "split": _split, "flatten": _of_rows}
-METHODS |= {"permute": _permute, "addcmul": FUNCTIONS[torch.addcmul], "sum": _sum, "mean": _mean}
+METHODS |= {
+    "permute": _permute,
+    "narrow": _narrow,
+    "matmul": _matmul,
+    "addcmul": FUNCTIONS[torch.addcmul],
+    "sum": _sum,
+    "mean": _mean,
+}
+FUNCTIONS |= dict.fromkeys((torch.matmul, torch.mm, operator.matmul), _matmul)
+FUNCTIONS |= dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d), _dropout)
 WEIGHED = (F.linear, *CONVOLVE.values())
 """Functions that take a weight."""

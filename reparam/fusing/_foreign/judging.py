@@ -57,11 +57,16 @@ def check_most(module: nn.Module, forward: Forward, pieces: list[Piece]) -> None
 
 def regions_of(forward: Forward, opaque: Container[int]) -> Regions:
     """What of a forward becomes convolutions, past modules that are not looked into."""
+    forward.regroup(_regions_of(forward, opaque).source)
+    found = _regions_of(forward, opaque)
+    return found._replace(pieces=[piece for piece in found.pieces if forward.is_safe(piece)])
+
+
+def _regions_of(forward: Forward, opaque: Container[int]) -> Regions:
     steps = [
         replace(step, apply=None) if id(called(forward.root, step.key)) in opaque else step for step in forward.steps
     ]
-    found = find_regions(steps, forward.outputs(), widths_of(forward.root, forward.graph))
-    return found._replace(pieces=[piece for piece in found.pieces if forward.is_safe(piece)])
+    return find_regions(steps, forward.outputs(), widths_of(forward.root, forward.graph))
 
 
 def _layers(piece: Piece, forward: Forward) -> list[nn.Module | None]:
@@ -81,7 +86,10 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def _is_layer_function(node: Any) -> bool:
-    return getattr(node.target, "__name__", "") in ("conv1d", "conv2d", "conv3d", "linear", "batch_norm")
+    return getattr(node.target, "__name__", "") in _LAYER_FUNCTIONS
+
+
+_LAYER_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "matmul", "mm", "addmm")
 
 
 def is_worth_it(piece: Piece, forward: Forward) -> bool:

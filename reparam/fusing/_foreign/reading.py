@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -194,6 +194,40 @@ class Forward:
                 total += value.outputs * density
         return total
 
+    def regroup(self, source: Mapping[Any, Any]) -> None:
+        """Adds up first what is affine in one value: a + b(y) + c(y) becomes a + (b(y) + c(y)).
+
+        Args:
+            source: the value that each value is affine in.
+        """
+        changed = False
+        for node in list(self.graph.nodes):
+            inner = {other for other in node.users if _summands(other)}
+            if not _summands(node) or (inner and len(node.users) == 1):
+                continue  # no sum, or part of a larger one
+            groups: dict[Any, list[Node]] = {}
+            for leaf in _leaves(node):
+                groups.setdefault(source.get(leaf, leaf), []).append(leaf)
+            if len(groups) > 1 and any(len(group) > 1 for group in groups.values()):
+                self._add_in_groups(node, list(groups.values()))
+                changed = True
+        if changed:
+            self._known = {}
+            self.steps = list(self._all_steps())
+
+    def _add_in_groups(self, node: Node, groups: list[list[Node]]) -> None:
+        with self.graph.inserting_before(node):
+            totals = [reduce(self._plus, group) for group in groups]
+            node.replace_all_uses_with(reduce(self._plus, totals))
+        waiting = [node]
+        while waiting:
+            gone = waiting.pop()
+            waiting += [one for one in _summands(gone) if _is_part(one)]
+            self.graph.erase_node(gone)
+
+    def _plus(self, a: Node, b: Node) -> Node:
+        return self.graph.call_function(operator.add, (a, b))
+
     def is_safe(self, piece: Any) -> bool:
         """Whether nothing writes into what a piece reads between its first reading and its output."""
         nodes = list(self.graph.nodes)
@@ -343,6 +377,24 @@ class Forward:
         except Exception as error:  # constants may be anything
             name, what = type(self.root).__name__, getattr(node.target, "__name__", node.target)
             raise NotLinearError(f"{what} in the forward of {name} cannot be read: {error}") from error
+
+
+def _summands(node: Node) -> list[Any]:
+    """What a node adds up, if it does nothing else."""
+    name = getattr(node.target, "__name__", node.target)
+    if node.op not in ("call_function", "call_method") or name not in ("add", "iadd", "add_") or node.kwargs:
+        return []
+    return list(node.args) if len(node.args) == 2 and all(isinstance(one, Node) for one in node.args) else []
+
+
+def _is_part(node: Node) -> bool:
+    """Whether a node is a sum that is read once."""
+    return bool(_summands(node)) and len(node.users) == 1
+
+
+def _leaves(node: Node) -> list[Node]:
+    """What a sum of sums adds up, sums that are used elsewhere as one."""
+    return [leaf for one in _summands(node) for leaf in (_leaves(one) if _is_part(one) else [one])]
 
 
 def _refuse(why: str, *_: Any) -> LinearOp:
