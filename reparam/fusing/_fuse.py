@@ -84,12 +84,12 @@ def fuse(
     places. Wrappers (DDP, DataParallel, `torch.compile`, `AveragedModel`) are taken off. Fusing what is fused already
     gives a copy of it.
 
-    Blocks are those of this library, and whatever of other codes is linear in one value and has several layers in it, in
-    any class and spelling: such a region becomes one convolution if that costs no more multiply-adds than what it
-    replaces, else its parts do. A class with an inference form of its own (timm's, RepVGG's, MobileOne's, DBB's) keeps
-    its class and runs that form, with its keys; a module that is linear as a whole, or of a type registered with
-    `kernel_of`, becomes a convolution or a linear layer; of layers in a row the first becomes it; else the forward of the
-    smallest module around is rewritten, with the convolution under the name `conv` (`conv2`, ...).
+    Blocks are those of this library, and whatever of other codes is linear in one value and has several layers in it,
+    in any class and spelling: such a region becomes one convolution if that costs no more multiply-adds than what it
+    replaces, else its parts do. A class with an inference form of its own (timm's, RepVGG's, MobileOne's, DBB's)
+    keeps its class and runs that form, with its keys; a module that is linear as a whole, or of a type registered
+    with `kernel_of`, becomes a convolution or a linear layer; of layers in a row the first becomes it; else the
+    forward of the smallest module around is rewritten, with the convolution under the name `conv` (`conv2`, ...).
 
     With an `example`, the result is proved before it is handed out: the model and what it is fused into run on it in
     float64, before anything is rounded, so that the two may differ by no more than 1e-9; then every number of the
