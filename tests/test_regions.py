@@ -245,6 +245,33 @@ def test_branches_of_one_value_among_other_summands(name):
     assert_close(plain(X), model(X))
 
 
+def overwritten_between(m, x, y):
+    total = x.exp() + (kept := y.sin()) + m.conv1(y)
+    kept.relu_()
+    return total + m.conv2(y) + kept
+
+
+def overwritten_by_a_part(m, x, y):
+    one, two = m.conv1(y), m.conv2(y)
+    other = m.inside(y)  # whose activation works in place
+    return (one + two).sigmoid() + other
+
+
+@pytest.mark.parametrize("forward", [overwritten_between, overwritten_by_a_part], ids=lambda one: one.__name__)
+@torch.no_grad()
+def test_what_is_added_up_first_is_not_written_into_meanwhile(forward):
+    class Writes(Sum):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(6, 6, 1))
+
+        def forward(self, x):
+            return forward(self, x, (x - 0.5).tanh())  # of both signs
+
+    model = ready(nn.Sequential(Writes(), conv_bn(6, 6, 1)))
+    assert_close(fuse(model)(X), model(X))
+
+
 SPELLINGS = {
     "narrow": lambda m, x: (m.conv1(x) + m.conv2(x)).narrow(1, 2, 3),
     "cat from the end": lambda m, x: m.twice(torch.cat([m.conv1(x), m.conv2(x)], -3)),

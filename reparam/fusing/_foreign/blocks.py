@@ -271,9 +271,8 @@ def read_block(
         return None
     try:
         forward = reader.forward_of(twin)
-    except (
-        NotLinearError
-    ) as error:  # what chooses by the values has no kernel, even if it is right on all that are tried
+    except NotLinearError as error:
+        # What chooses by the values has no kernel, even if it is right on all that are tried.
         tried = survey is not None and id(twin) not in survey.opaque and "control flow" not in str(error)
         if tried and (value := hidden_value(module, reader)) is not None:
             return ForeignBlock(module, None, {"": value}, {"": ()})

@@ -208,7 +208,10 @@ class Forward:
             groups: dict[Any, list[Node]] = {}
             for leaf in _leaves(node):
                 groups.setdefault(source.get(leaf, leaf), []).append(leaf)
-            if len(groups) > 1 and any(len(group) > 1 for group in groups.values()):
+            leaves = [leaf for group in groups.values() for leaf in group]
+            others = [one for one in self.graph.nodes if one is not node and not _is_part(one)]
+            written = any(self._may_write(one, leaves) for one in others)
+            if len(groups) > 1 and len(leaves) > len(groups) and not written:  # as all are read where the sum ends
                 self._add_in_groups(node, list(groups.values()))
                 changed = True
         if changed:
@@ -235,9 +238,13 @@ class Forward:
         read = [piece.source, *(step.key for step in piece.steps)]
         first = min(place[step.key] for step in piece.steps)
         between = nodes[first : place[piece.output]]
-        return not any(
-            node not in piece.gone and changes_in_place(self.root, node) and node.args[0] in read for node in between
-        )
+        return not any(node not in piece.gone and self._may_write(node, read) for node in between)
+
+    def _may_write(self, node: Node, values: Sequence[Any]) -> bool:
+        """Whether a node writes into one of some values, itself or by what is in a module that it calls."""
+        module = called(self.root, node)
+        inside = module is not None and any(getattr(part, "inplace", False) for part in module.modules())
+        return (inside or changes_in_place(self.root, node)) and any(one in values for one in node.all_input_nodes)
 
     def no_steps(self) -> list[Node]:
         """Nodes that are no steps: numbers, and lists that steps take apart."""
