@@ -1,0 +1,43 @@
+"""Launches: the operations that a device is told of in one step, which is what small images wait for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_NO_WORK = ("detach", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view")
+"""Operations that run nothing on a device, though their outputs are no views."""
+
+
+class _Launches(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in _NO_WORK:
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def launches(run: Callable[[], object]) -> Counter[str]:
+    """What a function launches, by the name of the operation: all but views and memory without numbers.
+
+    It is counted on any device, and is the same on all where the same code runs: one operation is one launch, though
+    some of them, as the backward pass of a convolution, are a few on a GPU.
+
+    Args:
+        run: takes no arguments.
+
+    Example:
+        >>> launches(lambda: torch.ones(3).reshape(3, 1) * 2)
+        Counter({'ones': 1, 'mul': 1})
+    """
+    with _Launches() as mode:
+        run()
+    return mode.names
