@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .._tables import table
-from ..blocks._block import set_fold
+from ..blocks._set_fold import set_fold
 from ..deploy._engines import FILE_ENGINES, installed_engines, make_engine, open_engine
 from ..deploy._threads import torch_threads
 from ..errors import ExportError, SpecError

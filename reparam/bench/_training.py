@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import ECB, RepSRBlock, RepVGGBlock
-from ..blocks._block import set_fold
 from ..blocks._conv_block import ConvBlock
+from ..blocks._set_fold import set_fold
 from ..bn._freeze import freeze_bn_stats
 from ..bn._norm import norms
 from ..fusing._fuse import fuse

@@ -1,7 +1,7 @@
 """The blocks of the papers, one paper per file."""
 
 from ._acnet import ACBlock
-from ._block import ReparamBlock, set_fold
+from ._block import ReparamBlock
 from ._conv_block import ConvBlock
 from ._dbb import DiverseBranchBlock
 from ._ecb import ECB
@@ -22,6 +22,7 @@ from ._repvit import RepVGGDW
 from ._reset import reset_parameters
 from ._rtmosr import OmniShift, RTMoSRRepConv
 from ._sesr import CollapsibleLinearBlock
+from ._set_fold import set_fold
 from ._span import Conv3XC
 from ._unireplknet import DilatedReparamBlock
 from ._vggblock import VGGBlock

@@ -27,6 +27,7 @@ from ..branches import Branch
 from ..branches._base import ScaleShift
 from ..branches._chain import normalise
 from ..branches._expand_squeeze import ExpandSqueezeStack, stacked
+from ..branches._identity import is_plain, with_identities
 from ..branches._weight import refuse_to_set
 from ..errors import SpecError
 from ..folding import cost
@@ -37,6 +38,7 @@ from ..modules._inside import Remembered
 from ..modules._start import Recipe
 from ..numerics._autocast import as_conv_input, no_autocast
 from ._kept import KeptKernel, may_be_kept
+from ._share import Share
 
 BranchFactory = Callable[[ConvSpec], Branch]
 Fold = Literal["auto", True, False]
@@ -97,7 +99,7 @@ class ReparamBlock(Branch):
         self.cost += cost.BATCH_NORM * spec.out_channels * (self.norm is not None)
         self._no_moments = why_no_moments(spec) or self._closed_branch()
         self.fold = fold
-        self._inside, self._kept = Remembered(), KeptKernel()
+        self._inside, self._kept, self._share = Remembered(), KeptKernel(), Share()
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_to_set(self, name, value)
@@ -121,7 +123,10 @@ class ReparamBlock(Branch):
         if self.training or torch.is_grad_enabled():
             self._kept.drop()
         x, read, live = as_conv_input(x), self._is_read(), self._norms_on_batch()
-        if read and self._folds(x, live):
+        folds = read and self._folds(x, live)
+        if not live:
+            self._share.wanted = folds
+        if folds:
             moments: list[PatchMoments] = []
             with no_autocast(x.device.type):
                 weight, bias = self._kernel_on(x, live, moments)
@@ -138,7 +143,7 @@ class ReparamBlock(Branch):
         plain = type(self).kernel_with is ReparamBlock.kernel_with
         if plain and not (live or self.training) and may_be_kept(x):
             return self._kept.of(self, self._inside.of(self), partial(self.kernel_with, stored_scale_shift))
-        return self.kernel_with(self._scale_shift_for(x, moments))
+        return self.kernel_with(self._scale_shift_for(x, moments) if live else stored_scale_shift)
 
     @property
     def fold(self) -> Fold:
@@ -205,7 +210,13 @@ class ReparamBlock(Branch):
         return self.spec.convolve(x, *kernel)
 
     def _sum_of_kernels(self, scale_shift_of: ScaleShift) -> Kernel:
-        return kernels.add(*(part.kernel_with(scale_shift_of) for part in self._parts()))
+        if scale_shift_of is stored_scale_shift and (shared := self._share.take()):
+            return shared
+        parts = [part for part in self._parts() if not is_plain(part)]
+        if not parts:
+            return kernels.add(*(branch.kernel_with(scale_shift_of) for branch in self._parts()))
+        total = kernels.add(*(part.kernel_with(scale_shift_of) for part in parts))
+        return with_identities(total, sum(map(is_plain, self.branches)), self.spec)
 
     def _scale_shift_for(self, x: Tensor, moments: list[PatchMoments]) -> ScaleShift:
         """Scale and shift of each batch norm on this input; its patch moments, if needed, are put into the list."""
@@ -239,30 +250,3 @@ def _norms(module: nn.Module) -> Iterator[BatchNorm]:
             if is_norm(inner):
                 yield inner
             yield from _norms(inner)
-
-
-def set_fold(model: nn.Module, fold: Fold) -> list[str]:
-    """Sets `fold` of every block of a model; see `ReparamBlock`.
-
-    Args:
-        model: any module.
-        fold: "auto", True or False.
-
-    Returns:
-        The dotted names of the blocks.
-
-    Raises:
-        SpecError: if a block cannot take the value; it is named, and nothing is changed.
-
-    Example:
-        >>> from reparam import RepSRBlock
-        >>> set_fold(nn.Sequential(RepSRBlock(8)), False)
-        ['0']
-    """
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ReparamBlock)}
-    for name, block in blocks.items():
-        if why := block.why_not_fold(fold):
-            raise SpecError(f"block {name!r}: {why}")
-    for block in blocks.values():
-        block.fold = fold
-    return list(blocks)

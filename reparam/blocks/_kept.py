@@ -80,7 +80,7 @@ class _Kept(NamedTuple):
         return (
             block.spec is self.spec
             and [*map(type, inside.modules)] == self.kinds
-            and all(map(_same_attributes, map(vars, inside.modules), self.attributes))
+            and all(map(same_attributes, map(vars, inside.modules), self.attributes))
             and _same_tensors(_tensors(block, inside), self.tensors)
         )
 
@@ -106,7 +106,7 @@ def _tensors(block: Branch, inside: Inside) -> list[Tensor | None]:
     ]
 
 
-def _same_attributes(now: dict[str, Any], then: tuple[Any, ...]) -> bool:
+def same_attributes(now: dict[str, Any], then: tuple[Any, ...]) -> bool:
     return len(now) == len(then) and all(map(is_, now.values(), then))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..algebra import _kernels as kernels
+from ..algebra._kernels import Kernel
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
 from ..errors import SpecError
@@ -67,3 +70,32 @@ class IdentityBranch(ChainBranch):
 
     def stages(self) -> list[nn.Module]:
         return [] if self.norm is None else [self.norm]
+
+
+def is_plain(branch: object) -> bool:
+    """Whether a branch is y = x itself."""
+    return type(branch) is IdentityBranch and branch.norm is None
+
+
+def with_identities(kernel: Kernel, count: int, spec: ConvSpec) -> Kernel:
+    """A kernel (..., out, in / groups, *size), of as many taps as the spec or fewer, with so many identities added."""
+    if not count:
+        return kernel
+    weight, bias = kernel
+    # What a compiler or a mode traces with must not be remembered.
+    make = _unit if torch.compiler.is_compiling() or type(weight) is not Tensor else _remembered_unit
+    unit = make(spec.in_channels, spec.groups, tuple(weight.shape[-spec.ndim :]), weight.dtype, weight.device)
+    return Kernel(torch.add(weight, unit, alpha=count), bias)
+
+
+def _unit(channels: int, groups: int, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    one = kernels.identity(channels, groups, len(size), torch.empty(0, dtype=dtype, device=device))
+    return kernels.embed(one, size).weight
+
+
+@lru_cache(maxsize=16)  # the few shapes of a network; the largest, of 512 channels, is 9 MB
+def _remembered_unit(
+    channels: int, groups: int, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return _unit(channels, groups, size, dtype, device)

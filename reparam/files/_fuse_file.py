@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._tables import table
-from ..blocks._block import set_fold
+from ..blocks._set_fold import set_fold
 from ..branches import Branch
 from ..errors import CheckpointError, FuseError
 from ..fusing._find import find_blocks

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..blocks._at_once import no_more_without_blocks
 from ..errors import FuseError
 from ..modules._hooks import keep_hooks, leave_hooks_out, put_hooks_in
 from ._foreign import Plan
@@ -26,6 +27,7 @@ def fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
         edit.apply(memo[id(edit.block.module)], partial(copy.deepcopy, memo=memo))
     put_hooks_in(model, memo)
     _keep_all_hooks(model, made, memo)
+    no_more_without_blocks(plain)
     return plain
 
 
@@ -42,6 +44,7 @@ def fuse_in_place(model: nn.Module, plan: Plan) -> nn.Module:
         exchange(holder, made)
     for edit in plan.edits:
         edit.apply(edit.block.module, _itself)
+    no_more_without_blocks(model)
     return model
 
 

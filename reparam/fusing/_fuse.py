@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from ..blocks._block import set_fold
+from ..blocks._set_fold import set_fold
 from ..branches import Branch
 from ..errors import FuseError
 from ..modules._hooks import copy_module, drop_shared_hooks

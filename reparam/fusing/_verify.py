@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._tables import table
-from ..blocks._block import set_fold
+from ..blocks._set_fold import set_fold
 from ..branches import Branch
 from ..errors import FuseError
 from ..modules._hooks import copy_module

@@ -1,0 +1,300 @@
+"""The kernels of all blocks of a network at once.
+
+The algebra of kernels needs no image. Branches that are alike, of one block or of many, have the same algebra on other
+numbers: so their parameters are stacked, and one pass computes all their kernels, with as many launches as for one.
+
+    block 0   expand-squeeze a, b, identity        0a 0b
+    block 1   expand-squeeze a, b, identity   ->   1a 1b   ->   stack 0a 0b 1a 1b 2a 2b   ->   one pass, a sum by block
+    block 2   expand-squeeze a, b, identity        2a 2b
+
+It happens when the forward of the network begins, in a hook on it, and counts until that forward ends, so that no block
+can meet a kernel of other weights than its own. Each block computes its own kernel as ever where it is on batch
+statistics, whose kernels follow from its input; where it is not read, or its parameters have changed since; under a
+compiler, which sees one graph anyway; without gradients; and under the transforms of `torch.func`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from ..algebra import _kernels as kernels
+from ..algebra._kernels import Kernel
+from ..algebra._spec import ConvSpec
+from ..bn._norm import is_norm, stored_scale_shift, uses_batch_stats
+from ..branches import Branch
+from ..branches._identity import is_plain, with_identities
+from ..modules._inside import Remembered
+from ..numerics._autocast import no_autocast
+from ._block import ReparamBlock
+from ._kept import same_attributes
+
+Place = tuple[Any, str]
+"""A table of a module, of parameters or of buffers, and a name in it."""
+
+_EQUAL = (int, float, str, type(None), torch.dtype, torch.device, type, ConvSpec)
+"""Attributes that are alike if they are equal; of all others only the same object is."""
+_NO_MATTER = {"_recipe", "_constants", "_inside", "_kept", "_share", "_fold"} | set(vars(nn.Module())) - {"training"}
+"""Attributes that no kernel follows from, or that are seen otherwise."""
+
+
+class _Reached:
+    """Which blocks the backward pass came from: parameters of the others get no gradient, which is not one of zeros."""
+
+    def __init__(self) -> None:
+        self.blocks: list[bool] = []
+
+
+class _Stack(torch.autograd.Function):
+    """The parameters of so many branches of each block, one on the other."""
+
+    @staticmethod
+    def forward(ctx: Any, reached: _Reached, each: int, *tensors: Tensor) -> Tensor:
+        ctx.reached, ctx.each = reached, each
+        return torch.stack(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        parts = enumerate(gradient.unbind())
+        return None, None, *(part if ctx.reached.blocks[index // ctx.each] else None for index, part in parts)
+
+
+class _Unbind(torch.autograd.Function):
+    """The kernels block by block: first all weights, then all biases."""
+
+    @staticmethod
+    def forward(ctx: Any, reached: _Reached, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.reached, ctx.like = reached, [tensor.new_empty(()).expand(tensor.shape[1:]) for tensor in (weight, bias)]
+        return *weight.unbind(), *bias.unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
+        blocks = len(gradients) // 2
+        both = gradients[:blocks], gradients[blocks:]
+        ctx.reached.blocks = [any(gradient is not None for gradient in pair) for pair in zip(*both)]
+        weight, bias = map(_stacked, both, ctx.like)
+        return None, weight, bias
+
+
+def _stacked(gradients: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
+    if all(gradient is None for gradient in gradients):
+        return None
+    return torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in gradients])
+
+
+class _Kind:
+    """Branches that are alike, so many of each block, block by block."""
+
+    def __init__(self, branches: list[Any], blocks: int) -> None:
+        self.branches, self.each = branches, len(branches) // blocks
+        self._places = list(zip(*map(_places, branches)))  # of one tensor in all branches
+
+    def kernels(self, reached: _Reached) -> Kernel:
+        """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
+        if len(self.branches) == 1:
+            return Kernel(*(tensor.unsqueeze(0) for tensor in self.branches[0].kernel_with(stored_scale_shift)))
+        kernel = Kernel(*vmap(self._one)(*(self._stack(places, reached) for places in self._places)))
+        if self.each == 1:
+            return kernel
+        return Kernel(*(tensor.unflatten(0, (-1, self.each)).sum(1) for tensor in kernel))
+
+    def _stack(self, places: Sequence[Place], reached: _Reached) -> Tensor:
+        tensors = [table[name] for table, name in places]
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            raise TypeError(f"{places[0][1]} of several dtypes")
+        if any(tensor.requires_grad for tensor in tensors):
+            return _Stack.apply(reached, self.each, *tensors)
+        return torch.stack(tensors)
+
+    def _one(self, *tensors: Tensor) -> Kernel:
+        """The kernel of the first branch, with these tensors in the places of its own."""
+        places = [of_all[0] for of_all in self._places]
+        own = [table[name] for table, name in places]
+        try:
+            for (table, name), tensor in zip(places, tensors):
+                table[name] = tensor
+            return self.branches[0].kernel_with(stored_scale_shift)
+        finally:
+            for (table, name), tensor in zip(places, own):
+                table[name] = tensor
+
+
+class _Group:
+    """Blocks that are alike."""
+
+    def __init__(self, blocks: list[ReparamBlock]) -> None:
+        self.blocks = blocks
+        kinds: dict[Hashable, list[int]] = {}
+        for index, branch in enumerate(blocks[0].branches):
+            if not is_plain(branch):
+                kinds.setdefault(_look(branch), []).append(index)
+        self._identities = len(blocks[0].branches) - sum(map(len, kinds.values()))
+        self._kinds = [
+            _Kind([block.branches[index] for block in blocks for index in places], len(blocks))
+            for places in kinds.values()
+        ]
+        self._places = [_places(block) for block in blocks]
+        self._failed = not kinds
+
+    def compute(self) -> None:
+        """Gives each block its kernel; where that fails, each will do it itself, and say what is wrong."""
+        if self._failed:
+            return
+        try:
+            self._compute()
+        except Exception:  # of a kernel that somebody wrote, which batches do not take
+            self._failed = True
+
+    def _compute(self) -> None:
+        reached = _Reached()
+        parts = [kind.kernels(reached) for kind in self._kinds]
+        total = parts[0] if len(parts) == 1 else Kernel(*vmap(kernels.add)(*parts))
+        total = with_identities(total, self._identities, self.blocks[0].spec)
+        each = _Unbind.apply(reached, *total)
+        for block, places, *kernel in zip(self.blocks, self._places, each, each[len(self.blocks) :]):
+            block._share.give(Kernel(*kernel), [table[name] for table, name in places])
+
+
+class _Plan:
+    """Groups of blocks of a network, and what tells whether they are still the same."""
+
+    def __init__(self, blocks: list[ReparamBlock]) -> None:
+        self.blocks = blocks
+        self._modules = [module for block in blocks for module in block.modules()]
+        self._attributes = [tuple(vars(module).values()) for module in self._modules]
+        alike: dict[Hashable, list[ReparamBlock]] = {}
+        for block in blocks:
+            alike.setdefault((block.spec, *map(_look, block.branches)), []).append(block)
+        self.groups = [_Group(group) for group in alike.values()]
+
+    def is_current(self, blocks: list[ReparamBlock]) -> bool:
+        return blocks == self.blocks and all(map(same_attributes, map(vars, self._modules), self._attributes))
+
+
+class AtOnce:
+    """What is known of a network between two steps; no part of its copies and pickles."""
+
+    def __init__(self) -> None:
+        self._inside = Remembered()
+        self._plan: _Plan | None = None
+        self._seen: object = None
+        self._blocks: list[ReparamBlock] = []
+
+    def __reduce__(self) -> tuple[type[AtOnce], tuple[()]]:
+        return type(self), ()
+
+    def open(self, root: nn.Module) -> None:
+        """Computes the kernels of the blocks of a network that will want them, as far as is known."""
+        inside = self._inside.of(root)
+        if inside is not self._seen:
+            self._seen, self._blocks = inside, list(_outermost(root))
+        for block in self._blocks:
+            block._share.clear()
+        blocks = [block for block in self._blocks if _takes_part(block)] if torch.is_grad_enabled() else []
+        if len(blocks) < 2:
+            return
+        if self._plan is None or not self._plan.is_current(blocks):
+            self._plan = _Plan(blocks)
+        for group in self._plan.groups:
+            with no_autocast(group.blocks[0].like.device.type):
+                group.compute()
+
+    def close(self) -> None:
+        """Says that the forward is over."""
+        for block in self._blocks:
+            block._share.close()
+
+
+def compute_at_once(model: nn.Module) -> None:
+    """Makes a network compute the kernels of its blocks at once, when its forward begins."""
+    if "_at_once" not in vars(model):
+        vars(model)["_at_once"] = AtOnce()
+        model.register_forward_pre_hook(_open)
+        model.register_forward_hook(_close, always_call=True)
+
+
+def no_more_at_once(model: nn.Module) -> None:
+    """Undoes `compute_at_once`."""
+    vars(model).pop("_at_once", None)
+    for table in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [key for key, hook in table.items() if hook in (_open, _close)]:
+            del table[key]
+            model._forward_hooks_always_called.pop(key, None)
+
+
+def no_more_without_blocks(model: nn.Module) -> None:
+    """Undoes `compute_at_once` in all parts of a model that have no blocks left."""
+    for module in model.modules():
+        if _open in module._forward_pre_hooks.values() and not any(True for _ in _outermost(module)):
+            no_more_at_once(module)
+
+
+def _open(model: nn.Module, args: Any) -> None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return
+    if at_once := vars(model).get("_at_once"):  # a layer that was put in the place of a model has its hooks only
+        at_once.open(model)
+
+
+def _close(model: nn.Module, args: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling() and (at_once := vars(model).get("_at_once")):
+        at_once.close()
+
+
+def _outermost(module: nn.Module) -> Iterator[ReparamBlock]:
+    for inner in module.children():
+        if isinstance(inner, ReparamBlock):
+            yield inner
+        elif not isinstance(inner, Branch):
+            yield from _outermost(inner)
+
+
+def _takes_part(block: ReparamBlock) -> bool:
+    """Whether a block is expected to run as one convolution, whose kernel no image is needed for."""
+    if not block._share.wanted or block.fold is False or block._forward_pre_hooks:
+        return False
+    if type(block).kernel_with is not ReparamBlock.kernel_with:
+        return False
+    return not any(uses_batch_stats(bn) for bn in block._inside.of(block).norms if bn is not block.norm)
+
+
+def _look(branch: nn.Module) -> Hashable:
+    """What the algebra of a branch follows from, its numbers left aside."""
+    return tuple(
+        (type(module), *_attributes(module), *((name, t.shape, t.dtype, t.device) for name, t in _own_tensors(module)))
+        for module in branch.modules()
+    )
+
+
+def _attributes(module: nn.Module) -> Iterator[Hashable]:
+    for name, value in sorted(vars(module).items()):
+        if name not in _NO_MATTER:
+            yield name, _comparable(value)
+
+
+def _comparable(value: Any) -> Hashable:
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_comparable, value))
+    return (type(value), value) if isinstance(value, _EQUAL) else id(value)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Those that a kernel follows from."""
+    for table in (module._parameters, module._buffers):
+        for name, tensor in table.items():
+            if tensor is not None and not (name == "num_batches_tracked" and is_norm(module)) and name != "like":
+                yield name, tensor
+
+
+def _places(branch: Branch) -> list[Place]:
+    """Where they stand in the tables of the modules inside, in which they are looked up in every step."""
+    return [
+        (module._parameters if name in module._parameters else module._buffers, name)
+        for module in branch.modules()
+        for name, _ in _own_tensors(module)
+    ]

@@ -1,0 +1,49 @@
+"""What a block gets of a pass that computes the kernels of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import get_ident
+
+import torch
+from torch import Tensor
+
+from ..algebra._kernels import Kernel
+
+
+class Share:
+    """The kernel of one block that was computed with those of others; no part of copies and pickles of the block."""
+
+    def __init__(self) -> None:
+        self.wanted = True
+        """Whether the block ran as one convolution when it ran last."""
+        self.clear()
+
+    def __reduce__(self) -> tuple[type[Share], tuple[()]]:
+        return type(self), ()
+
+    def clear(self) -> None:
+        """Forgets the kernel."""
+        self._kernel: Kernel | None = None
+        self._thread: int | None = None
+        self._versions: list[tuple[Tensor, int]] = []
+        self._taken = False
+
+    def give(self, kernel: Kernel, tensors: Sequence[Tensor]) -> None:
+        """Puts in a kernel, and what it was read from."""
+        self._kernel, self._thread, self._taken = kernel, get_ident(), False
+        self._versions = [(tensor, tensor._version) for tensor in tensors]
+
+    def close(self) -> None:
+        """Says that the forward is over: only a checkpoint that runs it again in the backward pass gets the kernel."""
+        self._thread, self._versions = None, []
+
+    def take(self) -> Kernel | None:
+        """The kernel, if it is that of the parameters as they are now."""
+        if self._kernel is None or not torch.is_grad_enabled():
+            return None
+        if self._thread == get_ident():
+            self._taken = all(tensor._version == version for tensor, version in self._versions)
+            return self._kernel if self._taken else None
+        # A checkpoint must save again what was saved in the forward; nothing else runs blocks in a backward pass.
+        return self._kernel if self._taken and torch._C._current_graph_task_id() != -1 else None
