@@ -74,7 +74,8 @@ class Setting:
         run: Callable[[Tensor], Tensor] = module
         if self.compiled if compiled is None else compiled:
             # Apart from one another: they share the code of one forward, whose recompilations torch limits.
-            run = torch.compile(module, fullgraph=True, dynamic=False, isolate_recompiles=True)
+            options: dict[str, Any] = {"isolate_recompiles": True}  # which torch's types do not name yet
+            run = torch.compile(module, fullgraph=True, dynamic=False, **options)
         device_type = torch.device(self.device).type
 
         def forward(x: Tensor) -> Tensor:

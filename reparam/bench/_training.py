@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -100,7 +100,9 @@ def bench_blocks(
     conv = nn.Conv2d(channels, channels, 3, padding=1, device=setting.device)
     ways = {way: block for make in blocks for way, block in _ways(make(channels).to(setting.device), x).items()}
     forwards = {way: setting.forward(module) for way, module in [(_PLAIN, conv), *ways.items()]}
-    runs = {way: partial(_step, ways.get(way, conv), forward, x) for way, forward in forwards.items()}
+    runs: dict[Hashable, Callable[[], object]] = {
+        way: partial(_step, ways.get(way, conv), forward, x) for way, forward in forwards.items()
+    }
     times = race(runs, rounds, progress, setting.seconds)
     plain = saved_bytes(conv, forwards[_PLAIN], x)
     rows = []
@@ -152,9 +154,10 @@ def bench_training(
             frozen = nets[family, mode, "frozen"] = copy.deepcopy(net)
             frozen(x)
             freeze_bn_stats(frozen)
-    times = race(
-        {way: _training(net, setting.forward(net), x) for way, net in nets.items()}, rounds, progress, setting.seconds
-    )
+    runs: dict[Hashable, Callable[[], object]] = {
+        way: _training(net, setting.forward(net), x) for way, net in nets.items()
+    }
+    times = race(runs, rounds, progress, setting.seconds)
     told = {
         way: launches(partial(_step, net, setting.forward(net, compiled=False), x)).total() for way, net in nets.items()
     }
