@@ -36,7 +36,7 @@ def train(
     autocast: Annotated[bool, typer.Option("--autocast", help="Under autocast to bfloat16.")] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="3 rounds at most, and less of all; four minutes where nothing is compiled."),
+        typer.Option("--quick", help="3 rounds at most, one width, and networks with fold='auto' alone."),
     ] = False,
     as_json: Json = False,
 ) -> None:
