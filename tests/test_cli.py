@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import reparam
 from reparam import RepSRBlock, create_model, fuse, fuse_state_dict, load_checkpoint, save_checkpoint
+from reparam.bench import Setting
 from reparam.cli import app
 from reparam.deploy._engines import installed_engines
 
@@ -106,15 +107,54 @@ def test_bench_prints_ratios_for_every_block_and_phase():
     found = json.loads(result.stdout)
     ways = {(row["block"], row["phase"], row["mode"]) for row in found["blocks"]}
     assert ("RepSRBlock", "batch statistics", "folded") in ways and ("ECB", "no BN", "branches") in ways
-    assert len(ways) == 10
+    assert len(ways) == 15
     assert all(row["step"] > 0 and row["fuse_error"] < 1e-5 for row in found["blocks"])
+    launches = {(row["block"], row["phase"], row["mode"]): row["launches"] for row in found["blocks"]}
+    for block, phase, mode in ways:  # the estimate chooses one of the two, and this shows which
+        assert mode != "auto" or launches[block, phase, mode] in (
+            launches[block, phase, "folded"],
+            launches[block, phase, "branches"],
+        )
     assert [(row["model"], row["mode"]) for row in found["training"]] == [
-        (f"{family}_m4c16_x2", mode)
-        for family in ("repsr", "ecbsr", "repvggsr", "collapsiblesr")
-        for mode in ("folded", "branches")
+        ("plain_m4c16_x2", "plain"),
+        *(
+            (f"{family}_m4c16_x2", mode)
+            for family in ("repsr", "ecbsr", "repvggsr", "collapsiblesr")
+            for mode in ("folded", "branches", "auto")
+        ),
     ]
-    table = run(*small)
-    assert "RepVGGBlock" in table.output and "repsr_m4c16_x2" in table.output
+    for row in found["training"]:
+        assert row["step"] == pytest.approx(0.9 * row["learning"] + 0.1 * row["frozen"])
+        assert row["frozen_launches"] > 0 and (row["frozen_launches"] == row["launches"]) == (
+            row["model"].split("_")[0] in ("plain", "ecbsr", "collapsiblesr")
+        )
+    assert found["measured_on"] == Setting().measured_on()
+
+
+def test_a_quick_bench_under_autocast_says_so():
+    small = ("bench", "--quick", "--autocast", "--channels", "3", "--batch", "2", "--size", "8", "--rounds", "1")
+    result = run(*small)
+    assert result.exit_code == 0, result.output
+    assert "RepVGGBlock" in result.output and "bfloat16 (autocast), eager)" in " ".join(result.output.split())
+    networks = re.findall(r"^(\w+_m4c16_x2) +(\w+)", result.output, re.MULTILINE)
+    assert networks == [("plain_m4c16_x2", "plain"), ("repsr_m4c16_x2", "auto"), ("ecbsr_m4c16_x2", "auto")]
+
+
+def test_options_of_bench_reach_the_library(monkeypatch):
+    seen = []
+    monkeypatch.setattr("reparam.bench.bench_blocks", lambda *given, **options: seen.append((given, options)) or [])
+    monkeypatch.setattr("reparam.bench.bench_training", lambda **options: seen.append(options) or [])
+    assert run("bench", "--quick", "--compile").exit_code == 0
+    ((width, _, _, rounds, _), options), training = seen
+    assert (width, rounds, options["setting"]) == (64, 3, Setting(compiled=True))
+    assert training["rounds"] == 3 and training["modes"] == ("auto",) and training["setting"] == options["setting"]
+
+
+@pytest.mark.parametrize(("device", "why"), [("meta", "torch.meta"), ("nowhere", "nowhere"), ("cuda:977", ".")])
+def test_a_device_that_is_not_there_is_a_line_with_those_that_are(device, why):
+    result = run("bench", "--device", device)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert re.search(rf"device='{device}' \(.*{why}.*\); there is: cpu", result.stderr)
 
 
 def test_bench_infer_has_a_row_for_every_way():

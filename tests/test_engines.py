@@ -333,7 +333,7 @@ def test_options_reach_the_library(command, tmp_path, monkeypatch):
 
 def test_bench_runs_on_the_threads_that_were_asked_for(monkeypatch):
     before, seen = counts(), []
-    monkeypatch.setattr("reparam.bench.bench_blocks", lambda *_: seen.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr("reparam.bench.bench_blocks", lambda *_, **__: seen.append(torch.get_num_threads()) or [])
     monkeypatch.setattr("reparam.bench.bench_training", lambda **_: [])
     result = CliRunner().invoke(app, ["bench", "--threads", "3"], env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "3 threads" in " ".join(result.output.split())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from ..blocks import ECB, RepSRBlock, RepVGGBlock
+from ..blocks._block import Fold
 from ..blocks._conv_block import ConvBlock
 from ..blocks._set_fold import set_fold
 from ..bn._freeze import freeze_bn_stats
@@ -19,10 +20,16 @@ from ..bn._norm import norms
 from ..fusing._fuse import fuse
 from ..fusing._verify import verify
 from ..models import create_model
+from ._launches import launches
 from ._race import race, ratio
+from ._setting import Setting
 
 BLOCKS: tuple[type[ConvBlock], ...] = (RepSRBlock, ECB, RepVGGBlock)
 FAMILIES = ("repsr", "ecbsr", "repvggsr", "collapsiblesr")
+_PLAIN = ("", "", "")
+"""The way that all are measured against."""
+_HERE = Setting()
+FOLDS: dict[str, Fold] = {"folded": True, "branches": False, "auto": "auto"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,13 @@ class BlockCost:
     phase: str
     """"batch statistics", "frozen", or "no BN"."""
     mode: str
-    """"folded" or "branches"."""
+    """"folded", "branches", or "auto", which takes one of the two."""
     step: float
     """Time of forward and backward, over that of the convolution: the median of the ratios of all rounds."""
     saved: float
     """Bytes kept for the backward pass, over those of the convolution; parameters are not counted."""
+    launches: int
+    """Operations of forward and backward, uncompiled: what a GPU is told of one by one."""
     fuse_ms: float
     """Time to fuse the block, milliseconds."""
     fuse_error: float
@@ -54,13 +63,28 @@ class TrainingCost:
     model: str
     """Name for `create_model`."""
     mode: str
-    """"folded" (where `fold="auto"` chooses it) or "branches"."""
+    """"plain", of the plain network itself; "folded", "branches", or "auto", which takes one of the two."""
     step: float
     """Mean time of a training step, over that of the plain network."""
+    learning: float
+    """The same, before the batch norms are frozen."""
+    frozen: float
+    """The same, after that; of a network without batch norms, as before."""
+    launches: int
+    """Operations of forward and backward before that, uncompiled: what a GPU is told of one by one."""
+    frozen_launches: int
+    """The same, after that."""
 
 
 def bench_blocks(
-    channels: int, batch: int = 16, size: int = 64, rounds: int = 20, progress: Callable[[], object] = lambda: None
+    channels: int,
+    batch: int = 16,
+    size: int = 64,
+    rounds: int = 20,
+    progress: Callable[[], object] = lambda: None,
+    *,
+    setting: Setting = _HERE,
+    blocks: Sequence[type[ConvBlock]] = BLOCKS,
 ) -> list[BlockCost]:
     """Measures every shipped block at one width; the ways take turns in each round, so that noise meets all alike.
 
@@ -70,24 +94,33 @@ def bench_blocks(
         size: height and width in pixels.
         rounds: how often every way runs.
         progress: called after each round.
+        setting: the device, and how the blocks run on it.
+        blocks: their classes.
     """
-    x = torch.rand(batch, channels, size, size, requires_grad=True)
-    conv = nn.Conv2d(channels, channels, 3, padding=1)
-    ways = {way: block for make in BLOCKS for way, block in _ways(make(channels), x).items()}
-    runs: dict[Hashable, Callable[[], object]] = {"": partial(_step, conv, x)}
-    runs |= {way: partial(_step, block, x) for way, block in ways.items()}
-    times = race(runs, rounds, progress)
-    plain = saved_bytes(conv, x)
+    x = torch.rand(batch, channels, size, size, device=setting.device, requires_grad=True)
+    conv = nn.Conv2d(channels, channels, 3, padding=1, device=setting.device)
+    ways = {way: block for make in blocks for way, block in _ways(make(channels).to(setting.device), x).items()}
+    forwards = {way: setting.forward(module) for way, module in [(_PLAIN, conv), *ways.items()]}
+    runs: dict[Hashable, Callable[[], object]] = {
+        way: partial(_step, ways.get(way, conv), forward, x) for way, forward in forwards.items()
+    }
+    times = race(runs, rounds, progress, setting.seconds)
+    plain = saved_bytes(conv, forwards[_PLAIN], x)
     rows = []
     for way, block in ways.items():
-        in_eval = copy.deepcopy(block).eval()
-        start = time.perf_counter()
-        fused = fuse(in_eval)
-        fuse_ms = 1000 * (time.perf_counter() - start)
-        error = verify(in_eval, fused, x.detach()[:1]).total.relative
-        saved = saved_bytes(block, x) / plain
-        rows.append(BlockCost(way[0], channels, way[1], way[2], ratio(times, way, ""), saved, fuse_ms, error))
+        saved = saved_bytes(block, forwards[way], x) / plain
+        told = launches(partial(_step, block, setting.forward(block, compiled=False), x)).total()
+        rows.append(
+            BlockCost(way[0], channels, *way[1:], ratio(times, way, _PLAIN), saved, told, *_fused(block, x, setting))
+        )
     return rows
+
+
+def _fused(block: ConvBlock, x: Tensor, setting: Setting) -> tuple[float, float]:
+    """How long fusing takes, in milliseconds, and how far the result is off."""
+    in_eval, fused = copy.deepcopy(block).eval(), []
+    seconds = setting.seconds(lambda: fused.append(fuse(in_eval)))
+    return 1000 * seconds, verify(in_eval, fused[0], x.detach()[:1]).total.relative
 
 
 def bench_training(
@@ -96,45 +129,66 @@ def bench_training(
     patch: int = 64,
     rounds: int = 20,
     progress: Callable[[], object] = lambda: None,
+    *,
+    setting: Setting = _HERE,
+    families: Sequence[str] = FAMILIES,
+    modes: Sequence[str] = tuple(FOLDS),
 ) -> list[TrainingCost]:
-    """Measures training steps of whole networks x2 with Adam: both phases, folded and branch by branch."""
-    x = torch.rand(batch, 3, patch, patch)
-    ways: dict[Hashable, Callable[[], object]] = {"": _training(create_model(f"plain_{size}_x2"), x)}
-    for family in FAMILIES:
-        for mode in ("folded", "branches"):
-            net = create_model(f"{family}_{size}_x2")
-            set_fold(net, "auto" if mode == "folded" else False)
-            ways[family, mode, "learning"] = _training(net, x)
-            if any(norms(net)):
-                frozen = copy.deepcopy(net)
-                frozen(x)
-                freeze_bn_stats(frozen)
-                ways[family, mode, "frozen"] = _training(frozen, x)
-    times = race(ways, rounds, progress)
-    rows = []
-    for family in FAMILIES:
-        for mode in ("folded", "branches"):
-            learning = ratio(times, (family, mode, "learning"), "")
-            frozen_way = (family, mode, "frozen")
-            frozen_step = ratio(times, frozen_way, "") if frozen_way in times else learning
-            rows.append(TrainingCost(f"{family}_{size}_x2", mode, 0.9 * learning + 0.1 * frozen_step))
+    """Measures training steps of whole networks x2 with Adam, in both phases, beside the plain network.
+
+    Args:
+        size: of the networks, as in their names.
+        batch: images.
+        patch: height and width of an image, in pixels.
+        rounds: how often every way runs.
+        progress: called after each round.
+        setting: the device, and how the networks run on it.
+        families: of the networks, as in their names.
+        modes: of "folded", "branches" and "auto".
+    """
+    x = torch.rand(batch, 3, patch, patch, device=setting.device)
+    nets = {_PLAIN: create_model(f"plain_{size}_x2").to(setting.device)}
+    for family, mode in product(families, modes):
+        net = nets[family, mode, "learning"] = create_model(f"{family}_{size}_x2").to(setting.device)
+        set_fold(net, FOLDS[mode])
+        if any(norms(net)):
+            frozen = nets[family, mode, "frozen"] = copy.deepcopy(net)
+            frozen(x)
+            freeze_bn_stats(frozen)
+    runs: dict[Hashable, Callable[[], object]] = {
+        way: _training(net, setting.forward(net), x) for way, net in nets.items()
+    }
+    times = race(runs, rounds, progress, setting.seconds)
+    told = {
+        way: launches(partial(_step, net, setting.forward(net, compiled=False), x)).total() for way, net in nets.items()
+    }
+    rows = [TrainingCost(f"plain_{size}_x2", "plain", 1.0, 1.0, 1.0, told[_PLAIN], told[_PLAIN])]
+    for family, mode in product(families, modes):
+        way = (family, mode, "learning")
+        last = (family, mode, "frozen") if (family, mode, "frozen") in nets else way
+        learning, frozen_step = (ratio(times, phase, _PLAIN) for phase in (way, last))
+        step = 0.9 * learning + 0.1 * frozen_step
+        rows.append(TrainingCost(f"{family}_{size}_x2", mode, step, learning, frozen_step, told[way], told[last]))
     return rows
 
 
-def _training(net: nn.Module, x: Tensor) -> Callable[[], None]:
+def _training(net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
     """A function that takes one step."""
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        net(x).abs().mean().backward()
+        forward(x).abs().mean().backward()
         optimizer.step()
 
     return step
 
 
-def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward keeps for the backward pass: each storage once, without the module's own parameters."""
+def saved_bytes(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes that a forward keeps for the backward pass: each storage once, without the module's own parameters.
+
+    Under autocast, casts of parameters are kept beside them, and so they count.
+    """
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     storages: dict[int, int] = {}
 
@@ -145,17 +199,17 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = module(x)  # alive until all is counted, so that no address is used twice
+        y = forward(x)  # alive until all is counted, so that no address is used twice
     del y
     return sum(storages.values())
 
 
-def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], nn.Module]:
-    """The block in each phase, folded and branch by branch."""
+def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], ConvBlock]:
+    """The block in each phase and mode."""
     block(x)
-    ways: dict[tuple[str, str, str], nn.Module] = {}
+    ways = {}
     for phase in ("batch statistics", "frozen") if any(norms(block)) else ("no BN",):
-        for mode, fold in (("folded", True), ("branches", False)):
+        for mode, fold in FOLDS.items():
             way = copy.deepcopy(block)
             set_fold(way, fold)
             if phase == "frozen":
@@ -164,9 +218,9 @@ def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], nn.Module]:
     return ways
 
 
-def _step(module: nn.Module, x: Tensor) -> None:
+def _step(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """Forward, and backward to the input and to every parameter."""
     x.grad = None
     module.zero_grad()
-    y = module(x)
+    y = forward(x)
     y.backward(torch.ones_like(y))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,30 +31,45 @@ def train(
     size: Annotated[int, typer.Option(min=3, max=MOST_PIXELS, help="Height and width, in pixels.")] = 64,
     rounds: Rounds = 10,
     threads: Threads = 0,
+    device: Annotated[str, typer.Option(help="Where: cpu, cuda, mps, ...")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile (torch 2.13 or newer).")] = False,
+    autocast: Annotated[bool, typer.Option("--autocast", help="Under autocast to bfloat16.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="3 rounds at most, one width, and networks with fold='auto' alone."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure what training costs here, as ratios to plain convolutions; or, with `infer`, what inference does."""
     if context.invoked_subcommand:
         return
-    import torch
-
     from .. import bench
     from ..deploy._threads import torch_threads
 
-    widths = channels or [16, 64]
+    widths = channels or ([64] if quick else [16, 64])
+    rounds = min(rounds, 3) if quick else rounds
+    setting = bench.Setting(device, compiled, autocast)
+    few: dict[str, Any] = {"families": ("repsr", "ecbsr"), "modes": ("auto",)} if quick else {}
     with torch_threads(threads), bar("Measuring", (rounds + 2) * (len(widths) + 1)) as advance:
-        used = torch.get_num_threads()
-        blocks = [row for width in widths for row in bench.bench_blocks(width, batch, size, rounds, advance)]
-        training = bench.bench_training(batch=batch, patch=size, rounds=rounds, progress=advance)
+        on = setting.measured_on()
+        blocks = [
+            row for width in widths for row in bench.bench_blocks(width, batch, size, rounds, advance, setting=setting)
+        ]
+        training = bench.bench_training(
+            batch=batch, patch=size, rounds=rounds, progress=advance, setting=setting, **few
+        )
     if as_json:
-        typer.echo(json.dumps({"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}, indent=2))
+        rows = {"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}
+        typer.echo(json.dumps({"measured_on": on, **rows}, indent=2))
         return
     typer.echo("A training step over that of a plain 3x3 convolution: time, and bytes saved for backward")
-    typer.echo(f"({batch} images of {size}x{size}, {used} threads)")
-    titles = {"block": "", "channels": "d", "phase": "", "mode": "", "time": ".2f", "saved": ".2f"}
+    typer.echo(f"({batch} images of {size}x{size}, {on['threads']} threads; {on['device']}: {on['name']}, ", nl=False)
+    typer.echo(f"torch {on['torch']}, {on['dtype']}, {on['mode']})")
+    titles = {"block": "", "channels": "d", "phase": "", "mode": "", "time": ".2f", "saved": ".2f", "launches": "d"}
     typer.echo(table({**titles, "fuse (ms)": ".1f", "error": ".0e"}, map(astuple, blocks)))
-    typer.echo("\nA whole training over the plain one (10 % with frozen batch norms)")
-    typer.echo(table({"network": "", "mode": "", "time": ".2f"}, map(astuple, training)))
+    typer.echo("\nA whole training over the plain one (10 % with frozen batch norms), and before and after freezing")
+    titles = {"network": "", "mode": "", "time": ".2f", "before": ".2f", "frozen": ".2f", "launches": "d"}
+    typer.echo(table({**titles, "launches, frozen": "d"}, map(astuple, training)))
 
 
 @app.command()
