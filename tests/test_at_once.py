@@ -128,6 +128,36 @@ def test_with_checkpoints(reentrant: bool):
     same(gradients(net, x), alone)
 
 
+def test_a_part_of_the_network_with_checkpoints_of_its_own():
+    net = network(RepSRBlock(4), RepSRBlock(4))
+    set_fold(net, True)
+    net(images())
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.5)
+    twin = copy.deepcopy(net[0])
+    twin.fold = False
+    for reentrant in (False, True):
+        net.zero_grad()
+        twin.zero_grad()
+        checkpoint(net[0], images().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
+        twin(images()).square().sum().backward()
+        same([p.grad for p in net[0].parameters()], [p.grad for p in twin.parameters()])
+
+
+def test_a_forward_without_gradients_between_a_forward_and_its_checkpoints():
+    net = network(RepSRBlock(4), RepSRBlock(4))
+    set_fold(net, True)
+    net.forward = lambda x: net[1](checkpoint(net[0], x, use_reentrant=False))
+    alone = gradients(copy.deepcopy(nn.Sequential(*net)), images())
+    net.zero_grad()
+    y = net(images().requires_grad_())
+    with torch.no_grad():
+        net(images())
+    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    same([p.grad for p in net.parameters()], alone[1:])
+
+
 def test_weights_that_change_within_a_forward():
     class Changes(nn.Sequential):
         def forward(self, x):

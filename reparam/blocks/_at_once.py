@@ -105,8 +105,8 @@ class _Kind:
 
     def _stack(self, places: Sequence[Place], reached: _Reached) -> Tensor:
         tensors = [table[name] for table, name in places]
-        if len({tensor.dtype for tensor in tensors}) > 1:
-            raise TypeError(f"{places[0][1]} of several dtypes")
+        if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(_is_plain, tensors)):
+            raise TypeError(f"{places[0][1]} of several dtypes, or of no numbers here")
         if any(tensor.requires_grad for tensor in tensors):
             return _Stack.apply(reached, self.each, *tensors)
         return torch.stack(tensors)
@@ -193,9 +193,12 @@ class AtOnce:
         inside = self._inside.of(root)
         if inside is not self._seen:
             self._seen, self._blocks = inside, list(_outermost(root))
+        if not torch.is_grad_enabled():  # a forward before may yet be run again by its checkpoints
+            self.close()
+            return
         for block in self._blocks:
             block._share.clear()
-        blocks = [block for block in self._blocks if _takes_part(block)] if torch.is_grad_enabled() else []
+        blocks = [block for block in self._blocks if _takes_part(block)]
         if len(blocks) < 2:
             return
         if self._plan is None or not self._plan.is_current(blocks):
@@ -236,6 +239,8 @@ def no_more_without_blocks(model: nn.Module) -> None:
 
 def _open(model: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return
+    if getattr(model, "_is_replica", False):  # DataParallel's, of which several run at a time
         return
     if at_once := vars(model).get("_at_once"):  # a layer that was put in the place of a model has its hooks only
         at_once.open(model)
@@ -298,3 +303,9 @@ def _places(branch: Branch) -> list[Place]:
         for module in branch.modules()
         for name, _ in _own_tensors(module)
     ]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is a tensor with all of its numbers here: no shard, and nothing that was set free meanwhile."""
+    there = tensor.is_meta or tensor.untyped_storage().nbytes() > 0 or not tensor.numel()
+    return type(tensor) in (Tensor, nn.Parameter) and there

@@ -36,14 +36,14 @@ class Share:
 
     def close(self) -> None:
         """Says that the forward is over: only a checkpoint that runs it again in the backward pass gets the kernel."""
-        self._thread, self._versions = None, []
+        self._thread = None
 
     def take(self) -> Kernel | None:
         """The kernel, if it is that of the parameters as they are now."""
         if self._kernel is None or not torch.is_grad_enabled():
             return None
-        if self._thread == get_ident():
-            self._taken = all(tensor._version == version for tensor, version in self._versions)
-            return self._kernel if self._taken else None
+        current = all(tensor._version == version for tensor, version in self._versions)
         # A checkpoint must save again what was saved in the forward; nothing else runs blocks in a backward pass.
-        return self._kernel if self._taken and torch._C._current_graph_task_id() != -1 else None
+        if torch._C._current_graph_task_id() == -1:
+            self._taken = self._thread == get_ident() and current
+        return self._kernel if self._taken and current else None
