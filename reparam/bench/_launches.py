@@ -34,6 +34,7 @@ def launches(run: Callable[[], object]) -> Counter[str]:
         run: takes no arguments.
 
     Example:
+        >>> import torch
         >>> launches(lambda: torch.ones(3).reshape(3, 1) * 2)
         Counter({'ones': 1, 'mul': 1})
     """
