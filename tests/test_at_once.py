@@ -327,6 +327,12 @@ def test_without_folding_there_is_no_hook():
     assert shared(net) == [False, False]
 
 
+def test_a_network_without_blocks_to_share_gets_no_hook():
+    for net in (nn.Sequential(nn.Conv2d(4, 4, 3)), network(RepSRBlock(4)), RepSRBlock(4)):
+        set_fold(net, True)
+        assert not net._forward_pre_hooks and "_at_once" not in vars(net)
+
+
 def test_an_error_in_a_forward_leaves_nothing_behind():
     net = network(RepSRBlock(4), RepSRBlock(4))
     set_fold(net, True)

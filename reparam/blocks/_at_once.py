@@ -24,22 +24,14 @@ from torch.func import vmap
 
 from ..algebra import _kernels as kernels
 from ..algebra._kernels import Kernel
-from ..algebra._spec import ConvSpec
-from ..bn._norm import is_norm, stored_scale_shift, uses_batch_stats
+from ..bn._norm import stored_scale_shift, uses_batch_stats
 from ..branches import Branch
 from ..branches._identity import is_plain, with_identities
 from ..modules._inside import Remembered
 from ..numerics._autocast import no_autocast
+from ._alike import Place, is_all_here, look, places_in
 from ._block import ReparamBlock
 from ._kept import same_attributes
-
-Place = tuple[Any, str]
-"""A table of a module, of parameters or of buffers, and a name in it."""
-
-_EQUAL = (int, float, str, type(None), torch.dtype, torch.device, type, ConvSpec)
-"""Attributes that are alike if they are equal; of all others only the same object is."""
-_NO_MATTER = {"_recipe", "_constants", "_inside", "_kept", "_share", "_fold"} | set(vars(nn.Module())) - {"training"}
-"""Attributes that no kernel follows from, or that are seen otherwise."""
 
 
 class _Reached:
@@ -92,7 +84,7 @@ class _Kind:
 
     def __init__(self, branches: list[Any], blocks: int) -> None:
         self.branches, self.each = branches, len(branches) // blocks
-        self._places = list(zip(*map(_places, branches)))  # of one tensor in all branches
+        self._places = list(zip(*map(places_in, branches)))  # of one tensor in all branches
 
     def kernels(self, reached: _Reached) -> Kernel:
         """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
@@ -105,7 +97,7 @@ class _Kind:
 
     def _stack(self, places: Sequence[Place], reached: _Reached) -> Tensor:
         tensors = [table[name] for table, name in places]
-        if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(_is_plain, tensors)):
+        if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_all_here, tensors)):
             raise TypeError(f"{places[0][1]} of several dtypes, or of no numbers here")
         if any(tensor.requires_grad for tensor in tensors):
             return _Stack.apply(reached, self.each, *tensors)
@@ -132,13 +124,13 @@ class _Group:
         kinds: dict[Hashable, list[int]] = {}
         for index, branch in enumerate(blocks[0].branches):
             if not is_plain(branch):
-                kinds.setdefault(_look(branch), []).append(index)
+                kinds.setdefault(look(branch), []).append(index)
         self._identities = len(blocks[0].branches) - sum(map(len, kinds.values()))
         self._kinds = [
             _Kind([block.branches[index] for block in blocks for index in places], len(blocks))
             for places in kinds.values()
         ]
-        self._places = [_places(block) for block in blocks]
+        self._places = [places_in(block) for block in blocks]
         self._failed = not kinds
 
     def compute(self) -> None:
@@ -169,7 +161,7 @@ class _Plan:
         self._attributes = [tuple(vars(module).values()) for module in self._modules]
         alike: dict[Hashable, list[ReparamBlock]] = {}
         for block in blocks:
-            alike.setdefault((block.spec, *map(_look, block.branches)), []).append(block)
+            alike.setdefault((block.spec, *map(look, block.branches)), []).append(block)
         self.groups = [_Group(group) for group in alike.values()]
 
     def is_current(self, blocks: list[ReparamBlock]) -> bool:
@@ -266,46 +258,3 @@ def _takes_part(block: ReparamBlock) -> bool:
     if type(block).kernel_with is not ReparamBlock.kernel_with:
         return False
     return not any(uses_batch_stats(bn) for bn in block._inside.of(block).norms if bn is not block.norm)
-
-
-def _look(branch: nn.Module) -> Hashable:
-    """What the algebra of a branch follows from, its numbers left aside."""
-    return tuple(
-        (type(module), *_attributes(module), *((name, t.shape, t.dtype, t.device) for name, t in _own_tensors(module)))
-        for module in branch.modules()
-    )
-
-
-def _attributes(module: nn.Module) -> Iterator[Hashable]:
-    for name, value in sorted(vars(module).items()):
-        if name not in _NO_MATTER:
-            yield name, _comparable(value)
-
-
-def _comparable(value: Any) -> Hashable:
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_comparable, value))
-    return (type(value), value) if isinstance(value, _EQUAL) else id(value)
-
-
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Those that a kernel follows from."""
-    for table in (module._parameters, module._buffers):
-        for name, tensor in table.items():
-            if tensor is not None and not (name == "num_batches_tracked" and is_norm(module)) and name != "like":
-                yield name, tensor
-
-
-def _places(branch: Branch) -> list[Place]:
-    """Where they stand in the tables of the modules inside, in which they are looked up in every step."""
-    return [
-        (module._parameters if name in module._parameters else module._buffers, name)
-        for module in branch.modules()
-        for name, _ in _own_tensors(module)
-    ]
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is a tensor with all of its numbers here: no shard, and nothing that was set free meanwhile."""
-    there = tensor.is_meta or tensor.untyped_storage().nbytes() > 0 or not tensor.numel()
-    return type(tensor) in (Tensor, nn.Parameter) and there

@@ -36,7 +36,7 @@ def set_fold(model: nn.Module, fold: Fold) -> list[str]:
             raise SpecError(f"block {name!r}: {why}")
     for block in blocks.values():
         block.fold = fold
-    if fold is False or isinstance(model, ReparamBlock):
+    if fold is False or isinstance(model, ReparamBlock) or len(blocks) < 2:
         no_more_at_once(model)
     else:
         compute_at_once(model)
