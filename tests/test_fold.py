@@ -38,6 +38,7 @@ from reparam import (
     recalibrate_bn_stats,
     set_fold,
 )
+from reparam.bench._launches import launches
 from reparam.bn._norm import norms
 from reparam.folding import cost
 from reparam.folding.moments import patch_moments
@@ -193,6 +194,18 @@ def test_moments_are_those_of_unfolded_patches(size, more_rows, more_columns, se
     assert (var - z.var(1, correction=0)).abs().max().item() <= 1e-10 * z.square().mean().item()
     ours, theirs = (torch.autograd.grad((v * v).sum(), x)[0] for v in (var, z.var(1, correction=0)))
     assert (ours - theirs).abs().max().item() <= 1e-9 * (theirs.abs().max().item() + 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_launches_do_not_grow_with_the_images(layout):
+    """Where channels are together, all distances of one row are one launch."""
+    block, found = RepSRBlock(8, fold=True), []
+    for shape in ((2, 8, 8, 9), (4, 8, 48, 40)):
+        x = torch.rand(shape).to(memory_format=layout).requires_grad_()
+        block(x).sum().backward()  # what depends on sizes alone is remembered
+        found.append(launches(lambda x=x: block(x).sum().backward()))
+    assert found[0] == found[1]
+    assert found[0]["bmm"] <= (21 if layout == torch.channels_last else 37)
 
 
 def test_a_large_mean_and_a_tiny_variance_in_float32():

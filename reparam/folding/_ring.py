@@ -59,7 +59,7 @@ class Lines(NamedTuple):
     def take_off(self, gradient: Tensor, windows: Tensor, by_taps: Tensor) -> None:
         """Takes the gradient that reaches x (N, C, H, W) by way of the windows off it, for one to all pairs of taps."""
         blocks = by_taps[self.taps[:, :, None], self.taps[:, None]].transpose(2, 3).flatten(3).flatten(1, 2)
-        of_windows = torch.matmul(windows.flatten(3), blocks).reshape(windows.shape) * self.inside
+        of_windows = torch.matmul(windows.flatten(3), blocks).reshape(windows.shape)
         read = of_windows.flatten(1, 3)[:, self.readers].sum(2)
         gradient.permute(0, 2, 3, 1)[:, self.border[0], self.border[1]] -= read
 
