@@ -45,7 +45,8 @@ class _Convolution(torch.autograd.Function):
 def _of_weight(x: Tensor, weight: Tensor, of_y: Tensor) -> Tensor:
     """The correlation of the gradient to y with x at the distances of the taps."""
     down, across = _half(weight)
-    one, other = (lay_out(images, (down, across), products_dtype(x), together(x)) for images in (of_y, x))
+    reach, dtype, side_by_side = _half(weight), products_dtype(x), together(x)
+    one, other = lay_out(of_y, reach, dtype, side_by_side), lay_out(x, reach, dtype, side_by_side)
     sums = correlation(one, other, [Distances(row, -across, across) for row in range(-down, down + 1)])
     return sums.transpose(1, 2).reshape(weight.shape).to(x)
 
