@@ -38,6 +38,7 @@ from reparam import (
     recalibrate_bn_stats,
     set_fold,
 )
+from reparam.bench._launches import launches
 from reparam.bn._norm import norms
 from reparam.folding import cost
 from reparam.folding.moments import patch_moments
@@ -169,12 +170,22 @@ def test_a_norm_after_the_sum_alone(options):
     check_same(block, image(block.spec, 1, (7, 8)))
 
 
-@given(st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 3)]), st.integers(0, 4), st.integers(0, 4), seeds)
-def test_moments_are_those_of_unfolded_patches(size, more_rows, more_columns, seed):
+LAYOUTS = [torch.contiguous_format, torch.channels_last]  # each is correlated in a way of its own
+
+
+@given(
+    st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 3), (3, 7), (5, 5)]),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    seeds,
+    st.sampled_from(LAYOUTS),
+)
+def test_moments_are_those_of_unfolded_patches(size, more_rows, more_columns, seed, layout):
     """Against im2col, with a mean ten times the deviation; also their gradient."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, 3, max(size[0] // 2, 1) + more_rows, max(size[1] // 2, 1) + more_columns)
-    x = (torch.randn(shape, generator=generator, dtype=torch.float64) + 10).requires_grad_()
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) + 10
+    x = x.to(memory_format=layout).requires_grad_()
     kernel = Kernel(torch.randn(4, 3, *size, generator=generator, dtype=torch.float64), torch.ones(4).double())
     patches = F.unfold(x, size, padding=(size[0] // 2, size[1] // 2)).transpose(0, 1).flatten(1)
     z = kernel.weight.flatten(1) @ patches + 1.0
@@ -183,6 +194,18 @@ def test_moments_are_those_of_unfolded_patches(size, more_rows, more_columns, se
     assert (var - z.var(1, correction=0)).abs().max().item() <= 1e-10 * z.square().mean().item()
     ours, theirs = (torch.autograd.grad((v * v).sum(), x)[0] for v in (var, z.var(1, correction=0)))
     assert (ours - theirs).abs().max().item() <= 1e-9 * (theirs.abs().max().item() + 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_launches_do_not_grow_with_the_images(layout):
+    """Where channels are together, all distances of one row are one launch."""
+    block, found = RepSRBlock(8, fold=True), []
+    for shape in ((2, 8, 8, 9), (4, 8, 48, 40)):
+        x = torch.rand(shape).to(memory_format=layout).requires_grad_()
+        block(x).sum().backward()  # what depends on sizes alone is remembered
+        found.append(launches(lambda x=x: block(x).sum().backward()))
+    assert found[0] == found[1]
+    assert found[0]["bmm"] <= (21 if layout == torch.channels_last else 37)
 
 
 def test_a_large_mean_and_a_tiny_variance_in_float32():
