@@ -23,6 +23,7 @@ from ._reset import reset_parameters
 from ._rtmosr import OmniShift, RTMoSRRepConv
 from ._sesr import CollapsibleLinearBlock
 from ._span import Conv3XC
+from ._tune import FoldReport, FoldTime, tune_fold
 from ._unireplknet import DilatedReparamBlock
 from ._vggblock import VGGBlock
 
@@ -37,6 +38,8 @@ __all__ = [
     "ConvBlock",
     "DilatedReparamBlock",
     "DiverseBranchBlock",
+    "FoldReport",
+    "FoldTime",
     "LoRABlock",
     "MBRConvBlock",
     "MobileOneBlock",
@@ -57,4 +60,5 @@ __all__ = [
     "VGGBlock",
     "reset_parameters",
     "set_fold",
+    "tune_fold",
 ]
