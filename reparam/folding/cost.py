@@ -29,6 +29,7 @@ WEIGHT = 25.0
 POINT_FIRST = 9.0
 """What a multiply-add of composing a 1x1 with a k x k costs, in which many small products of matrices run."""
 MOMENTS_LAUNCHES = 200.0
+"""Of the patch moments, whatever takes of them."""
 COVARIANCE = 3000.0
 """Per entry of the covariance of patches: to make it, and of its backward pass."""
 VARIANCE = 1.5
