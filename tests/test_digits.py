@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import ACBlock, DiverseBranchBlock, OREPARepVGGBlock, RepSRBlock, RepVGGBlock, set_fold
 from reparam.algebra._kernels import Kernel
-from reparam.folding._correlation import correlation, lay_out
+from reparam.folding._correlation import Distances, correlation, lay_out
 from reparam.folding.moments import patch_moments
 
 HIGH_PASS = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]) / 4
@@ -67,10 +67,9 @@ def test_sums_over_a_large_image_lose_no_digits():
     """As one float32 sum they would be off by 3e-5 here, as float32 sums of sums by 1.5e-7."""
     x = torch.rand(1, 8, 1024, 1024).cumsum(2).cumsum(3)
     x = (x - x.mean((2, 3), keepdim=True)) / x.std()
-    lines, _ = lay_out(x, (2, 2), torch.float32)
-    sums, exact = (
-        correlation(one, one, (1024, 1024), (2, 2), [(0, 0), (1, -1), (2, 2)]) for one in (lines, lines.double())
-    )
+    lines = [lay_out(x, (2, 2), dtype) for dtype in (torch.float32, torch.float64)]
+    rows = [Distances(0, 0, 0), Distances(1, -1, -1), Distances(2, 2, 2)]
+    sums, exact = (correlation(one, one, rows) for one in lines)
     assert_close(sums, exact, 3e-8)
 
 

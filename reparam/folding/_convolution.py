@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from ._correlation import correlation, lay_out, products_dtype
+from ._correlation import Distances, correlation, lay_out, products_dtype
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,11 +44,10 @@ class _Convolution(torch.autograd.Function):
 
 def _of_weight(x: Tensor, weight: Tensor, of_y: Tensor) -> Tensor:
     """The correlation of the gradient to y with x at the distances of the taps."""
-    (high, wide), (down, across) = weight.shape[2:], _half(weight)
-    lines = [lay_out(images, (down, across), products_dtype(x))[0] for images in (of_y, x)]
-    taps = [(row - down, column - across) for row in range(high) for column in range(wide)]
-    sums = correlation(lines[0], lines[1], (x.shape[2], x.shape[3]), (down, across), taps)
-    return sums.permute(1, 2, 0).reshape(weight.shape).to(x)
+    down, across = _half(weight)
+    lines = [lay_out(images, (down, across), products_dtype(x)) for images in (of_y, x)]
+    sums = correlation(*lines, [Distances(row, -across, across) for row in range(-down, down + 1)])
+    return sums.transpose(1, 2).reshape(weight.shape).to(x)
 
 
 def _half(weight: Tensor) -> tuple[int, int]:

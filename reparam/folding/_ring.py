@@ -1,73 +1,113 @@
 """The ring around an image: the positions outside of it whose patches reach into it.
 
 A position d outside of the image reaches `few` = k // 2 + 1 - d rows into it, with its last `few` rows of taps if it is
-above and its first ones if it is below. So the positions of one d are a line, and two opposite lines go together. Of a
-5x5 kernel, by `few`; the corners belong to the lines above and below, as each position must count once:
+above and its first ones if it is below. So the positions of one d are a line, and four lines of the same `few` go
+together. Of a 5x5 kernel, by `few`; the corners belong to the lines above and below, as each position must count once:
 
-    1 1 1 1 1 1 1 1 1     axis 2
-    2 2 2 2 2 2 2 2 2
-    1 2 x x x x x 2 1     axis 3
+    1 1 1 1 1 1 1 1 1     lines 0 and 1 are those above and below, which no tap of the kernel meets both,
+    2 2 2 2 2 2 2 2 2     lines 2 and 3 those before and after
     1 2 x x x x x 2 1
-    2 2 2 2 2 2 2 2 2     axis 2
+    1 2 x x x x x 2 1
+    2 2 2 2 2 2 2 2 2
     1 1 1 1 1 1 1 1 1
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-class Sides(NamedTuple):
-    """Two lines of positions just outside of the image, on opposite sides, whose patches reach into it."""
-
-    axis: int
-    """Of x (N, C, H, W), across the lines."""
-    few: int
-    """Rows or columns of x, and taps across the lines, that meet."""
-    windows: Tensor
-    """The patches, without what is zero anyway: (2, N, C, ty, tx, position)."""
-
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the two lines read of x (N, C, H, W): its first and its last rows or columns."""
-        return x.narrow(self.axis, 0, self.few), x.narrow(self.axis, x.shape[self.axis] - self.few, self.few)
-
-    def taps(self, by_tap: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of (C, ty, tx, C, ty', tx') whose taps read that: the last ones above and before, the first ones
-        below and after."""
-        axis, few = self.axis - 1, self.few
-        start = by_tap.shape[axis] - few
-        first, last = by_tap.narrow(axis, 0, few), by_tap.narrow(axis, start, few)
-        return last.narrow(axis + 3, start, few), first.narrow(axis + 3, 0, few)
+Pair = tuple[int, int]
+"""A row and a column."""
 
 
-def ring(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[Sides]:
-    """The ring around the image, a pair of sides at a time; lines above and below go over the corners."""
-    high, wide = kernel_size
-    for few in range(high // 2, 0, -1):
-        sides = Sides(2, few, x)
-        # Positions go over both corners, k // 2 farther than the image, and their patches as far again.
-        padded = F.pad(torch.stack(sides.parts(x)), (2 * (wide // 2),) * 2)
-        yield sides._replace(windows=padded.unfold(4, wide, 1).transpose(4, 5))
-    for few in range(wide // 2, 0, -1):
-        sides = Sides(3, few, x)
-        padded = F.pad(torch.stack(sides.parts(x)), (0, 0, high // 2, high // 2))
-        yield sides._replace(windows=padded.unfold(3, high, 1).permute(0, 1, 2, 5, 4, 3))
+class Lines(NamedTuple):
+    """Four lines of positions whose patches meet equally few rows or columns of the image."""
+
+    pixel: tuple[Tensor, Tensor]
+    """Row and column of what each tap reads, (line, position, tap) each."""
+    inside: Tensor
+    """Whether the tap reads anything, (line, position, tap, 1)."""
+    taps: Tensor
+    """Their numbers in the kernel, (line, tap)."""
+    border: tuple[Tensor, Tensor]
+    """Row and column of the pixels that are read, (pixel) each."""
+    readers: Tensor
+    """Who reads each of them, (pixel, reader), as numbers in (line, position, tap); the last one reads nothing."""
+
+    def to(self, device: torch.device) -> Lines:
+        pixel, border = ((row.to(device), column.to(device)) for row, column in (self.pixel, self.border))
+        return Lines(pixel, self.inside.to(device), self.taps.to(device), border, self.readers.to(device))
+
+    def windows(self, x: Tensor) -> Tensor:
+        """The patches of x (N, C, H, W), without what is zero anyway: (N, line, position, tap, C)."""
+        return x.permute(0, 2, 3, 1)[:, self.pixel[0], self.pixel[1]] * self.inside
+
+    def subtract_grams(self, by_taps: Tensor, grams: Tensor) -> None:
+        """Takes the products of windows, (line, tap * C, tap * C), off those of all taps (t, t', C, C), in float64."""
+        most, (all_taps, channels) = self.taps.shape[1], by_taps.shape[1:3]
+        pairs = (self.taps[:, :, None] * all_taps + self.taps[:, None]).to(grams.device)
+        blocks = grams.unflatten(2, (most, channels)).unflatten(1, (most, channels)).transpose(2, 3)
+        for two in (slice(2), slice(2, 4)):  # in which no pair is met twice, so that their order is of no account
+            by_taps.flatten(0, 1).index_add_(0, pairs[two].flatten(), blocks[two].flatten(0, 2), alpha=-1)
+
+    def take_off(self, gradient: Tensor, windows: Tensor, by_taps: Tensor) -> None:
+        """Takes the gradient that reaches x (N, C, H, W) by way of the windows off it, for one to all pairs of taps."""
+        blocks = by_taps[self.taps[:, :, None], self.taps[:, None]].transpose(2, 3).flatten(3).flatten(1, 2)
+        of_windows = torch.matmul(windows.flatten(3), blocks).reshape(windows.shape) * self.inside
+        read = of_windows.flatten(1, 3)[:, self.readers].sum(2)
+        gradient.permute(0, 2, 3, 1)[:, self.border[0], self.border[1]] -= read
 
 
-def unwindow(sides: Sides, values: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """The transpose of `ring`: values (2, N, C, ty, tx, position) go back to where they were read."""
-    high, wide = kernel_size
-    rows = sides.axis == 2
-    padding, size = (2 * (wide // 2), wide) if rows else (high // 2, high)
-    by_tap = values.unbind(4 if rows else 3)  # each (2, N, C, few, position)
-    positions = values.shape[5]
-    padded = values.new_zeros(*by_tap[0].shape[:4], positions + size - 1)
-    for tap, of_tap in enumerate(by_tap):
-        padded.narrow(4, tap, positions).add_(of_tap)
-    parts = padded.narrow(4, padding, positions + size - 1 - 2 * padding)
-    return parts if rows else parts.transpose(3, 4)
+def ring(size: Pair, kernel_size: Pair, device: torch.device) -> list[Lines]:
+    """The ring around images of a size."""
+    return [_lines(few, size, kernel_size, device) for few in range(max(kernel_size) // 2, 0, -1)]
+
+
+def _lines(few: int, size: Pair, kernel_size: Pair, device: torch.device) -> Lines:
+    upright = _two_lines(few, size, kernel_size, beyond=kernel_size[1] // 2)
+    turned = _two_lines(few, size[::-1], kernel_size[::-1], beyond=0)
+    lines = upright + [([p[::-1] for p in positions], [t[::-1] for t in taps]) for positions, taps in turned]
+    # At the end of each line is one position more, where nothing is read.
+    longest, most = max(len(positions) for positions, _ in lines) + 1, max(len(taps) for _, taps in lines)
+    pixels, inside, readers = [(0, 0)] * (4 * longest * most), [False] * (4 * longest * most), defaultdict(list)
+    for number, (positions, taps) in enumerate(lines):
+        for (at, q), (tap, t) in product(enumerate(positions), enumerate(taps)):
+            pixel = q[0] + t[0] - kernel_size[0] // 2, q[1] + t[1] - kernel_size[1] // 2
+            if 0 <= pixel[0] < size[0] and 0 <= pixel[1] < size[1]:
+                reader = (number * longest + at) * most + tap
+                pixels[reader], inside[reader] = pixel, True
+                readers[pixel].append(reader)
+    nobody, shape = len(pixels) - 1, (4, longest, most)
+    of_taps = [[down * kernel_size[1] + right for down, right in taps] for _, taps in lines]
+    by_pixel = _filled(readers.values(), nobody)
+    rows, columns, *border = (torch.tensor(ns, device=device) for ns in (*zip(*pixels), *zip(*readers)))
+    return Lines(
+        (rows.reshape(shape), columns.reshape(shape)),
+        torch.tensor(inside, device=device).reshape(*shape, 1),
+        torch.tensor(_filled(of_taps, 0), device=device),
+        (border[0], border[1]),
+        torch.tensor(by_pixel, device=device),
+    )
+
+
+def _two_lines(few: int, size: Pair, kernel_size: Pair, beyond: int) -> list[tuple[list[Pair], list[Pair]]]:
+    """Positions and taps of the lines above and below; no positions if the kernel does not reach so far."""
+    (height, width), (high, wide) = size, kernel_size
+    away = high // 2 + 1 - few
+    columns = range(-beyond, width + beyond) if away > 0 else ()
+    return [
+        (list(product([row], columns)), list(product(taps, range(wide))))
+        for row, taps in ((-away, range(high - few, high)), (height - 1 + away, range(few)))
+    ]
+
+
+def _filled(lists: Collection[Sequence[int]], fill: int) -> list[list[int]]:
+    """All of them as long as the longest."""
+    longest = max(map(len, lists))
+    return [[*one, *[fill] * (longest - len(one))] for one in lists]

@@ -50,8 +50,8 @@ from torch import Tensor
 from ..algebra._kernels import Kernel
 from ..algebra._spec import ConvSpec
 from ..numerics._precision import float64_device, in_float64, rounded_like, sum_in_float64, with_all_digits
-from ._correlation import at_least_float32, correlation, lay_out, products_dtype
-from ._ring import ring, unwindow
+from ._correlation import Distances, at_least_float32, correlation, lay_out, products_dtype
+from ._ring import Lines, ring
 
 
 def reaches_across(spec: ConvSpec, size: tuple[int, ...]) -> bool:
@@ -136,35 +136,29 @@ class _Moments(torch.autograd.Function):
 def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """What `_Moments` computes, in float64."""
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
-    count, taps = images * height * width, high * wide
-    reach = (high - 1, wide - 1)
-    lines, x = lay_out(x, reach, products_dtype(x))
-    x.sub_(centre[:, None, None])
-    distances = [(down, right) for down in range(high) for right in range(1 - wide if down else 0, wide)]
-    # R of (3), over the half plane that is marked o above.
-    of_distance = correlation(lines, lines, (height, width), reach, distances) / count
-
-    # (5); the mean of u is the box of the tap in the middle, whose positions are all in the image.
+    count, taps, size = images * height * width, high * wide, channels * high * wide
     grid = _grid_for(x, kernel_size)
-    boxes = _boxes(grid.rows @ sum_in_float64(x, 0) @ grid.columns.t(), kernel_size) / count  # (C, t, t')
-    mean_u = boxes[:, :, taps // 2]  # (C, t)
-    cov_ue = (boxes - mean_u[:, :, None] * grid.mean).flatten(0, 1)
+    line = lay_out(x, (high - 1, wide - 1), products_dtype(x))
+    x = line.images.sub_(centre[:, None, None])
+    # R of (3), over the half plane that is marked o above.
+    rows = [Distances(down, 1 - wide if down else 0, wide - 1) for down in range(high)]
+    by_taps = _pairs(correlation(line, line, rows), grid.distances)  # (2), its first term
+    for lines in grid.ring:  # (2), its second term
+        lines = lines.to(x.device)
+        windows = lines.windows(x).flatten(3).flatten(0, 1)  # (N * line, position, tap * C)
+        grams = sum_in_float64(torch.bmm(windows.transpose(1, 2), windows).unflatten(0, (images, 4)), 0)
+        lines.subtract_grams(by_taps, grams)
+    # (5); the mean of u is the box of the tap in the middle, whose positions are all in the image.
+    boxes = _boxes(grid.rows @ sum_in_float64(x, 0) @ grid.columns.t(), kernel_size).flatten(0, 1)  # (C * t, t')
+    mean = torch.cat([boxes[:, taps // 2] / count, grid.mean])
 
-    size, mean_u = channels * taps, mean_u.flatten()
-    covariance = mean_u.new_empty(size + taps, size + taps)
-    second = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
-    second.copy_(_pairs(of_distance, grid.distances).permute(2, 0, 3, 1))  # (2), its first term
-    by_tap = second.unflatten(3, (high, wide)).unflatten(1, (high, wide))
-    for outside in ring(x, kernel_size):  # (2), its second term
-        windows = outside.windows.flatten(2, 4)  # (2, N, few taps, position)
-        grams = sum_in_float64(torch.matmul(windows, windows.transpose(2, 3)), 1).div_(count)
-        for place, gram in zip(outside.taps(by_tap), grams):
-            place.sub_(gram.reshape(place.shape))
-    covariance[:size, :size].addr_(mean_u, mean_u, alpha=-1)
-    covariance[:size, size:] = cov_ue
-    covariance[size:, :size] = cov_ue.t()
+    covariance = mean.new_empty(size + taps, size + taps)
+    by_channel = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
+    by_channel.copy_(by_taps.permute(2, 0, 3, 1))
+    covariance[:size, size:], covariance[size:, :size] = boxes, boxes.t()
+    covariance.div_(count).addr_(mean, mean, alpha=-1)
     covariance[size:, size:] = grid.covariance
-    return torch.cat([mean_u, grid.mean]), covariance
+    return mean, covariance
 
 
 @with_all_digits(
@@ -184,15 +178,14 @@ def _gradient(
     of_mean_u = of_mean[:size] - of_second @ mean[:size] - of_ue @ mean[size:]
 
     # (6): a convolution with all pairs of taps of one distance summed, the ring taken off, and the boxes put back.
-    by_tap = rounded_like(of_second / count, x).reshape(channels, high, wide, channels, high, wide)
+    by_taps = rounded_like(of_second / count, x).reshape(channels, taps, channels, taps).permute(1, 3, 0, 2)
+    by_taps = by_taps.contiguous()  # (t, t', C, C)
     grid = _grid_for(x, kernel_size)
-    pairs = _folded_pairs(by_tap, grid.distances.to(x.device)).to(memory_format=_layout(x))
+    pairs = _folded_pairs(by_taps, grid.distances.to(x.device), kernel_size).to(memory_format=_layout(x))
     gradient = F.conv2d(x, pairs, padding=(high - 1, wide - 1)).contiguous(memory_format=layout)
-    for outside in ring(x, kernel_size):
-        blocks = torch.stack(outside.taps(by_tap)).flatten(4).flatten(1, 3)
-        of_windows = torch.matmul(blocks[:, None], outside.windows.flatten(2, 4)).reshape(outside.windows.shape)
-        for part, values in zip(outside.parts(gradient), unwindow(outside, of_windows, kernel_size)):
-            part.sub_(values)
+    for lines in grid.ring:
+        lines = lines.to(x.device)
+        lines.take_off(gradient, lines.windows(x), by_taps)
     of_boxes = of_ue.unflatten(0, (channels, taps)).clone()
     of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
     of_boxes = of_boxes.reshape(channels, high, wide, high, wide).transpose(2, 3).flatten(3).flatten(1, 2) / count
@@ -211,6 +204,7 @@ class _Grid(NamedTuple):
     """(t,), float64: mean of e."""
     covariance: Tensor
     """(t, t'), float64: covariance of e, from whole numbers, in which nothing is lost."""
+    ring: list[Lines]
     distances: Tensor
     """(t, t'): the number of the distance t' - t, counted row by row over the plane of all distances."""
 
@@ -227,7 +221,8 @@ def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.d
     both = _boxes((rows.sum(1)[:, None] * columns.sum(1))[None], kernel_size)[0]
     seen, count = both.diagonal(), height * width
     covariance = (both * count - torch.outer(seen, seen)) / count**2
-    return _Grid(rows, columns, seen / count, covariance, _distances(kernel_size, device))
+    around = ring((height, width), kernel_size, device)
+    return _Grid(rows, columns, seen / count, covariance, around, _distances(kernel_size, device))
 
 
 @lru_cache(maxsize=256)  # some 10 to 100 kB each; more sizes than a training in many sizes has at once
@@ -283,19 +278,18 @@ def _centred(x: Tensor, centre: Tensor) -> Tensor:
 
 
 def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:
-    """R[t' - t] for each pair of taps, (t, t', C, C)."""
-    line = torch.cat([correlation[1:].transpose(1, 2).flip(0), correlation])  # by distance, -d ... 0 ... d
-    return line[distances.flatten()].unflatten(0, distances.shape)
+    """R[t' - t] for each pair of taps, (t, t', C, C), from R over half of the distances, (C, distances, C)."""
+    half = correlation.transpose(0, 1)
+    every = torch.cat([half[1:].transpose(1, 2).flip(0), half])  # by distance, -d ... 0 ... d
+    return every[distances.to(half.device)]
 
 
-def _folded_pairs(by_tap: Tensor, distances: Tensor) -> Tensor:
-    """The kernel (C, C, 2 k - 1, 2 k - 1) of (6): the sum over all pairs of taps of one distance."""
-    channels, high, wide = by_tap.shape[:3]
-    pairs = by_tap.flatten(4).flatten(1, 2).permute(1, 3, 0, 2).flatten(0, 1)  # (t * t', C, C)
-    places = (2 * high - 1) * (2 * wide - 1)
-    summed = pairs.new_zeros(places, channels, channels)
-    summed.index_add_(0, distances.flatten(), pairs)
-    return summed.permute(1, 2, 0).contiguous().unflatten(2, (2 * high - 1, 2 * wide - 1))
+def _folded_pairs(by_taps: Tensor, distances: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """The kernel (C, C, 2 k - 1, 2 k - 1) of (6): the sum over all pairs of taps (t, t', C, C) of one distance."""
+    high, wide = (2 * k - 1 for k in kernel_size)
+    summed = by_taps.new_zeros(high * wide, *by_taps.shape[2:])
+    summed.index_add_(0, distances.flatten(), by_taps.flatten(0, 1))
+    return summed.permute(1, 2, 0).unflatten(2, (high, wide))
 
 
 def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
