@@ -28,8 +28,8 @@ WEIGHT = 25.0
 """Per value of a kernel and operation on it: padding, scaling, adding."""
 POINT_FIRST = 9.0
 """What a multiply-add of composing a 1x1 with a k x k costs, in which many small products of matrices run."""
-MOMENTS_LAUNCHES = 200.0
-"""Of the patch moments, whatever takes of them."""
+MOMENTS_LAUNCHES, NORM_LAUNCHES = 85.0, 50.0
+"""Of the patch moments, and of each batch norm that takes its statistics of them."""
 COVARIANCE = 3000.0
 """Per entry of the covariance of patches: to make it, and of its backward pass."""
 VARIANCE = 1.5
@@ -78,7 +78,7 @@ def moments(spec: ConvSpec, channels: int, norms: int) -> Work:
     of_correlation = distances * spec.in_channels**2  # over all of them, backward
     entries = ((spec.in_channels + 1) * prod(spec.kernel_size)) ** 2
     once = COVARIANCE * entries + 3 * VARIANCE * channels * entries
-    return Work(MOMENTS_LAUNCHES + 30 * norms, once, correlation + of_correlation)
+    return Work(MOMENTS_LAUNCHES + NORM_LAUNCHES * norms, once, correlation + of_correlation)
 
 
 def on_weights(weight: torch.Size | tuple[int, ...], operations: int = 1) -> Work:
