@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from helpers import assert_close, relative_error
 from skimage import data
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import ACBlock, DiverseBranchBlock, OREPARepVGGBlock, RepSRBlock, RepVGGBlock, set_fold
 from reparam.algebra._kernels import Kernel
+from reparam.folding._convolution import _of_weight
 from reparam.folding._correlation import Distances, correlation, lay_out
 from reparam.folding.moments import patch_moments
 
@@ -63,14 +65,24 @@ def output_and_gradient(block: nn.Module, x: Tensor, fold: bool) -> tuple[Tensor
     return y.detach(), gradient
 
 
-def test_sums_over_a_large_image_lose_no_digits():
+@pytest.mark.parametrize("together", [True, False])
+def test_sums_over_a_large_image_lose_no_digits(together):
     """As one float32 sum they would be off by 3e-5 here, as float32 sums of sums by 1.5e-7."""
     x = torch.rand(1, 8, 1024, 1024).cumsum(2).cumsum(3)
     x = (x - x.mean((2, 3), keepdim=True)) / x.std()
-    lines = [lay_out(x, (2, 2), dtype) for dtype in (torch.float32, torch.float64)]
+    lines = [lay_out(x, (2, 2), dtype, together) for dtype in (torch.float32, torch.float64)]
     rows = [Distances(0, 0, 0), Distances(1, -1, -1), Distances(2, 2, 2)]
     sums, exact = (correlation(one, one, rows) for one in lines)
     assert_close(sums, exact, 3e-8)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 5), (7, 1)])
+def test_the_gradient_to_a_weight_is_torchs(size, layout):
+    x, of_y = (torch.randn(3, c, 6, 7).double().to(memory_format=layout) for c in (4, 5))
+    weight = torch.randn(5, 4, *size).double()
+    expected = conv2d_weight(x, weight.shape, of_y, padding=(size[0] // 2, size[1] // 2))
+    assert_close(_of_weight(x, weight, of_y), expected)
 
 
 @pytest.mark.parametrize("high_pass", [False, True], ids=["fresh", "high-pass"])

@@ -169,12 +169,22 @@ def test_a_norm_after_the_sum_alone(options):
     check_same(block, image(block.spec, 1, (7, 8)))
 
 
-@given(st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 3)]), st.integers(0, 4), st.integers(0, 4), seeds)
-def test_moments_are_those_of_unfolded_patches(size, more_rows, more_columns, seed):
+LAYOUTS = [torch.contiguous_format, torch.channels_last]  # each is correlated in a way of its own
+
+
+@given(
+    st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 3), (3, 7), (5, 5)]),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    seeds,
+    st.sampled_from(LAYOUTS),
+)
+def test_moments_are_those_of_unfolded_patches(size, more_rows, more_columns, seed, layout):
     """Against im2col, with a mean ten times the deviation; also their gradient."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, 3, max(size[0] // 2, 1) + more_rows, max(size[1] // 2, 1) + more_columns)
-    x = (torch.randn(shape, generator=generator, dtype=torch.float64) + 10).requires_grad_()
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) + 10
+    x = x.to(memory_format=layout).requires_grad_()
     kernel = Kernel(torch.randn(4, 3, *size, generator=generator, dtype=torch.float64), torch.ones(4).double())
     patches = F.unfold(x, size, padding=(size[0] // 2, size[1] // 2)).transpose(0, 1).flatten(1)
     z = kernel.weight.flatten(1) @ patches + 1.0

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from ._correlation import Distances, correlation, lay_out, products_dtype
+from ._correlation import Distances, correlation, lay_out, products_dtype, together
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,8 +45,8 @@ class _Convolution(torch.autograd.Function):
 def _of_weight(x: Tensor, weight: Tensor, of_y: Tensor) -> Tensor:
     """The correlation of the gradient to y with x at the distances of the taps."""
     down, across = _half(weight)
-    lines = [lay_out(images, (down, across), products_dtype(x)) for images in (of_y, x)]
-    sums = correlation(*lines, [Distances(row, -across, across) for row in range(-down, down + 1)])
+    one, other = (lay_out(images, (down, across), products_dtype(x), together(x)) for images in (of_y, x))
+    sums = correlation(one, other, [Distances(row, -across, across) for row in range(-down, down + 1)])
     return sums.transpose(1, 2).reshape(weight.shape).to(x)
 
 

@@ -50,7 +50,7 @@ from torch import Tensor
 from ..algebra._kernels import Kernel
 from ..algebra._spec import ConvSpec
 from ..numerics._precision import float64_device, in_float64, rounded_like, sum_in_float64, with_all_digits
-from ._correlation import Distances, at_least_float32, correlation, lay_out, products_dtype
+from ._correlation import Distances, at_least_float32, correlation, lay_out, products_dtype, together
 from ._ring import Lines, ring
 
 
@@ -138,7 +138,7 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps, size = images * height * width, high * wide, channels * high * wide
     grid = _grid_for(x, kernel_size)
-    line = lay_out(x, (high - 1, wide - 1), products_dtype(x))
+    line = lay_out(x, (high - 1, wide - 1), products_dtype(x), together(x))
     x = line.images.sub_(centre[:, None, None])
     # R of (3), over the half plane that is marked o above.
     rows = [Distances(down, 1 - wide if down else 0, wide - 1) for down in range(high)]
