@@ -80,6 +80,7 @@ __all__ = [
     "reset_parameters",
     "set_fold",
     "swap_convs",
+    "tune_fold",
     "unfreeze_bn_stats",
     "verify",
 ]

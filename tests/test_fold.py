@@ -382,8 +382,9 @@ class TestRefusals:
 
 
 def test_the_estimate_is_that_of_the_docs():
-    assert cost.folded(ConvSpec(4), 1000) == (27 + 13 + 25) * 4**2 + cost.MOMENTS / 1000  # docs/folding.md
-    assert cost.convolution(8, 4, 9) == 3 * 8 * 4 * 9
+    assert cost.plain(ConvSpec(16)).each == 27 * 16**2  # docs/folding.md
+    assert cost.moments(ConvSpec(16), 0, 0).each == (13 + 25) * 16**2
+    assert cost.convolution(8, 16, 9) == 3 * 8 * 16 * 9
 
 
 class TestSurroundings:

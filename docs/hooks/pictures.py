@@ -87,18 +87,17 @@ def cost_row(expression: str) -> list[str]:
     """Parameters, and the steps over that of the convolution that the block is equal to."""
     block = evaluate(expression)
     numbers, fused = sum(parameter.numel() for parameter in block.parameters()), block.spec.parameters
-    plain, folded = cost.convolution(1, 1, fused - block.spec.out_channels), folded_step(block)
+    plain, folded = cost.plain(block.spec).each, folded_step(block)
     steps = [f"{block.cost / plain:.1f}", "none" if folded is None else f"{folded / plain:.1f}"]
     return [f"<code>{escape(expression)}</code>", f"{numbers:,}", f"{fused:,}", *steps]
 
 
 def folded_step(block: ReparamBlock) -> float | None:
     """The estimate for one convolution on batch statistics, or None where they have no patch moments."""
-    outputs = block.spec.out_channels
-    after = cost.BATCH_NORM * outputs * (block.norm is not None)
-    if not list(norms(block.branches)):
-        return cost.convolution(1, 1, block.spec.parameters - outputs) + after
-    return None if block.why_not_fold(True) else cost.folded(block.spec, PIXELS) + after
+    if block.why_not_fold(True):
+        return None
+    after = cost.BATCH_NORM * block.spec.out_channels * (block.norm is not None)
+    return block._folded[any(norms(block.branches))].step(PIXELS, "cpu") / PIXELS + after
 
 
 def kernel_maps(source: str) -> str:

@@ -24,6 +24,7 @@ from ._rtmosr import OmniShift, RTMoSRRepConv
 from ._sesr import CollapsibleLinearBlock
 from ._set_fold import set_fold
 from ._span import Conv3XC
+from ._tune import FoldReport, FoldTime, tune_fold
 from ._unireplknet import DilatedReparamBlock
 from ._vggblock import VGGBlock
 
@@ -38,6 +39,8 @@ __all__ = [
     "ConvBlock",
     "DilatedReparamBlock",
     "DiverseBranchBlock",
+    "FoldReport",
+    "FoldTime",
     "LoRABlock",
     "MBRConvBlock",
     "MobileOneBlock",
@@ -58,4 +61,5 @@ __all__ = [
     "VGGBlock",
     "reset_parameters",
     "set_fold",
+    "tune_fold",
 ]

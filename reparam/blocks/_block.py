@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, reduce
-from typing import Any, Literal
+from math import prod
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ from ._share import Share
 
 BranchFactory = Callable[[ConvSpec], Branch]
 Fold = Literal["auto", True, False]
+PHASES = ("batch statistics", "no batch statistics")
+"""What a step may need: some norm in the branches uses the batch's, or all is known beforehand."""
 
 
 class ReparamBlock(Branch):
@@ -58,7 +61,7 @@ class ReparamBlock(Branch):
         bn: whether a batch norm follows the sum, or a callable that makes one from the channel count.
         fold: whether training runs one convolution, with the kernel computed in the graph, in place of the branches:
             the same function and gradients. On batch statistics it takes the patch moments of the input. "auto" folds
-            where the estimate of `reparam.folding.cost` says so, and always without batch statistics.
+            where the estimate of `reparam.folding.cost` says so, or what `tune_fold` measured.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
@@ -97,6 +100,7 @@ class ReparamBlock(Branch):
         parts: list[float] = [branch.cost for branch in self.branches]  # type: ignore[misc]  # all are branches
         self.cost = sum(parts) + cost.ADDITION * spec.out_channels * (len(parts) - 1)
         self.cost += cost.BATCH_NORM * spec.out_channels * (self.norm is not None)
+        self._of_run, self._of_kernel, self._folded = self._estimates()
         self._no_moments = why_no_moments(spec) or self._closed_branch()
         self.fold = fold
         self._inside, self._kept, self._share = Remembered(), KeptKernel(), Share()
@@ -155,6 +159,8 @@ class ReparamBlock(Branch):
         if why := self.why_not_fold(fold):
             raise SpecError(why)
         self._fold = fold
+        self._chosen: Mapping[str, bool] = {}
+        """Of "auto", by the phase, in place of the estimate."""
 
     def why_not_fold(self, fold: Fold) -> str | None:
         """Why this block cannot take this value of `fold`, or None if it can."""
@@ -178,7 +184,8 @@ class ReparamBlock(Branch):
     def _folds(self, x: Tensor, live: Norms) -> bool:
         """Whether this forward runs one convolution, with these norms on batch statistics."""
         if self.fold is False or not live:
-            return self.fold is not False
+            kept = not (live or self.training) and may_be_kept(x)  # computed once
+            return self.fold is True or (self.fold == "auto" and (kept or self._pays(x, live)))
         if live[0] is self.norm:  # the norm after the sum alone takes its own from the sum
             return False
         if not x.shape[0]:  # an empty batch has no moments
@@ -193,7 +200,30 @@ class ReparamBlock(Branch):
             return True
         if self._no_moments or across:
             return False
-        return cost.folded(self.spec, x.numel() // x.shape[1]) < self.cost
+        return self._pays(x, live)
+
+    def _pays(self, x: Tensor, live: Norms) -> bool:
+        """Whether one convolution in place of the branches takes less time, as was chosen or by the estimate."""
+        on_batch, after = bool(live) and live[0] is not self.norm, bool(live) and live[-1] is self.norm
+        if (chosen := self._chosen.get(PHASES[not on_batch])) is not None:
+            return chosen
+        after_sum = cost.BATCH_NORM * self.spec.out_channels * after
+        pixels = x.numel() // x.shape[1] // prod(list(self.spec.stride))
+        device = x.device.type
+        run = self._of_run.step(pixels, device) + self.cost * pixels
+        return self._folded[on_batch].step(pixels, device) + after_sum * pixels < run
+
+    def _estimates(self) -> tuple[cost.Work, cost.Work, tuple[cost.Work, cost.Work]]:
+        """What it takes to run the branches, to make the kernel, and to run it, without and with batch statistics."""
+        branches = cast("list[Branch]", [*self.branches])
+        sums = len(branches) - 1
+        run = cost.Work(3 * (self.norm is not None) + sums).and_then(*(branch._of_run for branch in branches))
+        shape = cost.shape_of(self.spec)
+        kernel = cost.on_weights(shape, sums + 2 * (self.norm is not None))
+        kernel = kernel.and_then(*(branch._of_kernel for branch in branches))
+        channels = [module.num_features for module in self.branches.modules() if is_norm(module)]
+        folded = kernel.and_then(cost.plain(self.spec))
+        return run, kernel, (folded, folded.and_then(cost.moments(self.spec, sum(channels), len(channels))))
 
     def _norms_on_batch(self) -> Norms:
         """The batch norms inside that use the statistics of the batch, that after the sum last; asked in every step."""
@@ -203,7 +233,8 @@ class ReparamBlock(Branch):
 
     def _sum(self, x: Tensor, live: Norms) -> Tensor:
         """The sum of the branches on x: one by one, or as one convolution if none of them is on batch statistics."""
-        if self.fold is False or (live and live[0] is not self.norm):
+        on_batch = live and live[0] is not self.norm
+        if self.fold is False or on_batch or (self.fold == "auto" and not self._pays(x, live)):
             return reduce(torch.add, (part(x) for part in self._parts()))
         with no_autocast(x.device.type):
             kernel = self._sum_of_kernels(stored_scale_shift)

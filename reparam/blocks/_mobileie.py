@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,19 @@ class SideBySide(Branch):
         self.norm_convs = nn.ModuleList([] if shared or not norms else convs())
         total = wide * (len(self.convs) + len(norms))
         self.out = spec.pointwise(in_channels=total, bias=True).new_conv()
-        weights = sum(p.numel() for p in self.parameters() if p.dim() > 1)
-        self.cost = cost.convolution(1, 1, weights) + cost.BATCH_NORM * wide * len(norms)
+        self._estimate(wide, total)
+
+    def _estimate(self, wide: int, middle: int) -> None:
+        each = cost.shape_of(self.spec.replace(out_channels=wide))
+        convs = [*self.convs, *self.norm_convs]
+        plain = [cost.convolution(wide, each[1], prod(size)) for size in self.sizes * (len(convs) // len(self.sizes))]
+        inside = middle // self.spec.groups
+        self.cost = sum(plain) + cost.convolution(self.spec.out_channels, inside, 1)
+        self.cost += cost.BATCH_NORM * wide * len(self.norms)
+        self._of_run = cost.Work(3 * (len(convs) + len(self.norms) + 2))
+        whole = (middle, *each[1:])
+        composed = cost.composition(whole, (self.spec.out_channels, inside, 1), self.spec.groups)
+        self._of_kernel = cost.on_weights(whole, 2).and_then(cost.Work(6 * (len(convs) + len(self.norms))), composed)
 
     def kernel(self) -> Kernel:
         """The kernel of the whole; see `Branch.kernel`."""

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from ..errors import SpecError
 from ._at_once import compute_at_once, no_more_at_once
-from ._block import Fold, ReparamBlock
+from ._block import PHASES, Fold, ReparamBlock
 
 
-def set_fold(model: nn.Module, fold: Fold) -> list[str]:
-    """Sets `fold` of every block of a model; see `ReparamBlock`.
+def set_fold(model: nn.Module, fold: Fold | Mapping[str, Mapping[str, bool]]) -> list[str]:
+    """Sets `fold` of every block of a model, or what "auto" does in some of them; see `ReparamBlock`.
 
     Kernels of blocks that are alike are computed together from then on, when the forward of the model begins: the same
     numbers in fewer operations. A hook of the model does it, which `fuse` takes off its result.
 
     Args:
         model: any module.
-        fold: "auto", True or False.
+        fold: "auto", True or False; or the `choices` of `tune_fold`, by the names of blocks and by phase. The blocks
+            that they name are set to "auto", and do in these phases as they say; the others stay as they are.
 
     Returns:
-        The dotted names of the blocks.
+        The dotted names of the blocks that were set.
 
     Raises:
-        SpecError: if a block cannot take the value; it is named, and nothing is changed.
+        SpecError: if a block cannot take the value, or for choices of a block or phase that there is not; it is named,
+            and nothing is changed.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -31,13 +35,30 @@ def set_fold(model: nn.Module, fold: Fold) -> list[str]:
         ['0']
     """
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, ReparamBlock)}
+    names = _choose(blocks, fold) if isinstance(fold, Mapping) else _set(blocks, fold)
+    if isinstance(model, ReparamBlock) or sum(block.fold is not False for block in blocks.values()) < 2:
+        no_more_at_once(model)
+    else:
+        compute_at_once(model)
+    return names
+
+
+def _set(blocks: Mapping[str, ReparamBlock], fold: Fold) -> list[str]:
     for name, block in blocks.items():
         if why := block.why_not_fold(fold):
             raise SpecError(f"block {name!r}: {why}")
     for block in blocks.values():
         block.fold = fold
-    if fold is False or isinstance(model, ReparamBlock) or len(blocks) < 2:
-        no_more_at_once(model)
-    else:
-        compute_at_once(model)
     return list(blocks)
+
+
+def _choose(blocks: Mapping[str, ReparamBlock], choices: Mapping[str, Mapping[str, bool]]) -> list[str]:
+    for name, by_phase in choices.items():
+        if name not in blocks:
+            raise SpecError(f"fold has a choice for block {name!r}, but the model has the blocks {list(blocks)}")
+        if wrong := [item for item in by_phase.items() if item[0] not in PHASES or not isinstance(item[1], bool)]:
+            raise SpecError(f"block {name!r}: choices are True or False for the phases {PHASES}, but got {dict(wrong)}")
+    for name, by_phase in choices.items():
+        blocks[name].fold = "auto"
+        blocks[name]._chosen = dict(by_phase)
+    return list(choices)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ class Branch(WithoutWeight, ABC):
     """
 
     cost: float
-    """Estimated cost of a training step, per output pixel; see `reparam.folding.cost`."""
+    """Estimated cost of a training step that runs it, per output pixel; see `reparam.folding.cost`."""
 
     like: Tensor
     """An empty buffer that follows the module's dtype and device; make constants with it."""
@@ -86,7 +85,10 @@ class Branch(WithoutWeight, ABC):
         super().__init__()
         self.spec = spec
         constant(self, "like", partial(torch.zeros, 0))
-        self.cost = cost.convolution(spec.out_channels, spec.in_channels // spec.groups, prod(spec.kernel_size))
+        plain = cost.plain(spec)
+        self.cost = plain.each
+        self._of_kernel = cost.on_weights(cost.shape_of(spec), 3)  # what one that defines `kernel` may do in it
+        self._of_run = self._of_kernel.and_then(plain._replace(each=0.0))  # as the forward of this class does
 
     @abstractmethod
     def kernel(self) -> Kernel:

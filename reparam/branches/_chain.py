@@ -56,7 +56,7 @@ class ChainBranch(Branch):
         channels, ones = self.spec.in_channels, (1,) * self.spec.ndim
         outline = _Outline(torch.Size((channels, 1, *ones)), ones, ones, channels)
         reach = []  # of each stage: taps before and after the centre tap, and stride
-        self.cost = 0.0
+        self.cost, self._of_run, self._of_kernel = 0.0, cost.Work(), cost.Work()
         for index, (stage, step) in enumerate(self.steps()):
             if why := why_hooked(stage) or why_not_read(stage):
                 raise NotLinearError(f"{type(self).__name__}, stage {index}: {why}")
@@ -64,8 +64,17 @@ class ChainBranch(Branch):
             channels, inputs = step.kernel.weight.shape[:2]
             is_bn = is_norm(stage)
             self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
+            self._of_run = self._of_run.and_then(_of_op(stage), cost.Work(3))
+            self._of_kernel = self._of_kernel.and_then(_of_op(stage))
             reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, apart, step.stride)])
-            outline = _then(outline, _outline(step))
+            before, outline = outline, _then(outline, _outline(step))
+            if is_bn:
+                self._of_kernel = self._of_kernel.and_then(cost.on_weights(outline.weight, 2))
+            elif index:
+                composed = cost.composition(before.weight, step.kernel.weight.shape, step.groups)
+                self._of_kernel = self._of_kernel.and_then(composed)
+        if outline.weight != (whole := cost.shape_of(self.spec)) or not reach:
+            self._of_kernel = self._of_kernel.and_then(cost.on_weights(whole))  # among zeros
         self._pads: Pads = self.spec.pads_for(_size_in(self.spec, outline))
         self._rings: list[Pads] = []
         ring = [(0, 0)] * self.spec.ndim
@@ -146,6 +155,13 @@ class ChainBranch(Branch):
         if takes != channels:
             raise SpecError(f"{type(stage).__name__} takes {takes} channels, but is given {channels}")
         return step
+
+
+def _of_op(stage: nn.Module) -> cost.Work:
+    """What it takes to make the operation of a stage; that of a layer of torch is only read."""
+    if isinstance(stage, Branch):
+        return stage._of_kernel
+    return cost.Work(0 if type(stage).__module__.startswith("torch.nn.") or is_norm(stage) else 5)
 
 
 class _Outline(NamedTuple):

@@ -25,6 +25,7 @@ from ..bn._norm import (
     uses_batch_stats,
 )
 from ..errors import SpecError
+from ..folding import cost
 from ._base import Branch, ScaleShift
 from ._chain import ChainBranch
 
@@ -99,6 +100,8 @@ class ExpandSqueezeBranch(ChainBranch):
             if self.norm is not None and self.norm.affine:
                 self.norm.weight.fill_(bn_weight)
         self.check()
+        if self.norm is not None:
+            self._of_run = self._of_run.and_then(cost.Work(8))  # several run as one, with parameters side by side
 
     def stages(self) -> list[nn.Module]:
         return [self.expand, self.squeeze] if self.norm is None else [self.expand, self.norm, self.squeeze]

@@ -1,31 +1,94 @@
 """What a training step costs, estimated: enough to choose between branches and one folded convolution.
 
-The unit is a multiply-add of a convolution per output pixel. A convolution costs its multiply-adds three times
-(forward, and backward to the input and to the weight). Passes over memory count as what they were measured to take on a
-CPU: a batch norm as much as 150 multiply-adds per value, an addition as much as 30, and the many small operations of
-patch moments, whatever the size of the image, as much as 10^8 together.
+A step is forward and backward. It launches operations, works on parameters, whatever the size of the image, and works
+on every output pixel. The unit of work is a multiply-add of a dense convolution. Passes over memory count as what they
+were measured to take on a CPU, and a launch as the multiply-adds that its device does meanwhile. `tests/calibrate.py`
+measures every block both ways, beside the estimate: by its table the constants below are set.
 """
 
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
+
+import torch
 
 from ..algebra._spec import ConvSpec
 
 BATCH_NORM = 150.0
 ADDITION = 30.0
-MOMENTS = 1e8
+"""Per value of an image."""
+LEAST_INPUTS = 10
+"""Inputs per group that a convolution of fewer takes as long as."""
+LAUNCHES = {"cpu": 2.5e5}
+"""Multiply-adds for which a launch lasts, by the type of the device."""
+OF_ACCELERATORS = 1e8
+"""The same on every other type: 5 microseconds at 20 * 10^12 multiply-adds a second."""
+WEIGHT = 25.0
+"""Per value of a kernel and operation on it: padding, scaling, adding."""
+POINT_FIRST = 9.0
+"""What a multiply-add of composing a 1x1 with a k x k costs, in which many small products of matrices run."""
+MOMENTS_LAUNCHES, NORM_LAUNCHES = 85.0, 50.0
+"""Of the patch moments, and of each batch norm that takes its statistics of them."""
+COVARIANCE = 3000.0
+"""Per entry of the covariance of patches: to make it, and of its backward pass."""
+VARIANCE = 1.5
+"""What a multiply-add with the covariance costs, which is in float64."""
+
+
+class Work(NamedTuple):
+    """What a step does."""
+
+    launches: float = 0.0
+    """Operations that the device is told of."""
+    once: float = 0.0
+    """Multiply-adds on parameters."""
+    each: float = 0.0
+    """Multiply-adds per output pixel."""
+
+    def and_then(self, *others: Work) -> Work:
+        """All of it together."""
+        return Work(*map(sum, zip(self, *others)))
+
+    def step(self, pixels: int, device: str) -> float:
+        """Multiply-adds that a step lasts for, on so many output pixels in the batch and on a type of device."""
+        return self.launches * LAUNCHES.get(device, OF_ACCELERATORS) + self.once + self.each * pixels
 
 
 def convolution(outputs: int, inputs_per_group: int, taps: int) -> float:
     """Forward and backward of a convolution, per output pixel."""
-    return 3.0 * outputs * inputs_per_group * taps
+    return 3.0 * outputs * max(inputs_per_group, LEAST_INPUTS) * taps
 
 
-def folded(spec: ConvSpec, pixels: int) -> float:
-    """One convolution and the patch moments of its input, per output pixel of `pixels` in the batch."""
-    inputs, taps = spec.in_channels // spec.groups, prod(spec.kernel_size)
-    distances = prod([2 * k - 1 for k in spec.kernel_size])  # a list: torch.compile cannot trace a generator here
-    correlation = (distances + 1) / 2 * inputs**2  # over half of the distances, forward
-    of_correlation = distances * inputs**2  # over all of them, backward
-    return convolution(spec.out_channels, inputs, taps) + correlation + of_correlation + MOMENTS / max(pixels, 1)
+def plain(spec: ConvSpec) -> Work:
+    """One convolution."""
+    each = convolution(spec.out_channels, spec.in_channels // spec.groups, prod(spec.kernel_size))
+    return Work(3, 0.0, each)
+
+
+def shape_of(spec: ConvSpec) -> tuple[int, ...]:
+    """Of the weight of the convolution."""
+    return (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel_size)
+
+
+def moments(spec: ConvSpec, channels: int, norms: int) -> Work:
+    """The patch moments of an input, and what so many batch norms of so many channels in all take of them."""
+    distances = prod([2 * k - 1 for k in spec.kernel_size])
+    correlation = (distances + 1) / 2 * spec.in_channels**2  # over half of the distances, forward
+    of_correlation = distances * spec.in_channels**2  # over all of them, backward
+    entries = ((spec.in_channels + 1) * prod(spec.kernel_size)) ** 2
+    once = COVARIANCE * entries + 3 * VARIANCE * channels * entries
+    return Work(MOMENTS_LAUNCHES + NORM_LAUNCHES * norms, once, correlation + of_correlation)
+
+
+def on_weights(weight: torch.Size | tuple[int, ...], operations: int = 1) -> Work:
+    """Operations on a kernel whose weight is of this shape, value by value."""
+    return Work(6.0 * operations, WEIGHT * operations * prod(weight), 0.0)
+
+
+def composition(first: tuple[int, ...], second: tuple[int, ...], groups: int) -> Work:
+    """Composing two convolutions with weights of these shapes, the second of so many groups."""
+    if groups == second[0] == first[0]:  # a filter per channel, value by value
+        return on_weights((*first, *second[2:]))
+    multiply_adds = 3.0 * second[0] * second[1] * prod(first[1:]) * prod(second[2:])
+    return Work(12, multiply_adds * (1.0 if prod(second[2:]) == 1 else POINT_FIRST), 0.0)

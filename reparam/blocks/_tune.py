@@ -1,0 +1,225 @@
+"""Which way every block of a network is faster here, measured."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._tables import table
+from ..bn._norm import norms, uses_batch_stats
+from ..errors import SpecError
+from ..folding.moments import reaches_across
+from ..modules._guard import all_read
+from ..modules._hooks import leave_hooks_out
+from ._block import PHASES, ReparamBlock
+from ._set_fold import set_fold
+
+
+class FoldTime(NamedTuple):
+    """A training step of one block in one phase, forward and backward, on all that it is given in one run."""
+
+    block: str
+    """Dotted name."""
+    phase: str
+    """"batch statistics" or "no batch statistics" (frozen, in eval mode, or without batch norms)."""
+    folded_ms: float
+    """Milliseconds, as one convolution."""
+    branches_ms: float
+    """Milliseconds, branch by branch."""
+
+    @property
+    def folds(self) -> bool:
+        """What was chosen: whether one convolution is the faster way."""
+        return self.folded_ms <= self.branches_ms
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What `tune_fold` measured and chose; printed, it is a table."""
+
+    rows: Sequence[FoldTime]
+
+    @property
+    def choices(self) -> dict[str, dict[str, bool]]:
+        """What `set_fold` takes to choose the same again, in plain dicts, which JSON can hold."""
+        chosen: dict[str, dict[str, bool]] = {}
+        for row in self.rows:
+            chosen.setdefault(row.block, {})[row.phase] = row.folds
+        return chosen
+
+    def __str__(self) -> str:
+        columns = {"block": "", "phase": "", "folded (ms)": ".2f", "branches (ms)": ".2f", "chosen": ""}
+        return table(columns, [(*row, "folded" if row.folds else "branches") for row in self.rows])
+
+
+def tune_fold(model: nn.Module, example: Any, *, rounds: int = 7) -> FoldReport:
+    """Measures both ways of every block, folded and branch by branch, and has `fold="auto"` take the faster one.
+
+    The model runs once on the example, so that the shapes, dtypes and device are those which its blocks see, under
+    autocast if it is on. Then copies of the blocks take training steps on what they were given, both ways in turns, in
+    train and in eval mode: with batch statistics, and without them, as after `freeze_bn_stats`. From then on nothing
+    is measured any more: a block does in each phase as was chosen, whatever the size of its input, until its `fold` is
+    set. In eval mode without gradients on a CPU it keeps its kernel, and folds in any case. Blocks without a choice,
+    as they did not run or hold a layer that the algebra cannot read, stay as they are.
+
+    Parameters, gradients, buffers, modes and random numbers are as before.
+
+    Args:
+        model: on the device where it is to be trained, before `torch.compile`, and before several processes train it;
+            give these the same `choices`, since they must do alike.
+        example: what the model takes: a batch as large as in training, or a tuple of arguments.
+        rounds: how often either way is timed; the medians are compared.
+
+    Returns:
+        The times, and the choices, which `set_fold(model, report.choices)` makes again.
+
+    Raises:
+        SpecError: if no block runs, or one on an empty batch, or for less than one round.
+
+    Example:
+        >>> from reparam import RepSRBlock
+        >>> net = nn.Sequential(RepSRBlock(4), nn.PReLU(), RepSRBlock(4))
+        >>> report = tune_fold(net, torch.rand(2, 4, 8, 8), rounds=1)
+        >>> list(report.choices), set_fold(net, report.choices)
+        (['0', '2'], ['0', '2'])
+    """
+    if rounds < 1:
+        raise SpecError(f"tune_fold times each way at least once, but got rounds={rounds}")
+    blocks = dict(_outermost(model))
+    calls = _calls(model, blocks, example)
+    measured: dict[Hashable, dict[str, tuple[float, float]]] = {}
+    rows = []
+    for name, inputs in calls.items():
+        total: dict[str, tuple[float, float]] = {}
+        for x in inputs:
+            key = (_kind(blocks[name]), x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
+            if key not in measured:
+                measured[key] = _both_ways(blocks[name], x, rounds)
+            for phase, (folded, branches) in measured[key].items():
+                before = total.get(phase, (0.0, 0.0))
+                total[phase] = before[0] + folded, before[1] + branches
+        rows += [FoldTime(name, phase, 1000 * folded, 1000 * branches) for phase, (folded, branches) in total.items()]
+    report = FoldReport(rows)
+    set_fold(model, report.choices)
+    return report
+
+
+def _outermost(model: nn.Module) -> Iterator[tuple[str, ReparamBlock]]:
+    """The blocks that are no part of another one, which runs them its own way."""
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, ReparamBlock) and module not in inside:
+            inside.update(module.modules())
+            yield name, module
+
+
+def _calls(model: nn.Module, blocks: Mapping[str, ReparamBlock], example: Any) -> dict[str, list[Tensor]]:
+    """What each block is given while the model runs on the example; the model is as before."""
+    calls: dict[str, list[Tensor]] = {name: [] for name in blocks}
+    arguments = example if isinstance(example, tuple) else (example,)
+
+    def record(name: str, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        calls[name].append(given[0].detach().clone().requires_grad_(given[0].requires_grad))
+
+    with ExitStack() as stack:
+        stack.enter_context(_unchanged(model))
+        stack.enter_context(torch.enable_grad())  # tells which blocks pass gradients on
+        for name, block in blocks.items():
+            hook = block.register_forward_pre_hook(partial(record, name))
+            stack.callback(hook.remove)
+        model(*arguments)
+    if not any(calls.values()):
+        raise SpecError(f"no block ran while {type(model).__name__} ran on the example; its blocks are {list(blocks)}")
+    for name, inputs in calls.items():
+        if any(not x.numel() for x in inputs):
+            raise SpecError(f"block {name!r} was given {tuple(inputs[0].shape)}; the example must not be empty")
+    return calls
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Puts buffers and random numbers back as they were."""
+    kept = [
+        (table, name, buffer, buffer.clone())
+        for table in (module._buffers for module in model.modules())
+        for name, buffer in table.items()
+        if buffer is not None
+    ]
+    cuda = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
+    with torch.random.fork_rng([index for index in cuda if index is not None]):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffers, name, buffer, value in kept:
+                    buffers[name] = buffer.copy_(value)
+
+
+def _kind(block: ReparamBlock) -> Hashable:
+    """What blocks that take the same time have in common."""
+    tensors = [(name, t.shape, t.dtype, t.requires_grad) for name, t in block.named_parameters()]
+    return type(block), block.spec, tuple(tensors), tuple((type(m), m.training) for m in block.modules())
+
+
+def _both_ways(block: ReparamBlock, x: Tensor, rounds: int) -> dict[str, tuple[float, float]]:
+    """Seconds of a step, folded and branch by branch, in each phase in which the block has the choice."""
+    times: dict[str, tuple[float, float]] = {}
+    for training in (True, False):
+        block_here = _bare_copy(block).train(training)
+        on_batch = any(uses_batch_stats(bn) for _, bn in norms(block_here.branches))
+        impossible = on_batch and (block._no_moments or reaches_across(block.spec, tuple(x.shape[2:])))
+        phase = PHASES[not on_batch]
+        if impossible or phase in times or not all_read(block):
+            continue
+        ways = []
+        for choice in (True, False):
+            way = copy.deepcopy(block_here)
+            set_fold(way, {"": {phase: choice}})
+            ways.append(partial(_step, way, x))
+        folded, branches = seconds(ways, rounds, x.device)
+        times[phase] = folded, branches
+    return times
+
+
+def _bare_copy(block: ReparamBlock) -> ReparamBlock:
+    """Without the hooks, which may tell the user of what runs."""
+    memo: dict[int, Any] = {}
+    leave_hooks_out(block, memo)
+    return copy.deepcopy(block, memo)
+
+
+@torch.enable_grad()
+def _step(block: ReparamBlock, x: Tensor) -> None:
+    """Forward, and backward to all that wants a gradient."""
+    y = block(x.detach().requires_grad_(x.requires_grad))
+    if y.requires_grad:
+        y.backward(torch.ones_like(y))
+    block.zero_grad()
+
+
+def seconds(ways: Sequence[Callable[[], object]], rounds: int, device: torch.device) -> list[float]:
+    """Median seconds of each way, in turns, so that noise meets all alike; a round to warm up is not counted."""
+    times: list[list[float]] = [[] for _ in ways]
+    for number in range(rounds + 1):
+        for run, its in zip(ways, times):
+            start = _now(device)
+            run()
+            if end := number and _now(device):
+                its.append(end - start)
+    return [median(its) for its in times]
+
+
+def _now(device: torch.device) -> float:
+    """The time when all that was launched on the device is done."""
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()

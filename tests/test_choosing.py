@@ -1,0 +1,227 @@
+"""`fold="auto"`: what the estimate says, in which phases it is asked, and that it never changes the result."""
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from helpers import randomise
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
+from torch import nn
+
+import reparam.blocks
+from reparam import (
+    ECB,
+    Branch,
+    ChunkConv,
+    ConvBranch,
+    ConvSpec,
+    DiverseBranchBlock,
+    Kernel,
+    ReparamBlock,
+    RepSRBlock,
+    RepVGGBlock,
+    SpecError,
+    create_model,
+    freeze_bn_stats,
+    set_fold,
+)
+from reparam.bench._launches import launches
+from reparam.blocks._block import PHASES
+
+DEPTHWISE = ("ChunkConv", "DilatedReparamBlock", "OmniShift", "RepDWConvM", "RepDWConvS", "RepVGGDW")
+BLOCKS = {
+    name: kind
+    for name in reparam.blocks.__all__
+    if isinstance(kind := getattr(reparam.blocks, name), type) and issubclass(kind, reparam.ConvBlock)
+    if kind is not reparam.ConvBlock
+}
+
+
+def make(name: str, channels: int = 8) -> ReparamBlock:
+    taps = 7 if name == "DilatedReparamBlock" else 3
+    return BLOCKS[name](channels, kernel_size=taps, groups=channels if name in DEPTHWISE else 1)
+
+
+def step(block: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = block(leaf)
+    weights = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+    inputs = [leaf, *block.parameters()]
+    found = torch.autograd.grad((y * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
+    return [y.detach(), *found]
+
+
+def always(block: nn.Module, choice: bool) -> nn.Module:
+    """A copy in which "auto" does so in every phase in which it can."""
+    block = copy.deepcopy(block)
+    set_fold(block, "auto")
+    set_fold(block, {"": dict.fromkeys(PHASES, choice)})
+    return block
+
+
+def count(block: nn.Module, x: torch.Tensor) -> int:
+    """Launches of a step, after one that may work out what later ones remember."""
+    step(block, x)
+    return sum(launches(partial(step, block, x)).values())
+
+
+def folds(block: ReparamBlock, x: torch.Tensor) -> bool:
+    """Whether "auto" took the folded way, told by what it launches."""
+    counts = [count(way, x) for way in (block, always(block, True), always(block, False))]
+    assert counts[1] != counts[2] and counts[0] in counts[1:]
+    return counts[0] == counts[1]
+
+
+@given(st.sampled_from(sorted(BLOCKS)), st.sampled_from(["train", "frozen", "eval"]), seeds)
+def test_the_choice_never_changes_the_function(name, phase, seed):
+    torch.manual_seed(seed)
+    block = randomise(make(name, 4).double(), seed).train()
+    if phase == "frozen":
+        freeze_bn_stats(block)
+    block.train(phase != "eval")
+    x = torch.rand(2, 4, 9, 11).double()
+    auto, folded, branches = copy.deepcopy(block), always(block, True), always(block, False)
+    expected, *others = (step(way, x) for way in (branches, folded, auto))
+    largest = max(float(value.abs().max()) for value in expected)
+    for found in others:
+        for ours, theirs in zip(found, expected, strict=True):
+            assert float((ours - theirs).abs().max()) <= 1e-12 * max(largest, 1)
+    for way in (folded, auto):
+        for ours, theirs in zip(way.buffers(), branches.buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+class TestEachPhaseAsks:
+    """Work on parameters, cubic in the channels, pays on large images and not on small ones, in every phase."""
+
+    small, large = torch.rand(1, 48, 3, 3), torch.rand(2, 48, 40, 40)
+
+    def check(self, block):
+        assert not folds(block, self.small) and folds(block, self.large)
+
+    def test_without_norms(self):
+        self.check(ECB(48))
+
+    def test_frozen(self):
+        block = DiverseBranchBlock(48)
+        block(torch.rand(2, 48, 8, 8))
+        freeze_bn_stats(block)
+        self.check(block)
+
+    def test_in_eval_mode_with_gradients(self):
+        self.check(DiverseBranchBlock(48).eval())
+
+    def test_a_batch_norm_after_the_sum_on_its_batch(self):
+        self.check(ECB(48, sum_bn=True))
+
+    def test_batch_statistics(self):
+        assert not folds(RepSRBlock(8), torch.rand(2, 8, 5, 5)) and folds(RepSRBlock(8), torch.rand(16, 8, 96, 96))
+
+    @torch.no_grad()
+    def test_in_eval_mode_without_gradients_the_kernel_is_kept(self):
+        block = ECB(48).eval()
+        y = block(self.small)
+        assert block._kept.last is not None and block._kept.last.kernel.weight.shape == (48, 48, 3, 3)
+        torch.testing.assert_close(y, always(block, False).train()(self.small), rtol=1e-4, atol=1e-5)
+
+    def test_a_large_filter_per_channel_runs_as_its_parts(self):
+        assert not folds(ChunkConv(16, groups=16), torch.rand(4, 16, 32, 32))
+
+
+@given(st.sampled_from(sorted(BLOCKS)), st.sampled_from([4, 16, 64]), st.sampled_from(["cpu", "cuda", "mps"]))
+def test_more_pixels_never_turn_folding_off_but_for_large_filters(name, channels, device):
+    block = make(name, channels)
+    ways = [block._folded[False], block._of_run._replace(each=block.cost)]
+    chosen = [ways[0].step(pixels, device) < ways[1].step(pixels, device) for pixels in 2 ** torch.arange(2, 24)]
+    assert chosen == sorted(chosen) or name == "ChunkConv"
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_launches_are_near_those_that_are_counted(name):
+    block, x = make(name), torch.rand(2, 8, 12, 12)
+    block(x)
+    freeze_bn_stats(block)
+    for choice, estimate in ((True, block._folded[False]), (False, block._of_run)):
+        counted = count(always(block, choice), x)
+        assert estimate.launches / 2 < counted < estimate.launches * 2.2, choice
+
+
+def test_a_device_of_slow_launches_runs_small_images_by_branches():
+    block = RepVGGBlock(64)
+    run, folded = block._of_run._replace(each=block.cost), block._folded[False]
+    assert folded.step(16 * 32 * 32, "cpu") < run.step(16 * 32 * 32, "cpu")
+    assert folded.step(16 * 32 * 32, "cuda") > run.step(16 * 32 * 32, "cuda")
+
+
+def test_a_branch_of_ones_own_says_what_it_costs():
+    class Cheap(Branch):
+        def __init__(self, spec, price):
+            super().__init__(spec)
+            self.cost = price
+
+        def kernel(self):
+            return Kernel(self.like.new_zeros(8, 8, 3, 3), self.like.new_zeros(8))
+
+        def forward(self, x):
+            return torch.zeros_like(x)
+
+    cheap, dear = (ReparamBlock(ConvSpec(8), [ConvBranch, partial(Cheap, price=p)]) for p in (1.0, 1e6))
+    x = torch.rand(2, 8, 16, 16)
+    assert dear.cost - cheap.cost == 1e6 - 1
+    assert launches(partial(dear, x))["convolution"] == launches(partial(cheap, x))["convolution"] == 1
+    assert launches(partial(cheap, x))["zeros_like"] == 1 and not launches(partial(dear, x))["zeros_like"]
+
+
+class TestChoices:
+    """What `tune_fold` found, set again."""
+
+    def net(self):
+        return nn.Sequential(RepVGGBlock(8), nn.PReLU(), RepVGGBlock(8, stride=2))
+
+    def test_each_phase_does_as_chosen(self):
+        net, x = self.net(), torch.rand(4, 8, 16, 16)
+        assert set_fold(net, {"0": {PHASES[0]: True, PHASES[1]: False}}) == ["0"]
+        assert folds(net[0], x)
+        freeze_bn_stats(net[0])
+        assert not folds(net[0], x)
+
+    def test_a_choice_that_a_phase_does_not_have_is_no_error(self):
+        net, x = self.net(), torch.rand(4, 8, 16, 16)
+        set_fold(net, {"2": dict.fromkeys(PHASES, True)})
+        assert net(x).shape == (4, 8, 8, 8)
+        freeze_bn_stats(net)
+        assert launches(partial(net[2], x))["convolution"] == 1
+
+    def test_copies_and_pickles_do_the_same_and_setting_fold_forgets_it(self):
+        net = self.net()
+        set_fold(net, {"0": {PHASES[1]: False}})
+        for same in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert same[0]._chosen == {PHASES[1]: False} and same[0].fold == "auto"
+        set_fold(net, "auto")
+        assert not net[0]._chosen
+
+    @pytest.mark.parametrize(
+        ("choices", "message"),
+        [
+            ({"1": {}}, r"block '1', but the model has the blocks \['0', '2'\]"),
+            ({"0": {"frozen": True}}, r"block '0'.*no batch statistics.*got \{'frozen': True\}"),
+            ({"0": {PHASES[1]: 1}}, r"block '0'.*got \{'no batch statistics': 1\}"),
+        ],
+    )
+    def test_choices_that_make_no_sense(self, choices, message):
+        net = self.net()
+        with pytest.raises(SpecError, match=message):
+            set_fold(net, {"2": {PHASES[1]: True}, **choices})
+        assert not net[2]._chosen
+
+
+def test_the_decision_is_traced():
+    net = create_model("repsr_m4c16_x2")
+    compiled = torch.compile(net, fullgraph=True, backend="eager", dynamic=True)
+    for size in ((17, 19), (21, 18)):
+        x = torch.rand(2, 3, *size)
+        torch.testing.assert_close(compiled(x), copy.deepcopy(net)(x), rtol=1e-4, atol=1e-5)

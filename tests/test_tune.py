@@ -1,0 +1,163 @@
+"""`tune_fold`: what is measured, what is chosen, and that nothing else is touched."""
+
+import copy
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from reparam import ECB, ConvSpec, RepSRBlock, RepVGGBlock, SpecError, freeze_bn_stats, set_fold, tune_fold
+from reparam.blocks import FoldReport, FoldTime, ReparamBlock, _tune
+from reparam.blocks._block import PHASES
+from reparam.branches import ScaledBranch
+
+BATCH, STORED = PHASES
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds by what a way does: folded 1, branches 2 on batch statistics; the other way round without them."""
+    asked = []
+
+    def seconds(ways, rounds, device):
+        folded, branches = (way.args[0] for way in ways)
+        (phase,) = folded._chosen
+        assert folded._chosen[phase] and not branches._chosen[phase]
+        for way in ways:
+            way()
+        asked.append((type(folded).__name__, phase, tuple(ways[0].args[1].shape), rounds))
+        return [1.0, 2.0] if phase == BATCH else [4.0, 3.0]
+
+    monkeypatch.setattr(_tune, "seconds", seconds)
+    return asked
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.body = RepVGGBlock(3, 8), nn.Sequential(RepVGGBlock(8), nn.Dropout(0.5), RepVGGBlock(8))
+        self.down, self.free, self.unused = RepSRBlock(8, stride=2), ECB(8), RepSRBlock(8)
+
+    def forward(self, x):
+        x = self.body(self.first(x))
+        return self.free(self.down(self.down(x)))
+
+
+def test_each_phase_is_chosen_and_blocks_alike_are_measured_once(clock):
+    net = Net()
+    report = tune_fold(net, torch.rand(2, 3, 16, 12), rounds=3)
+    both, stored = {BATCH: True, STORED: False}, {STORED: False}
+    expected = {"first": both, "body.0": both, "body.2": both, "down": stored, "free": stored}
+    assert report.choices == expected
+    assert {name: block._chosen for name, block in net.named_modules() if getattr(block, "_chosen", None)} == expected
+    shapes = [(2, 3, 16, 12), (2, 8, 16, 12)]
+    assert clock == [("RepVGGBlock", phase, shape, 3) for shape in shapes for phase in (BATCH, STORED)] + [
+        ("RepSRBlock", STORED, (2, 8, 16, 12), 3),
+        ("RepSRBlock", STORED, (2, 8, 8, 6), 3),
+        ("ECB", STORED, (2, 8, 4, 3), 3),
+    ]
+    again = Net()
+    assert set_fold(again, json.loads(json.dumps(report.choices))) == list(expected)
+    assert again.down._chosen == stored
+    down = next(row for row in report.rows if row.block == "down")
+    assert (down.folded_ms, down.branches_ms, down.folds) == (8000.0, 6000.0, False)  # it runs twice
+
+
+def test_it_prints_as_a_table():
+    rows = [FoldTime("body.0", BATCH, 2.5, 1.25), FoldTime("body.0", STORED, 1.0, 12.0)]
+    assert str(FoldReport(rows)).splitlines() == [
+        "block   phase                folded (ms)  branches (ms)  chosen",
+        "body.0  batch statistics            2.50           1.25  branches",
+        "body.0  no batch statistics         1.00          12.00  folded",
+    ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_of_the_users_changes(training):
+    seen = []
+    net = Net().train(training)
+    net.body[0].eval()
+    net.free.register_forward_hook(lambda *_: seen.append("free"))
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    state = copy.deepcopy(net.state_dict())
+    objects = dict([*net.named_parameters(), *net.named_buffers()])
+    modes = [module.training for module in net.modules()]
+    hooks = [len(module._forward_pre_hooks) for module in net.modules()]
+    generator = torch.get_rng_state()
+    tune_fold(net, image() if training else (image(),), rounds=1)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+    assert all(objects[name] is tensor for name, tensor in [*net.named_parameters(), *net.named_buffers()])
+    assert all(bool(p.grad.eq(0.5).all()) and p.requires_grad for p in net.parameters())
+    assert [module.training for module in net.modules()] == modes
+    assert [len(module._forward_pre_hooks) for module in net.modules()] == hooks
+    assert seen == ["free"], "the hook saw other runs than that of the model"
+
+
+def image():
+    return torch.ones(2, 3, 16, 12)
+
+
+def test_buffers_are_put_back_where_the_model_fails():
+    net = nn.Sequential(RepVGGBlock(3), nn.Conv2d(4, 4, 1))
+    state, hooks = copy.deepcopy(net.state_dict()), len(net[0]._forward_pre_hooks)
+    with pytest.raises(RuntimeError, match="expected input.* to have 4 channels"):
+        tune_fold(net, image())
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+    assert len(net[0]._forward_pre_hooks) == hooks
+
+
+def test_a_frozen_block_is_measured_in_its_one_phase(clock):
+    net = nn.Sequential(RepVGGBlock(3))
+    net(image())
+    freeze_bn_stats(net)
+    assert tune_fold(net, image()).choices == {"0": {STORED: False}}
+
+
+def test_a_block_inside_of_another_is_no_one_of_its_own(clock):
+    inner = partial(ReparamBlock, branches=[partial(ScaledBranch, branch=partial(ReparamBlock, branches=[ECB_of]))])
+    net = nn.Sequential(ReparamBlock(ConvSpec(3), [inner, ECB_of]))
+    assert list(tune_fold(net, image()).choices) == ["0"]
+
+
+def ECB_of(spec):
+    return ReparamBlock(spec, ECB.planned(spec))
+
+
+def test_a_layer_that_is_not_read_leaves_no_choice(clock):
+    net = nn.Sequential(ECB(3), RepVGGBlock(3))
+    net[0].branches[0].conv.register_forward_hook(lambda *_: None)
+    assert list(tune_fold(net, image()).choices) == ["1"]
+
+
+def test_dtype_is_that_of_the_run(clock, monkeypatch):
+    seen, step = [], _tune._step
+    monkeypatch.setattr(_tune, "_step", lambda block, x: (seen.append((x.dtype, x.requires_grad)), step(block, x)))
+    net = nn.Sequential(ECB(3), ECB(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        tune_fold(net, image())
+    assert set(seen) == {(torch.float32, False), (torch.bfloat16, True)}
+
+
+def test_ways_take_turns_and_the_first_round_does_not_count(monkeypatch):
+    order, times = [], iter(range(1000))
+    monkeypatch.setattr(_tune, "_now", lambda device: (order.append("now"), next(times))[1])
+    found = _tune.seconds([lambda: order.append("a"), lambda: order.append("b")], 3, torch.device("cpu"))
+    assert found == [1, 1]
+    assert [way for way in order if way != "now"] == ["a", "b"] * 4
+
+
+@pytest.mark.parametrize(
+    ("net", "example", "rounds", "message"),
+    [
+        (nn.Conv2d(3, 3, 1), image(), 7, r"no block ran while Conv2d ran on the example; its blocks are \[\]"),
+        (nn.Sequential(ECB(3)), image()[:0], 7, r"block '0' was given \(0, 3, 16, 12\)"),
+        (nn.Sequential(ECB(3)), image(), 0, "rounds=0"),
+    ],
+)
+def test_errors(net, example, rounds, message):
+    with pytest.raises(SpecError, match=message):
+        tune_fold(net, example, rounds=rounds)
