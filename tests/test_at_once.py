@@ -73,7 +73,7 @@ def shared(net: nn.Module) -> list[bool]:
 def test_at_once_is_one_by_one(block: type[ConvBlock]):
     net = network(block(4), nn.PReLU(), block(4), block(4, 5), block(5, 4))
     alone = gradients(net, images())
-    set_fold(net, "auto")
+    set_fold(net, True)
     same(gradients(net, images()), alone)
     assert shared(net) == [True] * 4
 

@@ -173,6 +173,7 @@ class _Group:
             self._compute()
         except Exception:  # of a kernel that somebody wrote, which batches do not take
             self._failed = True
+            _say_how_many(self.blocks, 1)
 
     def _compute(self) -> None:
         reached = _Reached()
@@ -185,7 +186,11 @@ class _Group:
 
 
 class _Plan:
-    """Groups of blocks of a network, and what tells whether they are still the same."""
+    """Which blocks of a network are alike, and what tells whether they still are.
+
+    A block decides whether to fold by how many there are of its kind, and not by how many did so last, which would
+    follow from what they decided.
+    """
 
     def __init__(self, blocks: list[ReparamBlock]) -> None:
         self.blocks = blocks
@@ -194,10 +199,26 @@ class _Plan:
         alike: dict[Hashable, list[ReparamBlock]] = {}
         for block in blocks:
             alike.setdefault((block.spec, *map(look, block.branches)), []).append(block)
-        self.groups = [_Group(group) for group in alike.values()]
+        for group in alike.values():
+            _say_how_many(group, len(group))
+        self._alike, self._groups = list(alike.values()), dict[int, _Group]()
+
+    def compute(self) -> None:
+        """Gives their kernels to the blocks that want them."""
+        for index, alike in enumerate(self._alike):
+            if wanting := [block for block in alike if block._share.wanted]:
+                if index not in self._groups or self._groups[index].blocks != wanting:
+                    self._groups[index] = _Group(wanting)
+                with no_autocast(wanting[0].like.device.type):
+                    self._groups[index].compute()
 
     def is_current(self, blocks: list[ReparamBlock]) -> bool:
         return blocks == self.blocks and all(map(same_attributes, map(vars, self._modules), self._attributes))
+
+
+def _say_how_many(blocks: list[ReparamBlock], count: int) -> None:
+    for block in blocks:
+        block._share.among = count
 
 
 class AtOnce:
@@ -222,14 +243,15 @@ class AtOnce:
             return
         for block in self._blocks:
             block._share.clear()
-        blocks = [block for block in self._blocks if _takes_part(block)]
-        if len(blocks) < 2:
-            return
+        blocks = [block for block in self._blocks if _may_take_part(block)]
         if self._plan is None or not self._plan.is_current(blocks):
+            self.part()
             self._plan = _Plan(blocks)
-        for group in self._plan.groups:
-            with no_autocast(group.blocks[0].like.device.type):
-                group.compute()
+        self._plan.compute()
+
+    def part(self) -> None:
+        """Leaves each block to itself."""
+        _say_how_many(self._blocks, 1)
 
     def close(self) -> None:
         """Says that the forward is over."""
@@ -247,7 +269,8 @@ def compute_at_once(model: nn.Module) -> None:
 
 def no_more_at_once(model: nn.Module) -> None:
     """Undoes `compute_at_once`."""
-    vars(model).pop("_at_once", None)
+    if at_once := vars(model).pop("_at_once", None):
+        at_once.part()
     for table in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in table.items() if hook in (_open, _close)]:
             del table[key]
@@ -283,9 +306,9 @@ def _outermost(module: nn.Module) -> Iterator[ReparamBlock]:
             yield from _outermost(inner)
 
 
-def _takes_part(block: ReparamBlock) -> bool:
-    """Whether a block is expected to run as one convolution, whose kernel no image is needed for."""
-    if not block._share.wanted or block.fold is False or block._forward_pre_hooks:
+def _may_take_part(block: ReparamBlock) -> bool:
+    """Whether a block may run as one convolution whose kernel no image is needed for."""
+    if block.fold is False or block._forward_pre_hooks:
         return False
     if type(block).kernel_with is not ReparamBlock.kernel_with:
         return False

@@ -17,6 +17,8 @@ class Share:
     def __init__(self) -> None:
         self.wanted = True
         """Whether the block ran as one convolution when it ran last."""
+        self.among = 1
+        """Blocks of the network, this one included, whose kernels one pass computes if all of them are wanted."""
         self.clear()
 
     def __reduce__(self) -> tuple[type[Share], tuple[()]]:

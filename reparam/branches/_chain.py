@@ -63,17 +63,19 @@ class ChainBranch(Branch):
             channels, inputs = step.kernel.weight.shape[:2]
             is_bn = is_norm(stage)
             self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
-            self._of_run = self._of_run.and_then(_of_op(stage), cost.Work(3))
+            self._of_run = self._of_run.and_then(_of_op(stage), cost.running())
             self._of_kernel = self._of_kernel.and_then(_of_op(stage))
             reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, apart, step.stride)])
+            if is_bn and not index:
+                self._of_kernel = _made()  # an identity, to be scaled
             before, outline = outline, _then(outline, _outline(step))
             if is_bn:
-                self._of_kernel = self._of_kernel.and_then(cost.on_weights(outline.weight, 2))
+                self._of_kernel = self._of_kernel.and_then(cost.on_kernel("a scale and shift", outline.weight))
             elif index:
                 composed = cost.composition(before.weight, step.kernel.weight.shape, step.groups)
                 self._of_kernel = self._of_kernel.and_then(composed)
         if outline.weight != (whole := cost.shape_of(self.spec)) or not reach:
-            self._of_kernel = self._of_kernel.and_then(cost.on_weights(whole))  # among zeros
+            self._of_kernel = self._of_kernel.and_then(cost.on_kernel("a kernel among zeros", whole))
         self._pads: Pads = self.spec.pads_for(_size_in(self.spec, outline))
         self._rings: list[Pads] = []
         ring = [(0, 0)] * self.spec.ndim
@@ -164,7 +166,11 @@ def _of_op(stage: nn.Module) -> cost.Work:
     """What it takes to make the operation of a stage; that of a layer of torch is only read."""
     if isinstance(stage, Branch):
         return stage._of_kernel
-    return cost.Work(0 if type(stage).__module__.startswith("torch.nn.") or is_norm(stage) else 5)
+    return cost.Work() if type(stage).__module__.startswith("torch.nn.") or is_norm(stage) else _made()
+
+
+def _made() -> cost.Work:
+    return cost.Work(cost.COUNTED["a kernel that is made"])
 
 
 class _Outline(NamedTuple):
