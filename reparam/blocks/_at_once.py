@@ -16,6 +16,7 @@ compiler, which sees one graph anyway; without gradients; and under the transfor
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from ..branches import Branch
 from ..branches._identity import is_plain, with_identities
 from ..modules._inside import Remembered
 from ..numerics._autocast import no_autocast
-from ._alike import Place, is_all_here, look, places_in
+from ._alike import is_all_here, look, places_in
 from ._block import ReparamBlock
 from ._kept import same_attributes
 
@@ -42,17 +43,26 @@ class _Reached:
 
 
 class _Stack(torch.autograd.Function):
-    """The parameters of so many branches of each block, one on the other."""
+    """Parameters of so many branches of each block: those of all branches in one place lie one on the other."""
 
     @staticmethod
-    def forward(ctx: Any, reached: _Reached, each: int, *tensors: Tensor) -> Tensor:
-        ctx.reached, ctx.each = reached, each
-        return torch.stack(tensors)
+    def forward(ctx: Any, reached: _Reached, each: int, branches: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.reached, ctx.each, ctx.branches = reached, each, branches
+        return _side_by_side(branches, tensors)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts = enumerate(gradient.unbind())
-        return None, None, *(part if ctx.reached.blocks[index // ctx.each] else None for index, part in parts)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        reached = [ctx.reached.blocks[index // ctx.each] for index in range(ctx.branches)]
+        parts = ((None,) * ctx.branches if gradient is None else gradient.unbind() for gradient in gradients)
+        return None, None, None, *(part if there else None for of_all in parts for part, there in zip(of_all, reached))
+
+
+def _side_by_side(branches: int, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Stacks of so many tensors each, all made by one launch."""
+    shapes = [(branches, *tensor.shape) for tensor in tensors[::branches]]
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return tuple(part.view(shape) for part, shape in zip(flat.split(list(map(prod, shapes))), shapes))
 
 
 class _Unbind(torch.autograd.Function):
@@ -85,23 +95,39 @@ class _Kind:
     def __init__(self, branches: list[Any], blocks: int) -> None:
         self.branches, self.each = branches, len(branches) // blocks
         self._places = list(zip(*map(places_in, branches)))  # of one tensor in all branches
+        self._fixed: list[tuple[Tensor, int]] = []  # those without gradients, and the versions whose stacks are kept
+        self._stacks_of_fixed: tuple[Tensor, ...] = ()
 
     def kernels(self, reached: _Reached) -> Kernel:
         """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
         if len(self.branches) == 1:
             return Kernel(*(tensor.unsqueeze(0) for tensor in self.branches[0].kernel_with(stored_scale_shift)))
-        kernel = Kernel(*vmap(self._one)(*(self._stack(places, reached) for places in self._places)))
+        kernel = Kernel(*vmap(self._one)(*self._stacks(reached)))
         if self.each == 1:
             return kernel
         return Kernel(*(tensor.unflatten(0, (-1, self.each)).sum(1) for tensor in kernel))
 
-    def _stack(self, places: Sequence[Place], reached: _Reached) -> Tensor:
-        tensors = [table[name] for table, name in places]
-        if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_all_here, tensors)):
-            raise TypeError(f"{places[0][1]} of several dtypes, or of no numbers here")
-        if any(tensor.requires_grad for tensor in tensors):
-            return _Stack.apply(reached, self.each, *tensors)
-        return torch.stack(tensors)
+    def _stacks(self, reached: _Reached) -> list[Tensor]:
+        """Of the tensors in each place."""
+        of_all = [[table[name] for table, name in places] for places in self._places]
+        learn = [any(tensor.requires_grad for tensor in tensors) for tensors in of_all]
+        learned, fixed = ([t for t, its in zip(of_all, learn) if its is wanted] for wanted in (True, False))
+        stacks = {True: iter(self._stacks_of(learned, reached)), False: iter(self._kept_stacks_of(fixed))}
+        return [next(stacks[its]) for its in learn]
+
+    def _stacks_of(self, of_all: list[list[Tensor]], reached: _Reached) -> tuple[Tensor, ...]:
+        _check(of_all)
+        tensors = [tensor for tensors in of_all for tensor in tensors]
+        return _Stack.apply(reached, self.each, len(self.branches), *tensors) if tensors else ()
+
+    def _kept_stacks_of(self, of_all: list[list[Tensor]]) -> tuple[Tensor, ...]:
+        """Of masks and frozen statistics, which seldom change."""
+        now = [(tensor, tensor._version) for tensors in of_all for tensor in tensors]
+        if len(now) != len(self._fixed) or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(now, self._fixed)):
+            _check(of_all)
+            self._stacks_of_fixed = tuple(map(torch.stack, of_all))
+            self._fixed = now
+        return self._stacks_of_fixed
 
     def _one(self, *tensors: Tensor) -> Kernel:
         """The kernel of the first branch, with these tensors in the places of its own."""
@@ -114,6 +140,12 @@ class _Kind:
         finally:
             for (table, name), tensor in zip(places, own):
                 table[name] = tensor
+
+
+def _check(of_all: list[list[Tensor]]) -> None:
+    tensors = [tensor for tensors in of_all for tensor in tensors]
+    if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_all_here, tensors)):
+        raise TypeError("tensors of several dtypes, or of no numbers here")
 
 
 class _Group:

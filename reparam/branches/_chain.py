@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..algebra import _kernels as kernels
 from ..algebra._axes import NORM
 from ..algebra._kernels import Kernel
-from ..algebra._linear import LinearOp, check_valid, fit, identity_op, linear_op, then
+from ..algebra._linear import LinearOp, check_valid, fit, identity_op, linear_op, scaled, then
 from ..algebra._spec import ConvSpec, Pads, centre, pad
 from ..bn._norm import (
     BatchNorm,
@@ -103,15 +102,19 @@ class ChainBranch(Branch):
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
         """The composed kernel, for batch norms that scale and shift as told."""
         op: LinearOp | None = None
+        pending: tuple[Tensor, Tensor] | None = None  # of a batch norm, which the convolution after it may take over
         for stage, ring in zip(self.stages(), self._rings):
-            channels = self.spec.in_channels if op is None else op.kernel.weight.shape[0]
             if is_norm(stage):
-                op = identity_op(channels, self.spec.ndim, self.like) if op is None else op
-                op = op._replace(kernel=kernels.affine(op.kernel, *scale_shift_of([stage], op, ring)))
+                op = self._identity() if op is None else op if pending is None else scaled(op, *pending)
+                pending = scale_shift_of([stage], op, ring)
             else:
-                step = _op_of(stage, channels, self.like)
-                op = step if op is None else then(op, step)
-        return fit(op or identity_op(self.spec.in_channels, self.spec.ndim, self.like), self.spec)
+                step = _op_of(stage, self.spec.in_channels if op is None else op.outputs, self.like)
+                op, pending = step if op is None else then(op, step, pending), None
+        op = self._identity() if op is None else op
+        return fit(op if pending is None else scaled(op, *pending), self.spec)
+
+    def _identity(self) -> LinearOp:
+        return identity_op(self.spec.in_channels, self.spec.ndim, self.like)
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the stages on x (N, in_channels, *size), without their bias if the spec has none."""

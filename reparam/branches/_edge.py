@@ -57,7 +57,7 @@ class FixedFilter(nn.Module):
 def _(module: FixedFilter, channels: int, like: Tensor) -> LinearOp:
     bias = module.scale.new_zeros(module.scale.shape[0]) if module.bias is None else module.bias
     kernel = Kernel(module.scale * module.mask, bias)
-    return LinearOp(kernel, module.stride, module.dilation, module.scale.shape[0])
+    return LinearOp(kernel, module.stride, module.dilation, module.scale.shape[0], shifts=module.bias is not None)
 
 
 def sobel_mask(ndim: int, axis: int) -> Tensor:

@@ -134,10 +134,8 @@ class ExpandSqueezeStack:
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
         """The kernel of the sum, for batch norms that scale and shift as told."""
         first, second = self._first(), self._second()
-        if self.norms:  # into the second kernel, which is the smaller one if that is the 1x1
-            scale, shift = scale_shift_of(self.norms, first, self._ring)
-            second = second._replace(kernel=kernels.affine_before(scale, shift, second.kernel))
-        return fit(then(first, second), self.spec)
+        between = scale_shift_of(self.norms, first, self._ring) if self.norms else None
+        return fit(then(first, second, between), self.spec)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The sum of the branches on x: two convolutions, the scale of the batch norms folded into the second."""

@@ -61,7 +61,7 @@ class ScaledBranch(Branch):
         """The kernel of the branch, scaled, for batch norms that scale and shift as told."""
         kernel = self.branch.kernel_with(scale_shift_of)
         scale = self.scale.scale.expand(self.spec.out_channels)
-        return kernels.affine(kernel, scale, kernel.bias.new_zeros(()))
+        return Kernel(kernels.scaled(kernel.weight, scale), kernel.bias * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch on x (N, in_channels, *size), scaled."""

@@ -92,11 +92,11 @@ def _unit(outputs: int, inputs: int, ndim: int) -> Tensor:
 def _(module: IdentityPlusPoint, channels: int, like: Tensor) -> LinearOp:
     weight = module.unit + module.weight
     ones = (1,) * (weight.dim() - 2)
-    return LinearOp(Kernel(weight, weight.new_zeros(weight.shape[0])), ones, ones, module.groups)
+    return LinearOp(Kernel(weight, weight.new_zeros(weight.shape[0])), ones, ones, module.groups, shifts=False)
 
 
 def per_channel(scale: Tensor, ndim: int) -> LinearOp:
     """The operation that multiplies every channel by its entry of `scale`, of shape (C,)."""
     weight = scale.reshape(-1, 1, *(1,) * ndim)
     ones = (1,) * ndim
-    return LinearOp(Kernel(weight, weight.new_zeros(weight.shape[0])), ones, ones, weight.shape[0])
+    return LinearOp(Kernel(weight, weight.new_zeros(weight.shape[0])), ones, ones, weight.shape[0], shifts=False)
