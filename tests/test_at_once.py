@@ -29,6 +29,7 @@ from reparam import (
 )
 from reparam.bench._launches import launches
 from reparam.blocks import Conv3XC, ConvBlock
+from reparam.blocks._at_once import no_more_at_once
 
 BLOCKS = [RepSRBlock, ECB, RepVGGBlock, DiverseBranchBlock, OREPABlock, MobileOneBlock, Conv3XC]
 
@@ -73,7 +74,7 @@ def shared(net: nn.Module) -> list[bool]:
 def test_at_once_is_one_by_one(block: type[ConvBlock]):
     net = network(block(4), nn.PReLU(), block(4), block(4, 5), block(5, 4))
     alone = gradients(net, images())
-    set_fold(net, "auto")
+    set_fold(net, True)
     same(gradients(net, images()), alone)
     assert shared(net) == [True] * 4
 
@@ -86,6 +87,7 @@ def test_a_step_launches_a_fraction():
     for module in net.modules():
         if isinstance(module, ReparamBlock):
             module.fold = True
+    no_more_at_once(net)
 
     def count() -> int:
         net.zero_grad()
