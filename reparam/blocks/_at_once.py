@@ -18,6 +18,7 @@ compiler, which sees one graph anyway; without gradients; and under the transfor
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -29,6 +30,7 @@ from ..algebra import _kernels as kernels
 from ..algebra._kernels import Kernel
 from ..bn._norm import stored_scale_shift, uses_batch_stats
 from ..branches import Branch
+from ..branches._chain import ChainBranch
 from ..branches._identity import is_plain, with_identities
 from ..modules._hooks import quiet
 from ..numerics._autocast import no_autocast
@@ -45,28 +47,32 @@ class _Reached:
 
 
 class _Stack(torch.autograd.Function):
-    """Parameters of so many branches of each block: those of all branches in one place lie one on the other."""
+    """Tensors of so many branches of each block: those of all branches in one place, stacked, all by one launch."""
 
     @staticmethod
     def forward(ctx: Any, reached: _Reached, each: int, branches: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.reached, ctx.each, ctx.branches = reached, each, branches
-        return _side_by_side(branches, tensors)
+        places = [tensors[first : first + branches] for first in range(0, len(tensors), branches)]
+        stacks = _stacks(places)
+        ctx.mark_non_differentiable(*(t for t, its in zip(stacks, places) if not any(i.requires_grad for i in its)))
+        return stacks
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         reached = [ctx.reached.blocks[index // ctx.each] for index in range(ctx.branches)]
-        parts = ((None,) * ctx.branches if gradient is None else gradient.unbind() for gradient in gradients)
+        nothing = (None,) * ctx.branches
+        parts = (nothing if gradient is None else gradient.unbind() for gradient in gradients)
         return None, None, None, *(part if there else None for of_all in parts for part, there in zip(of_all, reached))
 
 
-def _side_by_side(branches: int, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Stacks of so many tensors each, all made by one launch."""
-    shapes = [(branches, *tensor.shape) for tensor in tensors[::branches]]
+def _stacks(places: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    tensors = [tensor for its in places for tensor in its]
     if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
-        return tuple(torch.stack(tensors[first : first + branches]) for first in range(0, len(tensors), branches))
+        return tuple(torch.stack(list(its)) for its in places)
+    shapes = [(len(its), *its[0].shape) for its in places]
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return tuple(part.view(shape) for part, shape in zip(flat.split(list(map(prod, shapes))), shapes))
+    return tuple(part.view(shape) for part, shape in zip(flat.split([*map(prod, shapes)]), shapes))
 
 
 class _Unbind(torch.autograd.Function):
@@ -99,37 +105,19 @@ class _Kind:
     def __init__(self, branches: list[Any], blocks: int) -> None:
         self.branches, self.each = branches, len(branches) // blocks
         self._places = list(zip(*map(places_in, branches)))  # of one tensor in all branches
-        self._fixed: list[tuple[Tensor, int]] = []  # those without gradients, and the versions whose stacks are kept
-        self._stacks_of_fixed: tuple[Tensor, ...] = ()
+        self._chain = _widened(branches[0])
 
     def kernels(self, reached: _Reached) -> Kernel:
         """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
-        if len(self.branches) == 1:
+        count = len(self.branches)
+        if count == 1:
             return Kernel(*(tensor.unsqueeze(0) for tensor in self.branches[0].kernel_with(stored_scale_shift)))
-        kernel = Kernel(*vmap(self._one)(*self._stacks(reached)))
+        tensors = [table[name] for places in self._places for table, name in places]
+        stacks = _Stack.apply(reached, self.each, count, *tensors) if tensors else ()
+        kernel = self._as_groups(self._chain, stacks) if self._chain else Kernel(*vmap(self._one)(*stacks))
         if self.each == 1:
             return kernel
         return Kernel(*(tensor.unflatten(0, (-1, self.each)).sum(1) for tensor in kernel))
-
-    def _stacks(self, reached: _Reached) -> list[Tensor]:
-        """Of the tensors in each place."""
-        of_all = [[table[name] for table, name in places] for places in self._places]
-        learn = [any(tensor.requires_grad for tensor in tensors) for tensors in of_all]
-        learned, fixed = ([t for t, its in zip(of_all, learn) if its is wanted] for wanted in (True, False))
-        stacks = {True: iter(self._stacks_of(learned, reached)), False: iter(self._kept_stacks_of(fixed))}
-        return [next(stacks[its]) for its in learn]
-
-    def _stacks_of(self, of_all: list[list[Tensor]], reached: _Reached) -> tuple[Tensor, ...]:
-        tensors = [tensor for tensors in of_all for tensor in tensors]
-        return _Stack.apply(reached, self.each, len(self.branches), *tensors) if tensors else ()
-
-    def _kept_stacks_of(self, of_all: list[list[Tensor]]) -> tuple[Tensor, ...]:
-        """Of masks and frozen statistics, which seldom change."""
-        now = [(tensor, tensor._version) for tensors in of_all for tensor in tensors]
-        if len(now) != len(self._fixed) or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(now, self._fixed)):
-            self._stacks_of_fixed = tuple(map(torch.stack, of_all))
-            self._fixed = now
-        return self._stacks_of_fixed
 
     def can_be_stacked(self) -> bool:
         """Whether the numbers are here now, and of one dtype; a later step may find them so."""
@@ -139,17 +127,37 @@ class _Kind:
                 return False
         return True
 
+    def _as_groups(self, first: ChainBranch, stacks: Sequence[Tensor]) -> Kernel:
+        """As one convolution, of which each branch is a group or more."""
+        count = len(self.branches)
+        with self._in_place([tensor.flatten(0, 1) for tensor in stacks]):
+            kernel = first.kernels_side_by_side(count)
+        return Kernel(*(tensor.unflatten(0, (count, -1)) for tensor in kernel))
+
     def _one(self, *tensors: Tensor) -> Kernel:
-        """The kernel of the first branch, with these tensors in the places of its own."""
+        """What the first one does, whatever that is; for a batched run."""
+        with self._in_place(tensors):
+            return self.branches[0].kernel_with(stored_scale_shift)
+
+    @contextmanager
+    def _in_place(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Puts tensors in the places of those of the first branch."""
         places = [of_all[0] for of_all in self._places]
         own = [table[name] for table, name in places]
         try:
             for (table, name), tensor in zip(places, tensors):
                 table[name] = tensor
-            return self.branches[0].kernel_with(stored_scale_shift)
+            yield
         finally:
             for (table, name), tensor in zip(places, own):
                 table[name] = tensor
+
+
+def _widened(branch: Branch) -> ChainBranch | None:
+    """The branch, if more of it can lie side by side."""
+    if not isinstance(branch, ChainBranch) or type(branch).kernel_with is not ChainBranch.kernel_with:
+        return None
+    return branch if branch.can_lie_side_by_side() else None
 
 
 class _Group:
