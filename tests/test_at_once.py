@@ -79,6 +79,20 @@ def test_at_once_is_one_by_one(block: type[ConvBlock]):
     assert shared(net) == [True] * 4
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_gradients_are_accumulated(block: type[ConvBlock]):
+    """A sum of two branches hands the same gradient to both; theirs must not be one piece of memory."""
+    net = network(block(4), block(4, 5), block(5, 4))
+    set_fold(net, True)
+    once = [gradient.clone() for gradient in gradients(net, images())]
+    for parameter in net.parameters():
+        parameter.grad.mul_(2)
+    same([p.grad for p in net.parameters()], [2 * gradient for gradient in once[1:]])
+    y = net(images())
+    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    same([p.grad for p in net.parameters()], [3 * gradient for gradient in once[1:]])
+
+
 def test_a_step_launches_a_fraction():
     net = create_model("repsr_m16c64_x2")
     x = torch.rand(1, 3, 8, 8)

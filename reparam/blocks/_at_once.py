@@ -53,7 +53,7 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts = enumerate(gradient.unbind())
+        parts = enumerate(gradient.contiguous().unbind())  # what a sum hands to all would be one piece of memory
         return None, None, *(part if ctx.reached.blocks[index // ctx.each] else None for index, part in parts)
 
 
