@@ -40,7 +40,25 @@ class _Reached:
     """Which blocks the backward pass came from: parameters of the others get no gradient, which is not one of zeros."""
 
     def __init__(self) -> None:
-        self.blocks: list[bool] = []
+        self.come_from([])
+
+    def come_from(self, blocks: list[bool]) -> None:
+        """Begins a backward pass."""
+        self.blocks, self._handed = blocks, set[int]()
+
+    def own(self, gradient: Tensor) -> Tensor:
+        """A gradient in memory that no other one has: a sum hands the same to all that it is of.
+
+        Torch looks at who else holds a gradient before it makes it a parameter's; of a view of one it cannot tell.
+        """
+        try:
+            address = gradient.untyped_storage().data_ptr()
+        except NotImplementedError:  # of a batch of gradients
+            return gradient.clone()
+        if address in self._handed or not gradient.is_contiguous():
+            return gradient.clone(memory_format=torch.contiguous_format)
+        self._handed.add(address)
+        return gradient
 
 
 class _Stack(torch.autograd.Function):
@@ -53,8 +71,21 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts = enumerate(gradient.contiguous().unbind())  # what a sum hands to all would be one piece of memory
+        parts = enumerate(ctx.reached.own(gradient).unbind())
         return None, None, *(part if ctx.reached.blocks[index // ctx.each] else None for index, part in parts)
+
+
+class _Lone(torch.autograd.Function):
+    """A part of the kernel of a branch that is alone of its kind."""
+
+    @staticmethod
+    def forward(ctx: Any, reached: _Reached, tensor: Tensor) -> Tensor:
+        ctx.reached = reached
+        return tensor.unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.reached.own(gradient).squeeze(0)
 
 
 class _Unbind(torch.autograd.Function):
@@ -70,7 +101,7 @@ class _Unbind(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
         blocks = len(gradients) // 2
         both = gradients[:blocks], gradients[blocks:]
-        ctx.reached.blocks = [any(gradient is not None for gradient in pair) for pair in zip(*both)]
+        ctx.reached.come_from([any(gradient is not None for gradient in pair) for pair in zip(*both)])
         weight, bias = map(_stacked, both, ctx.like)
         return None, weight, bias
 
@@ -91,7 +122,7 @@ class _Kind:
     def kernels(self, reached: _Reached) -> Kernel:
         """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
         if len(self.branches) == 1:
-            return Kernel(*(tensor.unsqueeze(0) for tensor in self.branches[0].kernel_with(stored_scale_shift)))
+            return Kernel(*(_Lone.apply(reached, part) for part in self.branches[0].kernel_with(stored_scale_shift)))
         kernel = Kernel(*vmap(self._one)(*(self._stack(places, reached) for places in self._places)))
         if self.each == 1:
             return kernel
