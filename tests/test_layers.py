@@ -14,6 +14,7 @@ ROOT = Path(reparam.__file__).parent
 ROOMS = [
     "errors",
     "_tables",
+    "_timing",
     "numerics",
     "algebra",
     "folding",

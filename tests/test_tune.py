@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from reparam import ECB, ConvSpec, RepSRBlock, RepVGGBlock, SpecError, freeze_bn_stats, set_fold, tune_fold
+from reparam.bench._launches import launches
 from reparam.blocks import FoldReport, FoldTime, ReparamBlock, _tune
 from reparam.blocks._block import PHASES
 from reparam.branches import ScaledBranch
@@ -21,16 +22,18 @@ def clock(monkeypatch):
     """Seconds by what a way does: folded 1, branches 2 on batch statistics; the other way round without them."""
     asked = []
 
-    def seconds(ways, rounds, device):
-        folded, branches = (way.args[0] for way in ways)
-        (phase,) = folded._chosen
-        assert folded._chosen[phase] and not branches._chosen[phase]
-        for way in ways:
+    def race(ways, rounds, device):
+        assert device == torch.device("cpu")
+        (phase,) = ways[True].args[0][0]._chosen
+        for choice, way in ways.items():
+            assert all(block._chosen == {phase: choice} for block in way.args[0])
             way()
-        asked.append((type(folded).__name__, phase, tuple(ways[0].args[1].shape), rounds))
-        return [1.0, 2.0] if phase == BATCH else [4.0, 3.0]
+        blocks, given = ways[True].args
+        shapes = [tuple(x.shape) for x in given[0]]
+        asked.append((type(blocks[0]).__name__, len(blocks), phase, shapes, rounds))
+        return {True: [1.0, 9.0, 1.0], False: [2.0] * 3} if phase == BATCH else {True: [4.0] * 3, False: [3.0] * 3}
 
-    monkeypatch.setattr(_tune, "seconds", seconds)
+    monkeypatch.setattr(_tune, "race", race)
     return asked
 
 
@@ -45,24 +48,50 @@ class Net(nn.Module):
         return self.free(self.down(self.down(x)))
 
 
-def test_each_phase_is_chosen_and_blocks_alike_are_measured_once(clock):
+def test_each_phase_is_chosen_and_blocks_alike_are_measured_together(clock):
     net = Net()
     report = tune_fold(net, torch.rand(2, 3, 16, 12), rounds=3)
     both, stored = {BATCH: True, STORED: False}, {STORED: False}
     expected = {"first": both, "body.0": both, "body.2": both, "down": stored, "free": stored}
     assert report.choices == expected
     assert {name: block._chosen for name, block in net.named_modules() if getattr(block, "_chosen", None)} == expected
-    shapes = [(2, 3, 16, 12), (2, 8, 16, 12)]
-    assert clock == [("RepVGGBlock", phase, shape, 3) for shape in shapes for phase in (BATCH, STORED)] + [
-        ("RepSRBlock", STORED, (2, 8, 16, 12), 3),
-        ("RepSRBlock", STORED, (2, 8, 8, 6), 3),
-        ("ECB", STORED, (2, 8, 4, 3), 3),
+    first, body = (1, [(2, 3, 16, 12)]), (2, [(2, 8, 16, 12)])
+    assert clock == [("RepVGGBlock", n, phase, shapes, 3) for n, shapes in (first, body) for phase in PHASES] + [
+        ("RepSRBlock", 1, STORED, [(2, 8, 16, 12), (2, 8, 8, 6)], 3),
+        ("ECB", 1, STORED, [(2, 8, 4, 3)], 3),
     ]
     again = Net()
     assert set_fold(again, json.loads(json.dumps(report.choices))) == list(expected)
     assert again.down._chosen == stored
-    down = next(row for row in report.rows if row.block == "down")
-    assert (down.folded_ms, down.branches_ms, down.folds) == (8000.0, 6000.0, False)  # it runs twice
+    rows = {(row.block, row.phase): (row.folded_ms, row.branches_ms, row.folds) for row in report.rows}
+    assert rows["down", STORED] == (4000.0, 3000.0, False)
+    assert rows["body.2", BATCH] == (500.0, 1000.0, True), "of two blocks that took a step together"
+
+
+def test_blocks_step_as_they_will_in_the_network(monkeypatch):
+    """Kernels of blocks that are alike are computed at once in both."""
+    counts = {}
+    monkeypatch.setattr(
+        _tune,
+        "race",
+        lambda ways, *_, **__: {key: [(way(), launches(way).total())[1]] for key, way in ways.items()},
+    )
+    net = nn.Sequential(*(ECB(8) for _ in range(6)))
+    report = tune_fold(net, torch.rand(1, 8, 6, 6))
+
+    def step():
+        net.zero_grad()
+        y = net(torch.rand(1, 8, 6, 6))
+        y.backward(torch.ones_like(y))
+
+    for choice in (True, False):
+        set_fold(net, choice)
+        step()
+        counts[choice] = launches(step).total()
+    told = sum(row.folded_ms for row in report.rows) / 1000, sum(row.branches_ms for row in report.rows) / 1000
+    for estimated, counted in zip(told, (counts[True], counts[False])):
+        assert abs(estimated - counted) < 20 < counted - 20, (told, counts)
+    assert report.choices == {str(index): {STORED: True} for index in range(6)}
 
 
 def test_it_prints_as_a_table():
@@ -78,6 +107,7 @@ def test_it_prints_as_a_table():
 def test_nothing_of_the_users_changes(training):
     seen = []
     net = Net().train(training)
+    set_fold(net, "auto")
     net.body[0].eval()
     net.free.register_forward_hook(lambda *_: seen.append("free"))
     for parameter in net.parameters():
@@ -135,19 +165,15 @@ def test_a_layer_that_is_not_read_leaves_no_choice(clock):
 
 def test_dtype_is_that_of_the_run(clock, monkeypatch):
     seen, step = [], _tune._step
-    monkeypatch.setattr(_tune, "_step", lambda block, x: (seen.append((x.dtype, x.requires_grad)), step(block, x)))
+    monkeypatch.setattr(
+        _tune,
+        "_step",
+        lambda blocks, given: (seen.extend((x.dtype, x.requires_grad) for [x] in given), step(blocks, given)),
+    )
     net = nn.Sequential(ECB(3), ECB(3))
     with torch.autocast("cpu", torch.bfloat16):
         tune_fold(net, image())
     assert set(seen) == {(torch.float32, False), (torch.bfloat16, True)}
-
-
-def test_ways_take_turns_and_the_first_round_does_not_count(monkeypatch):
-    order, times = [], iter(range(1000))
-    monkeypatch.setattr(_tune, "_now", lambda device: (order.append("now"), next(times))[1])
-    found = _tune.seconds([lambda: order.append("a"), lambda: order.append("b")], 3, torch.device("cpu"))
-    assert found == [1, 1]
-    assert [way for way in order if way != "now"] == ["a", "b"] * 4
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,11 @@ class Kernel(NamedTuple):
 
 def identity(channels: int, groups: int, ndim: int, like: Tensor) -> Kernel:
     """The 1x1 kernel of y = x, as a convolution with `groups` groups and the dtype and device of `like`."""
-    eye = torch.eye(channels // groups, dtype=like.dtype, device=like.device)
-    weight = eye.repeat(groups, 1).reshape(channels, channels // groups, *(1,) * ndim)
+    if groups == channels:
+        weight = like.new_ones(channels, 1, *(1,) * ndim)
+    else:
+        eye = torch.eye(channels // groups, dtype=like.dtype, device=like.device)
+        weight = eye.repeat(groups, 1).reshape(channels, channels // groups, *(1,) * ndim)
     return Kernel(weight, weight.new_zeros(channels))
 
 
@@ -64,28 +67,54 @@ def add(*kernels: Kernel) -> Kernel:
 def affine(kernel: Kernel, scale: Tensor, shift: Tensor) -> Kernel:
     """The kernel of `scale * conv(x) + shift`, both of shape (out,): what a BN after a convolution does."""
     scale, shift = scale.to(kernel.weight), shift.to(kernel.weight)  # a BN may be of higher precision
-    weight = kernel.weight * scale.reshape(-1, *(1,) * (kernel.weight.dim() - 1))
-    return Kernel(weight, kernel.bias * scale + shift)
+    return Kernel(scaled(kernel.weight, scale), kernel.bias * scale + shift)
 
 
 def affine_before(scale: Tensor, shift: Tensor, kernel: Kernel, groups: int = 1) -> Kernel:
     """The kernel of `conv(scale * x + shift)`, both of shape (in,): a BN before a convolution, taken into it."""
     scale, shift = scale.to(kernel.weight), shift.to(kernel.weight)  # a BN may be of higher precision
-    weight = kernel.weight.unflatten(0, (groups, -1))  # (g, out, in, *size)
-    scaled = weight * scale.reshape(groups, 1, -1, *(1,) * len(kernel.size))
-    shifted = weight.flatten(3).sum(3) @ shift.reshape(groups, -1, 1)
-    return Kernel(scaled.flatten(0, 1), kernel.bias + shifted.flatten())
+    return Kernel(scaled_before(scale, kernel.weight, groups), shifted_before(shift, kernel, groups))
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """The weight of `scale * conv(x)`, with the scale of shape (out,)."""
+    return weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
+
+
+def scaled_before(scale: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """The weight of `conv(scale * x)`, with the scale of shape (in,)."""
+    ones = (1,) * (weight.dim() - 2)
+    if groups == 1:
+        return weight * scale.reshape(1, -1, *ones)
+    grouped = weight.unflatten(0, (groups, -1))  # (g, out, in, *size)
+    return (grouped * scale.reshape(groups, 1, -1, *ones)).flatten(0, 1)
+
+
+def shifted_before(shift: Tensor, kernel: Kernel, groups: int = 1) -> Tensor:
+    """The bias of `conv(x + shift)`, with the shift of shape (in,)."""
+    taps = kernel.weight.flatten(2)  # (g out, in, taps)
+    summed = taps.squeeze(2) if taps.shape[2] == 1 else taps.sum(2)
+    if groups == 1:
+        return summed @ shift + kernel.bias
+    if groups == len(summed):  # a filter per channel
+        return summed[:, 0] * shift + kernel.bias
+    shift = summed.unflatten(0, (groups, -1)) @ shift.reshape(groups, -1, 1)
+    return shift.flatten() + kernel.bias
 
 
 def dilate(kernel: Kernel, factors: tuple[int, ...]) -> Kernel:
     """The same function with taps written `factors` times as densely: a b c by 2 is a 0 b 0 c."""
+    return Kernel(_dilated(kernel.weight, factors), kernel.bias)
+
+
+def _dilated(weight: Tensor, factors: tuple[int, ...]) -> Tensor:
     if all(factor == 1 for factor in factors):
-        return kernel
-    size = [factor * (k - 1) + 1 for factor, k in zip(factors, kernel.size)]
-    weight = kernel.weight.new_zeros(*kernel.weight.shape[:2], *size)
+        return weight
+    size = [factor * (k - 1) + 1 for factor, k in zip(factors, weight.shape[2:])]
+    zeros = weight.new_zeros(*weight.shape[:2], *size)
     every = (slice(None), slice(None), *(slice(None, None, factor) for factor in factors))
-    weight[every] = kernel.weight
-    return Kernel(weight, kernel.bias)
+    zeros[every] = weight
+    return zeros
 
 
 def regroup(kernel: Kernel, groups: int, to: int) -> Kernel:
@@ -121,32 +150,34 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
     Returns:
         W of shape (groups * O, I, *k) with k = k1 + d (k2 - 1).
     """
-    inner = first.weight.unflatten(0, (groups, -1))  # (g, m, i, *k1)
-    outer = second.weight.unflatten(0, (groups, -1))  # (g, o, m, *k2)
+    weight = composed(first.weight, second.weight, groups, dilation)
+    return Kernel(weight, shifted_before(first.bias, second, groups))
+
+
+def composed(first: Tensor, second: Tensor, groups: int, dilation: tuple[int, ...]) -> Tensor:
+    """The weight of `compose`."""
+    inner = first.unflatten(0, (groups, -1))  # (g, m, i, *k1)
+    outer = second.unflatten(0, (groups, -1))  # (g, o, m, *k2)
     taps = outer.flatten(3)  # (g, o, m, t2)
-    if all(k == 1 for k in second.size):
-        weight = (taps.squeeze(3) @ inner.flatten(2)).reshape(-1, *inner.shape[2:])
-    elif all(k == 1 for k in first.size):
-        weight = (inner.flatten(2).transpose(1, 2).unsqueeze(1) @ taps).reshape(-1, inner.shape[2], *second.size)
-        weight = dilate(Kernel(weight, second.bias), dilation).weight
-    else:
-        # Composing is a full convolution of the two kernels, and torch's convolution is a correlation: flip one.
-        #
-        #     first, padded      0 0 a b c 0 0
-        #     second, flipped    w v u . . . .     t = 0: a u
-        #                        . w v u . . .     t = 1: a v + b u, which are t1 + t2 = 1
-        spatial = tuple(range(2, second.weight.dim()))
-        full = tuple((d * (k - 1),) * 2 for d, k in zip(dilation, second.size))
-        image = rearrange(inner, "g m i ... -> i (g m) ...")
-        ones = (1,) * len(spatial)
-        flipped = second.weight.flip(spatial)
-        result = convolve(image, flipped, None, stride=ones, dilation=dilation, groups=groups, pads=full)
-        weight = result.transpose(0, 1)  # (i, g * o, *k) to (g * o, i, *k)
-    shift = taps.sum(3) @ first.bias.unflatten(0, (groups, -1, 1))
-    return Kernel(weight, second.bias + shift.flatten())
+    if all(k == 1 for k in outer.shape[3:]):
+        return (taps.squeeze(3) @ inner.flatten(2)).reshape(-1, *inner.shape[2:])
+    if all(k == 1 for k in inner.shape[3:]):
+        weight = inner.flatten(2).transpose(1, 2).unsqueeze(1) @ taps
+        weight = weight.reshape(-1, inner.shape[2], *outer.shape[3:])
+        return _dilated(weight, dilation)
+    # Composing is a full convolution of the two kernels, and torch's convolution is a correlation: flip one.
+    #
+    #     first, padded      0 0 a b c 0 0
+    #     second, flipped    w v u . . . .     t = 0: a u
+    #                        . w v u . . .     t = 1: a v + b u, which are t1 + t2 = 1
+    spatial = tuple(range(2, second.dim()))
+    full = tuple((d * (k - 1),) * 2 for d, k in zip(dilation, second.shape[2:]))
+    image = rearrange(inner, "g m i ... -> i (g m) ...")
+    ones = (1,) * len(spatial)
+    result = convolve(image, second.flip(spatial), None, stride=ones, dilation=dilation, groups=groups, pads=full)
+    return result.transpose(0, 1)  # (i, g * o, *k) to (g * o, i, *k)
 
 
 def compose_depthwise(first: Kernel, depthwise: Kernel) -> Kernel:
     """`compose` with one filter per channel, where one of the two has one tap: W[o, i, t] = W2[o, 0, t] W1[o, i, t]."""
-    weight = first.weight * depthwise.weight
-    return Kernel(weight, depthwise.bias + depthwise.weight.flatten(1).sum(1) * first.bias)
+    return Kernel(first.weight * depthwise.weight, shifted_before(first.bias, depthwise, len(depthwise.bias)))

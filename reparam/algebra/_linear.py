@@ -109,7 +109,7 @@ class LinearOp(NamedTuple):
 def identity_op(channels: int, ndim: int, like: Tensor) -> LinearOp:
     """The operation that does nothing, one group per channel."""
     ones = (1,) * ndim
-    return LinearOp(kernels.identity(channels, channels, ndim, like), ones, ones, channels)
+    return LinearOp(kernels.identity(channels, channels, ndim, like), ones, ones, channels, shifts=False)
 
 
 @singledispatch
@@ -218,22 +218,48 @@ def check_valid(module: nn.Module, op: LinearOp) -> LinearOp:
     return op
 
 
-def then(first: LinearOp, second: LinearOp) -> LinearOp:
-    """The operation `second(first(x))`, of valid convolutions."""
+def then(first: LinearOp, second: LinearOp, between: tuple[Tensor, Tensor] | None = None) -> LinearOp:
+    """The operation `second(first(x))`, of valid convolutions.
+
+    Args:
+        first: runs first.
+        second: runs after it.
+        between: scale and shift of a batch norm between the two, of shape (C,) each.
+    """
     stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
     grid, ratio1, ratio2 = _one_grid(first, second)
-    depthwise = second.groups == second.kernel.weight.shape[0] == first.kernel.weight.shape[0]
+    inner, outer, bias = first.kernel.weight, second.kernel.weight, second.kernel.bias
+    before, shifts = first.kernel.bias, first.shifts or between is not None
+    if between is not None:
+        before = _scaled_bias(first, *between)
+        scale = between[0].to(inner)
+        if inner.numel() <= outer.numel():
+            inner = kernels.scaled(inner, scale)
+        else:
+            outer = kernels.scaled_before(scale, outer, second.groups)
+    if shifts:
+        bias = kernels.shifted_before(before, second.kernel, second.groups)
+    depthwise = second.groups == second.outputs == first.outputs
     if depthwise and 1 in (prod(first.kernel.size), prod(second.kernel.size)):
-        kernel = kernels.compose_depthwise(first.kernel, second.kernel)  # a product, not a sum of almost only zeros
-        return LinearOp(kernel, stride, grid, first.groups)
-    groups = gcd(first.groups, second.groups)
-    kernel = kernels.compose(
-        kernels.dilate(kernels.regroup(first.kernel, first.groups, groups), ratio1),
-        kernels.regroup(second.kernel, second.groups, groups),
-        groups,
-        ratio2,
-    )
-    return LinearOp(kernel, stride, grid, groups)
+        groups, weight = first.groups, inner * outer  # not a sum of almost only zeros
+    else:
+        groups = gcd(first.groups, second.groups)
+        inner = kernels.dilate(kernels.regroup(Kernel(inner, before), first.groups, groups), ratio1).weight
+        outer = kernels.regroup(Kernel(outer, bias), second.groups, groups).weight
+        weight = kernels.composed(inner, outer, groups, ratio2)
+    return LinearOp(Kernel(weight, bias), stride, grid, groups, shifts=shifts or second.shifts)
+
+
+def scaled(op: LinearOp, scale: Tensor, shift: Tensor) -> LinearOp:
+    """The operation `scale * op(x) + shift`, both of shape (out,): what a batch norm does after it."""
+    weight = kernels.scaled(op.kernel.weight, scale.to(op.kernel.weight))
+    return op._replace(kernel=Kernel(weight, _scaled_bias(op, scale, shift)), shifts=True)
+
+
+def _scaled_bias(op: LinearOp, scale: Tensor, shift: Tensor) -> Tensor:
+    bias = op.kernel.bias
+    scale, shift = scale.to(bias), shift.to(bias)  # a batch norm may be of higher precision
+    return bias * scale + shift if op.shifts else shift
 
 
 def _one_grid(first: LinearOp, second: LinearOp) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .._tables import table
+from .._timing import race, ratio
 from ..blocks._set_fold import set_fold
 from ..deploy._engines import FILE_ENGINES, installed_engines, make_engine, open_engine
 from ..deploy._threads import torch_threads
@@ -22,7 +23,6 @@ from ..errors import ExportError, SpecError
 from ..fusing._fuse import plain_copy
 from ..fusing._inspect import inspect_model
 from ..modules._hooks import copy_module
-from ._race import race, ratio
 
 Way = tuple[str, str]
 """Graph and engine."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._timing import seconds
 from ..errors import SpecError
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -62,12 +62,7 @@ class Setting:
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Time that a function takes, until the device has done all that it was told."""
-        synchronize = _module(self.device).synchronize
-        synchronize()
-        start = time.perf_counter()
-        run()
-        synchronize()
-        return time.perf_counter() - start
+        return seconds(run, self.device)
 
     def forward(self, module: nn.Module, *, compiled: bool | None = None) -> Callable[[Tensor], Tensor]:
         """The module's forward in this setting, compiled at the first call; or uncompiled if told so."""

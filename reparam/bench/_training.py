@@ -11,6 +11,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from .._timing import race, ratio
 from ..blocks import ECB, RepSRBlock, RepVGGBlock
 from ..blocks._block import Fold
 from ..blocks._conv_block import ConvBlock
@@ -21,7 +22,6 @@ from ..fusing._fuse import fuse
 from ..fusing._verify import verify
 from ..models import create_model
 from ._launches import launches
-from ._race import race, ratio
 from ._setting import Setting
 
 BLOCKS: tuple[type[ConvBlock], ...] = (RepSRBlock, ECB, RepVGGBlock)
@@ -104,7 +104,7 @@ def bench_blocks(
     runs: dict[Hashable, Callable[[], object]] = {
         way: partial(_step, ways.get(way, conv), forward, x) for way, forward in forwards.items()
     }
-    times = race(runs, rounds, progress, setting.seconds)
+    times = race(runs, rounds, progress, setting.device)
     plain = saved_bytes(conv, forwards[_PLAIN], x)
     rows = []
     for way, block in ways.items():
@@ -158,7 +158,7 @@ def bench_training(
     runs: dict[Hashable, Callable[[], object]] = {
         way: _training(net, setting.forward(net), x) for way, net in nets.items()
     }
-    times = race(runs, rounds, progress, setting.seconds)
+    times = race(runs, rounds, progress, setting.device)
     told = {
         way: launches(partial(_step, net, setting.forward(net, compiled=False), x)).total() for way, net in nets.items()
     }

@@ -17,7 +17,9 @@ Place = tuple[Any, str]
 
 _EQUAL = (int, float, str, type(None), torch.dtype, torch.device, type, ConvSpec)
 """Attributes that are alike if they are equal; of all others only the same object is."""
-_NO_MATTER = {"_recipe", "_constants", "_inside", "_kept", "_share", "_fold"} | set(vars(nn.Module())) - {"training"}
+_NO_MATTER = {"_recipe", "_constants", "_inside", "_kept", "_share", "_fold", "drawn_as"} | set(vars(nn.Module())) - {
+    "training"
+}
 """Attributes that no kernel follows from, or that are seen otherwise."""
 
 

@@ -18,6 +18,8 @@ compiler, which sees one graph anyway; without gradients; and under the transfor
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -28,10 +30,11 @@ from ..algebra import _kernels as kernels
 from ..algebra._kernels import Kernel
 from ..bn._norm import stored_scale_shift, uses_batch_stats
 from ..branches import Branch
+from ..branches._chain import ChainBranch
 from ..branches._identity import is_plain, with_identities
 from ..modules._hooks import quiet
 from ..numerics._autocast import no_autocast
-from ._alike import Place, is_all_here, look, places_in
+from ._alike import is_all_here, look, places_in
 from ._block import ReparamBlock
 from ._kept import same_attributes
 
@@ -62,17 +65,32 @@ class _Reached:
 
 
 class _Stack(torch.autograd.Function):
-    """The parameters of so many branches of each block, one on the other."""
+    """Tensors of so many branches of each block: those of all branches in one place, stacked, all by one launch."""
 
     @staticmethod
-    def forward(ctx: Any, reached: _Reached, each: int, *tensors: Tensor) -> Tensor:
-        ctx.reached, ctx.each = reached, each
-        return torch.stack(tensors)
+    def forward(ctx: Any, reached: _Reached, each: int, branches: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.reached, ctx.each, ctx.branches = reached, each, branches
+        places = [tensors[first : first + branches] for first in range(0, len(tensors), branches)]
+        stacks = _stacks(places)
+        ctx.mark_non_differentiable(*(t for t, its in zip(stacks, places) if not any(i.requires_grad for i in its)))
+        return stacks
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts = enumerate(ctx.reached.own(gradient).unbind())
-        return None, None, *(part if ctx.reached.blocks[index // ctx.each] else None for index, part in parts)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        reached = [ctx.reached.blocks[index // ctx.each] for index in range(ctx.branches)]
+        nothing = (None,) * ctx.branches
+        parts = (nothing if gradient is None else ctx.reached.own(gradient).unbind() for gradient in gradients)
+        return None, None, None, *(part if there else None for of_all in parts for part, there in zip(of_all, reached))
+
+
+def _stacks(places: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    tensors = [tensor for its in places for tensor in its]
+    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
+        return tuple(torch.stack(list(its)) for its in places)
+    shapes = [(len(its), *its[0].shape) for its in places]
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return tuple(part.view(shape) for part, shape in zip(flat.split([*map(prod, shapes)]), shapes))
 
 
 class _Lone(torch.autograd.Function):
@@ -118,21 +136,19 @@ class _Kind:
     def __init__(self, branches: list[Any], blocks: int) -> None:
         self.branches, self.each = branches, len(branches) // blocks
         self._places = list(zip(*map(places_in, branches)))  # of one tensor in all branches
+        self._chain = _widened(branches[0])
 
     def kernels(self, reached: _Reached) -> Kernel:
         """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
-        if len(self.branches) == 1:
+        count = len(self.branches)
+        if count == 1:
             return Kernel(*(_Lone.apply(reached, part) for part in self.branches[0].kernel_with(stored_scale_shift)))
-        kernel = Kernel(*vmap(self._one)(*(self._stack(places, reached) for places in self._places)))
+        tensors = [table[name] for places in self._places for table, name in places]
+        stacks = _Stack.apply(reached, self.each, count, *tensors) if tensors else ()
+        kernel = self._as_groups(self._chain, stacks) if self._chain else Kernel(*vmap(self._one)(*stacks))
         if self.each == 1:
             return kernel
         return Kernel(*(tensor.unflatten(0, (-1, self.each)).sum(1) for tensor in kernel))
-
-    def _stack(self, places: Sequence[Place], reached: _Reached) -> Tensor:
-        tensors = [table[name] for table, name in places]
-        if any(tensor.requires_grad for tensor in tensors):
-            return _Stack.apply(reached, self.each, *tensors)
-        return torch.stack(tensors)
 
     def can_be_stacked(self) -> bool:
         """Whether the numbers are here now, and of one dtype; a later step may find them so."""
@@ -142,17 +158,37 @@ class _Kind:
                 return False
         return True
 
+    def _as_groups(self, first: ChainBranch, stacks: Sequence[Tensor]) -> Kernel:
+        """As one convolution, of which each branch is a group or more."""
+        count = len(self.branches)
+        with self._in_place([tensor.flatten(0, 1) for tensor in stacks]):
+            kernel = first.kernels_side_by_side(count)
+        return Kernel(*(tensor.unflatten(0, (count, -1)) for tensor in kernel))
+
     def _one(self, *tensors: Tensor) -> Kernel:
-        """The kernel of the first branch, with these tensors in the places of its own."""
+        """What the first one does, whatever that is; for a batched run."""
+        with self._in_place(tensors):
+            return self.branches[0].kernel_with(stored_scale_shift)
+
+    @contextmanager
+    def _in_place(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Puts tensors in the places of those of the first branch."""
         places = [of_all[0] for of_all in self._places]
         own = [table[name] for table, name in places]
         try:
             for (table, name), tensor in zip(places, tensors):
                 table[name] = tensor
-            return self.branches[0].kernel_with(stored_scale_shift)
+            yield
         finally:
             for (table, name), tensor in zip(places, own):
                 table[name] = tensor
+
+
+def _widened(branch: Branch) -> ChainBranch | None:
+    """The branch, if more of it can lie side by side."""
+    if not isinstance(branch, ChainBranch) or type(branch).kernel_with is not ChainBranch.kernel_with:
+        return None
+    return branch if branch.can_lie_side_by_side() else None
 
 
 class _Group:
@@ -180,6 +216,7 @@ class _Group:
             self._compute()
         except Exception:  # of a kernel that somebody wrote, which batches do not take
             self._failed = True
+            _say_how_many(self.blocks, 1)
 
     def _compute(self) -> None:
         reached = _Reached()
@@ -192,7 +229,11 @@ class _Group:
 
 
 class _Plan:
-    """Groups of blocks of a network, and what tells whether they are still the same."""
+    """Which blocks of a network are alike, and what tells whether they still are.
+
+    A block decides whether to fold by how many there are of its kind, and not by how many did so last, which would
+    follow from what they decided.
+    """
 
     def __init__(self, blocks: list[ReparamBlock]) -> None:
         self.blocks = blocks
@@ -201,10 +242,26 @@ class _Plan:
         alike: dict[Hashable, list[ReparamBlock]] = {}
         for block in blocks:
             alike.setdefault((block.spec, *map(look, block.branches)), []).append(block)
-        self.groups = [_Group(group) for group in alike.values()]
+        for group in alike.values():
+            _say_how_many(group, len(group))
+        self._alike, self._groups = list(alike.values()), dict[int, _Group]()
+
+    def compute(self) -> None:
+        """Gives their kernels to the blocks that want them."""
+        for index, alike in enumerate(self._alike):
+            if wanting := [block for block in alike if block._share.wanted]:
+                if index not in self._groups or self._groups[index].blocks != wanting:
+                    self._groups[index] = _Group(wanting)
+                with no_autocast(wanting[0].like.device.type):
+                    self._groups[index].compute()
 
     def is_current(self, blocks: list[ReparamBlock]) -> bool:
         return blocks == self.blocks and all(map(same_attributes, map(vars, self._modules), self._attributes))
+
+
+def _say_how_many(blocks: list[ReparamBlock], count: int) -> None:
+    for block in blocks:
+        block._share.among = count
 
 
 class AtOnce:
@@ -225,14 +282,15 @@ class AtOnce:
             return
         for block in self._blocks:
             block._share.clear()
-        blocks = [block for block in self._blocks if _takes_part(block)]
-        if len(blocks) < 2:
-            return
+        blocks = [block for block in self._blocks if _may_take_part(block)]
         if self._plan is None or not self._plan.is_current(blocks):
+            self.part()
             self._plan = _Plan(blocks)
-        for group in self._plan.groups:
-            with no_autocast(group.blocks[0].like.device.type):
-                group.compute()
+        self._plan.compute()
+
+    def part(self) -> None:
+        """Leaves each block to itself."""
+        _say_how_many(self._blocks, 1)
 
     def close(self) -> None:
         """Says that the forward is over."""
@@ -252,7 +310,8 @@ def compute_at_once(model: nn.Module) -> None:
 
 def no_more_at_once(model: nn.Module) -> None:
     """Undoes `compute_at_once`."""
-    vars(model).pop("_at_once", None)
+    if at_once := vars(model).pop("_at_once", None):
+        at_once.part()
     for table in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in table.items() if hook in (_open, _close)]:
             del table[key]
@@ -291,9 +350,9 @@ def _blocks_of(module: nn.Module) -> Iterator[ReparamBlock]:
             yield from _blocks_of(inner)
 
 
-def _takes_part(block: ReparamBlock) -> bool:
-    """Whether a block is expected to run as one convolution, whose kernel no image is needed for."""
-    if not block._share.wanted or block.fold is False or block._forward_pre_hooks:
+def _may_take_part(block: ReparamBlock) -> bool:
+    """Whether a block may run as one convolution whose kernel no image is needed for."""
+    if block.fold is False or block._forward_pre_hooks:
         return False
     if type(block).kernel_with is not ReparamBlock.kernel_with:
         return False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, reduce
+from itertools import chain
 from math import prod
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -211,19 +212,27 @@ class ReparamBlock(Branch):
         pixels = x.numel() // x.shape[1] // prod(list(self.spec.stride))
         device = x.device.type
         run = self._of_run.step(pixels, device) + self.cost * pixels
-        return self._folded[on_batch].step(pixels, device) + after_sum * pixels < run
+        together = self._share.among if torch.is_grad_enabled() and not on_batch else 1
+        return self._folded[on_batch].step(pixels, device, together) + after_sum * pixels < run
 
     def _estimates(self) -> tuple[cost.Work, cost.Work, tuple[cost.Work, cost.Work]]:
         """What it takes to run the branches, to make the kernel, and to run it, without and with batch statistics."""
-        branches = cast("list[Branch]", [*self.branches])
-        sums = len(branches) - 1
-        run = cost.Work(3 * (self.norm is not None) + sums).and_then(*(branch._of_run for branch in branches))
-        shape = cost.shape_of(self.spec)
-        kernel = cost.on_weights(shape, sums + 2 * (self.norm is not None))
-        kernel = kernel.and_then(*(branch._of_kernel for branch in branches))
-        channels = [module.num_features for module in self.branches.modules() if is_norm(module)]
+        parts, shape = self._parts(), cost.shape_of(self.spec)
+        run = cost.Work(len(parts) - 1).and_then(*(part._of_run for part in parts))
+        of_kernels = [part for part in parts if not is_plain(part)] or parts
+        kernel = cost.on_kernel("a kernel that is added", shape, len(of_kernels) - 1)
+        kernel = kernel.and_then(*(part._of_kernel for part in of_kernels))
+        if len(of_kernels) < len(parts):
+            kernel = kernel.and_then(cost.on_kernel("an identity that is added", shape))
+        kernel = kernel._replace(shared=kernel.launches)
+        if self.norm is not None:
+            run = run.and_then(cost.running())
+            kernel = kernel.and_then(cost.on_kernel("a scale and shift", shape))
+        firsts = [part.branches[0] if isinstance(part, ExpandSqueezeStack) else part for part in parts]
+        asked = sum(map(is_norm, chain.from_iterable(branch.modules() for branch in firsts)))
+        channels = sum(module.num_features for module in self.branches.modules() if is_norm(module))
         folded = kernel.and_then(cost.plain(self.spec))
-        return run, kernel, (folded, folded.and_then(cost.moments(self.spec, sum(channels), len(channels))))
+        return run, kernel, (folded, folded.and_then(cost.moments(self.spec, channels, asked)))
 
     def _norms_on_batch(self) -> Norms:
         """The batch norms inside that use the statistics of the batch, that after the sum last; asked in every step."""

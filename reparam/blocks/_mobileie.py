@@ -100,10 +100,12 @@ class SideBySide(Branch):
         inside = middle // self.spec.groups
         self.cost = sum(plain) + cost.convolution(self.spec.out_channels, inside, 1)
         self.cost += cost.BATCH_NORM * wide * len(self.norms)
-        self._of_run = cost.Work(3 * (len(convs) + len(self.norms) + 2))
+        self._of_run = cost.running(len(convs) + len(self.norms) + 2)
         whole = (middle, *each[1:])
         composed = cost.composition(whole, (self.spec.out_channels, inside, 1), self.spec.groups)
-        self._of_kernel = cost.on_weights(whole, 2).and_then(cost.Work(6 * (len(convs) + len(self.norms))), composed)
+        parts = [cost.on_kernel("a kernel among zeros", each)] * len(convs)
+        parts += [cost.on_kernel("a scale and shift", each)] * len(self.norms)
+        self._of_kernel = composed.and_then(*parts)
 
     def kernel(self) -> Kernel:
         """The kernel of the whole; see `Branch.kernel`."""

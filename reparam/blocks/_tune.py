@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._tables import table
+from .._timing import race
 from ..bn._norm import norms, uses_batch_stats
 from ..errors import SpecError
 from ..folding.moments import reaches_across
@@ -61,15 +61,16 @@ class FoldReport:
         return table(columns, [(*row, "folded" if row.folds else "branches") for row in self.rows])
 
 
-def tune_fold(model: nn.Module, example: Any, *, rounds: int = 7) -> FoldReport:
+def tune_fold(model: nn.Module, example: Any, *, rounds: int = 5) -> FoldReport:
     """Measures both ways of every block, folded and branch by branch, and has `fold="auto"` take the faster one.
 
     The model runs once on the example, so that the shapes, dtypes and device are those which its blocks see, under
     autocast if it is on. Then copies of the blocks take training steps on what they were given, both ways in turns, in
-    train and in eval mode: with batch statistics, and without them, as after `freeze_bn_stats`. From then on nothing
-    is measured any more: a block does in each phase as was chosen, whatever the size of its input, until its `fold` is
-    set. In eval mode without gradients on a CPU it keeps its kernel, and folds in any case. Blocks without a choice,
-    as they did not run or hold a layer that the algebra cannot read, stay as they are.
+    train and in eval mode: with batch statistics, and without them, as after `freeze_bn_stats`. Blocks that are alike
+    step together, since their kernels are computed at once, as `set_fold` has it. From then on nothing is measured any
+    more: a block does in each phase as was chosen, whatever the size of its input, until its `fold` is set. In eval
+    mode without gradients on a CPU it keeps its kernel, and folds in any case. Blocks without a choice, as they did
+    not run or hold a layer that the algebra cannot read, stay as they are.
 
     Parameters, gradients, buffers, modes and random numbers are as before.
 
@@ -96,19 +97,15 @@ def tune_fold(model: nn.Module, example: Any, *, rounds: int = 7) -> FoldReport:
         raise SpecError(f"tune_fold times each way at least once, but got rounds={rounds}")
     blocks = dict(_outermost(model))
     calls = _calls(model, blocks, example)
-    measured: dict[Hashable, dict[str, tuple[float, float]]] = {}
-    rows = []
+    alike: dict[Hashable, list[str]] = {}
     for name, inputs in calls.items():
-        total: dict[str, tuple[float, float]] = {}
-        for x in inputs:
-            key = (_kind(blocks[name]), x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
-            if key not in measured:
-                measured[key] = _both_ways(blocks[name], x, rounds)
-            for phase, (folded, branches) in measured[key].items():
-                before = total.get(phase, (0.0, 0.0))
-                total[phase] = before[0] + folded, before[1] + branches
-        rows += [FoldTime(name, phase, 1000 * folded, 1000 * branches) for phase, (folded, branches) in total.items()]
-    report = FoldReport(rows)
+        alike.setdefault((_kind(blocks[name]), *map(_look, inputs)), []).append(name)
+    measured: dict[str, list[FoldTime]] = {}
+    for names in alike.values():
+        times = _both_ways([blocks[name] for name in names], [calls[name] for name in names], rounds)
+        for name in names:
+            measured[name] = [FoldTime(name, *row) for row in times]
+    report = FoldReport([row for name in blocks for row in measured[name]])
     set_fold(model, report.choices)
     return report
 
@@ -167,27 +164,44 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 def _kind(block: ReparamBlock) -> Hashable:
     """What blocks that take the same time have in common."""
     tensors = [(name, t.shape, t.dtype, t.requires_grad) for name, t in block.named_parameters()]
-    return type(block), block.spec, tuple(tensors), tuple((type(m), m.training) for m in block.modules())
+    modules = [(type(module), module.training) for module in block.modules()]
+    return type(block), block.spec, all_read(block), tuple(tensors), tuple(modules)
 
 
-def _both_ways(block: ReparamBlock, x: Tensor, rounds: int) -> dict[str, tuple[float, float]]:
-    """Seconds of a step, folded and branch by branch, in each phase in which the block has the choice."""
-    times: dict[str, tuple[float, float]] = {}
+def _look(x: Tensor) -> Hashable:
+    return x.shape, x.stride(), x.dtype, x.device
+
+
+class _Together(nn.ModuleList):
+    """Blocks side by side, each on what it was given."""
+
+    def forward(self, given: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [block(x) for block, inputs in zip(self, given) for x in inputs]
+
+
+def _both_ways(
+    blocks: Sequence[ReparamBlock], given: Sequence[Sequence[Tensor]], rounds: int
+) -> list[tuple[str, float, float]]:
+    """Each phase in which blocks that are alike have a choice, and milliseconds of a block, folded and not."""
+    rows: list[tuple[str, float, float]] = []
+    if not given[0] or not all_read(blocks[0]):
+        return rows
+    device = given[0][0].device
     for training in (True, False):
-        block_here = _bare_copy(block).train(training)
-        on_batch = any(uses_batch_stats(bn) for _, bn in norms(block_here.branches))
-        impossible = on_batch and (block._no_moments or reaches_across(block.spec, tuple(x.shape[2:])))
+        together = _Together(map(_bare_copy, blocks)).train(training)
+        on_batch = any(uses_batch_stats(bn) for block in together for _, bn in norms(block.branches))
+        across = any(reaches_across(blocks[0].spec, tuple(x.shape[2:])) for x in given[0])
         phase = PHASES[not on_batch]
-        if impossible or phase in times or not all_read(block):
+        if (on_batch and (blocks[0]._no_moments or across)) or phase in [row[0] for row in rows]:
             continue
-        ways = []
+        ways: dict[Hashable, Callable[[], None]] = {}
         for choice in (True, False):
-            way = copy.deepcopy(block_here)
-            set_fold(way, {"": {phase: choice}})
-            ways.append(partial(_step, way, x))
-        folded, branches = seconds(ways, rounds, x.device)
-        times[phase] = folded, branches
-    return times
+            way = copy.deepcopy(together)
+            set_fold(way, {str(index): {phase: choice} for index in range(len(blocks))})
+            ways[choice] = partial(_step, way, given)
+        times = race(ways, rounds, device=device)
+        rows.append((phase, *(1000 * median(times[choice]) / len(blocks) for choice in (True, False))))
+    return rows
 
 
 def _bare_copy(block: ReparamBlock) -> ReparamBlock:
@@ -198,28 +212,9 @@ def _bare_copy(block: ReparamBlock) -> ReparamBlock:
 
 
 @torch.enable_grad()
-def _step(block: ReparamBlock, x: Tensor) -> None:
+def _step(blocks: _Together, given: Sequence[Sequence[Tensor]]) -> None:
     """Forward, and backward to all that wants a gradient."""
-    y = block(x.detach().requires_grad_(x.requires_grad))
-    if y.requires_grad:
-        y.backward(torch.ones_like(y))
-    block.zero_grad()
-
-
-def seconds(ways: Sequence[Callable[[], object]], rounds: int, device: torch.device) -> list[float]:
-    """Median seconds of each way, in turns, so that noise meets all alike; a round to warm up is not counted."""
-    times: list[list[float]] = [[] for _ in ways]
-    for number in range(rounds + 1):
-        for run, its in zip(ways, times):
-            start = _now(device)
-            run()
-            if end := number and _now(device):
-                its.append(end - start)
-    return [median(its) for its in times]
-
-
-def _now(device: torch.device) -> float:
-    """The time when all that was launched on the device is done."""
-    if device.type in ("cuda", "mps", "xpu"):
-        getattr(torch, device.type).synchronize()
-    return time.perf_counter()
+    leaves = [[x.detach().requires_grad_(x.requires_grad) for x in inputs] for inputs in given]
+    ends = [y for y in blocks(leaves) if y.requires_grad]
+    torch.autograd.backward(ends, [torch.ones_like(y) for y in ends])
+    blocks.zero_grad()

@@ -165,8 +165,9 @@ def scale_shift(bns: Norms, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.rsqrt(var + bns[0].eps)
     if bns[0].weight is not None:
         scale = scale * side_by_side([bn.weight for bn in bns])
-    shift = -mean * scale
-    return scale, shift if bns[0].bias is None else shift + side_by_side([bn.bias for bn in bns])
+    if bns[0].bias is None:
+        return scale, -mean * scale
+    return scale, torch.addcmul(side_by_side([bn.bias for bn in bns]), mean, scale, value=-1)
 
 
 def side_by_side(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -85,10 +85,13 @@ class Branch(WithoutWeight, ABC):
         super().__init__()
         self.spec = spec
         constant(self, "like", partial(torch.zeros, 0))
-        plain = cost.plain(spec)
-        self.cost = plain.each
-        self._of_kernel = cost.on_weights(cost.shape_of(spec), 3)  # what one that defines `kernel` may do in it
-        self._of_run = self._of_kernel.and_then(plain._replace(each=0.0))  # as the forward of this class does
+        self.cost = cost.plain(spec).each
+        self._of_kernel = cost.on_kernel(
+            "a kernel that is made", cost.shape_of(spec), 3
+        )  # what one that defines `kernel` may do in it
+        self._of_run = cost.running()
+        if type(self).forward is Branch.forward:
+            self._of_run = self._of_run.and_then(self._of_kernel)
 
     @abstractmethod
     def kernel(self) -> Kernel:

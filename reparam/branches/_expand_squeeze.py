@@ -100,8 +100,6 @@ class ExpandSqueezeBranch(ChainBranch):
             if self.norm is not None and self.norm.affine:
                 self.norm.weight.fill_(bn_weight)
         self.check()
-        if self.norm is not None:
-            self._of_run = self._of_run.and_then(cost.Work(8))  # several run as one, with parameters side by side
 
     def stages(self) -> list[nn.Module]:
         return [self.expand, self.squeeze] if self.norm is None else [self.expand, self.norm, self.squeeze]
@@ -119,13 +117,25 @@ class ExpandSqueezeStack:
         self.spec, self._pads, self._ring = first.spec, first._pads, first._rings[0]
         self.norms = [branch.norm for branch in branches if branch.norm is not None]
 
+    @property
+    def _of_kernel(self) -> cost.Work:
+        return self._as_one([branch._of_kernel for branch in self.branches])
+
+    @property
+    def _of_run(self) -> cost.Work:
+        run = self._as_one([branch._of_run for branch in self.branches])
+        return run.and_then(cost.Work(cost.COUNTED["a scale and shift"])) if self.norms else run
+
+    def _as_one(self, works: Sequence[cost.Work]) -> cost.Work:
+        """With the launches of one."""
+        beside = cost.COUNTED["kernels side by side"] * (1 + bool(self.norms)) * (len(works) > 1)
+        return cost.Work(works[0].launches + beside, sum(work.once for work in works))
+
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
         """The kernel of the sum, for batch norms that scale and shift as told."""
         first, second = self._first(), self._second()
-        if self.norms:  # into the second kernel, which is the smaller one if that is the 1x1
-            scale, shift = scale_shift_of(self.norms, first, self._ring)
-            second = second._replace(kernel=kernels.affine_before(scale, shift, second.kernel))
-        return fit(then(first, second), self.spec)
+        between = scale_shift_of(self.norms, first, self._ring) if self.norms else None
+        return fit(then(first, second, between), self.spec)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The sum of the branches on x: two convolutions, the scale of the batch norms folded into the second."""

@@ -83,7 +83,7 @@ def with_identities(kernel: Kernel, count: int, spec: ConvSpec) -> Kernel:
         return kernel
     weight, bias = kernel
     # What a compiler or a mode traces with must not be remembered.
-    make = _unit if torch.compiler.is_compiling() or type(weight) is not Tensor else _remembered_unit
+    make = _unit if torch.compiler.is_compiling() or type(weight) not in (Tensor, nn.Parameter) else _remembered_unit
     unit = make(spec.in_channels, spec.groups, tuple(weight.shape[-spec.ndim :]), weight.dtype, weight.device)
     return Kernel(torch.add(weight, unit, alpha=count), bias)
 

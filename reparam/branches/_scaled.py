@@ -49,8 +49,8 @@ class ScaledBranch(Branch):
         self.branch = made_by(branch, spec)
         self.scale = ChannelScale(spec.out_channels, spec.ndim, start=start, shared=shared)
         self.cost = self.branch.cost + cost.ADDITION * spec.out_channels
-        self._of_run = self.branch._of_run.and_then(cost.Work(4))
-        self._of_kernel = self.branch._of_kernel.and_then(cost.on_weights(cost.shape_of(spec)))
+        self._of_run = self.branch._of_run.and_then(cost.running())
+        self._of_kernel = self.branch._of_kernel.and_then(cost.on_kernel("a scale", cost.shape_of(spec)))
 
     def kernel(self) -> Kernel:
         """The kernel of the branch, scaled; see `Branch.kernel`."""
@@ -61,7 +61,7 @@ class ScaledBranch(Branch):
         """The kernel of the branch, scaled, for batch norms that scale and shift as told."""
         kernel = self.branch.kernel_with(scale_shift_of)
         scale = self.scale.scale.expand(self.spec.out_channels)
-        return kernels.affine(kernel, scale, kernel.bias.new_zeros(()))
+        return Kernel(kernels.scaled(kernel.weight, scale), kernel.bias * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch on x (N, in_channels, *size), scaled."""

@@ -81,8 +81,10 @@ class SliceBranch(Branch):
         groups = (j - i) * spec.groups // spec.in_channels or 1
         self.branch = made_by(branch, spec.replace(in_channels=j - i, out_channels=b - a, groups=groups))
         self.cost = self.branch.cost + cost.ADDITION * spec.out_channels
-        self._of_run = self.branch._of_run.and_then(cost.Work(5))
-        self._of_kernel = self.branch._of_kernel.and_then(cost.on_weights(cost.shape_of(spec)))
+        self._of_run = self.branch._of_run.and_then(cost.running(2))
+        self._of_kernel = self.branch._of_kernel.and_then(
+            cost.on_kernel("a kernel among zeros", cost.shape_of(spec), 2)
+        )
         self.register_buffer("place", torch.tensor([self.channels, self.outputs]))  # so that files tell it
 
     def kernel(self) -> Kernel:

@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._timing import seconds
 from ..errors import SpecError
 from ..modules._hooks import copy_module
 from ..modules._like import tensor_like
@@ -178,12 +179,7 @@ def _recorded(record: str) -> Any:
 
 def _seconds(engine: Run, colors: int) -> float:
     x = np.random.default_rng(0).random((1, colors, 256, 256), dtype=np.float32)
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        engine(x)
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+    return median([seconds(partial(engine, x)) for _ in range(6)][1:])
 
 
 def _name_of(net: nn.Module) -> str:

@@ -2,8 +2,9 @@
 
 A step is forward and backward. It launches operations, works on parameters, whatever the size of the image, and works
 on every output pixel. The unit of work is a multiply-add of a dense convolution. Passes over memory count as what they
-were measured to take on a CPU, and a launch as the multiply-adds that its device does meanwhile. `tests/calibrate.py`
-measures every block both ways, beside the estimate: by its table the constants below are set.
+were measured to take on a CPU, and a launch as the multiply-adds that its device does meanwhile. By the tables of
+`tests/calibrate.py` the constants below are set: it measures every block both ways, beside the estimate, and counts
+the launches.
 """
 
 from __future__ import annotations
@@ -24,12 +25,24 @@ LAUNCHES = {"cpu": 2.5e5}
 """Multiply-adds for which a launch lasts, by the type of the device."""
 OF_ACCELERATORS = 1e8
 """The same on every other type: 5 microseconds at 20 * 10^12 multiply-adds a second."""
+COUNTED = {
+    "a layer that runs": 3,
+    "a kernel that is added": 2,
+    "an identity that is added": 1,
+    "a kernel among zeros": 2,
+    "a kernel that is made": 4,
+    "a composition": 10,
+    "a scale": 10,
+    "a scale and shift": 18,
+    "kernels side by side": 4,
+    "patch moments": 100,
+    "a scale and shift of moments": 47,
+}
+"""Launches of each, forward and backward, as `python tests/calibrate.py --launches` counts them."""
 WEIGHT = 25.0
 """Per value of a kernel and operation on it: padding, scaling, adding."""
 POINT_FIRST = 9.0
 """What a multiply-add of composing a 1x1 with a k x k costs, in which many small products of matrices run."""
-MOMENTS_LAUNCHES, NORM_LAUNCHES = 85.0, 50.0
-"""Of the patch moments, and of each batch norm that takes its statistics of them."""
 COVARIANCE = 3000.0
 """Per entry of the covariance of patches: to make it, and of its backward pass."""
 VARIANCE = 1.5
@@ -45,14 +58,17 @@ class Work(NamedTuple):
     """Multiply-adds on parameters."""
     each: float = 0.0
     """Multiply-adds per output pixel."""
+    shared: float = 0.0
+    """Of the launches, those that blocks which are alike make together."""
 
     def and_then(self, *others: Work) -> Work:
         """All of it together."""
         return Work(*map(sum, zip(self, *others)))
 
-    def step(self, pixels: int, device: str) -> float:
-        """Multiply-adds that a step lasts for, on so many output pixels in the batch and on a type of device."""
-        return self.launches * LAUNCHES.get(device, OF_ACCELERATORS) + self.once + self.each * pixels
+    def step(self, pixels: int, device: str, blocks: int = 1) -> float:
+        """Multiply-adds that a step of one of so many blocks lasts for, on its output pixels and a type of device."""
+        launches = self.launches - self.shared * (1 - 1 / blocks)
+        return launches * LAUNCHES.get(device, OF_ACCELERATORS) + self.once + self.each * pixels
 
 
 def convolution(outputs: int, inputs_per_group: int, taps: int) -> float:
@@ -63,7 +79,12 @@ def convolution(outputs: int, inputs_per_group: int, taps: int) -> float:
 def plain(spec: ConvSpec) -> Work:
     """One convolution."""
     each = convolution(spec.out_channels, spec.in_channels // spec.groups, prod(spec.kernel_size))
-    return Work(3, 0.0, each)
+    return running()._replace(each=each)
+
+
+def running(layers: int = 1) -> Work:
+    """Layers that run, but for what they do on every pixel."""
+    return Work(COUNTED["a layer that runs"] * layers)
 
 
 def shape_of(spec: ConvSpec) -> tuple[int, ...]:
@@ -78,17 +99,18 @@ def moments(spec: ConvSpec, channels: int, norms: int) -> Work:
     of_correlation = distances * spec.in_channels**2  # over all of them, backward
     entries = ((spec.in_channels + 1) * prod(spec.kernel_size)) ** 2
     once = COVARIANCE * entries + 3 * VARIANCE * channels * entries
-    return Work(MOMENTS_LAUNCHES + NORM_LAUNCHES * norms, once, correlation + of_correlation)
+    launches = COUNTED["patch moments"] + COUNTED["a scale and shift of moments"] * norms
+    return Work(launches, once, correlation + of_correlation)
 
 
-def on_weights(weight: torch.Size | tuple[int, ...], operations: int = 1) -> Work:
-    """Operations on a kernel whose weight is of this shape, value by value."""
-    return Work(6.0 * operations, WEIGHT * operations * prod(weight), 0.0)
+def on_kernel(what: str, weight: torch.Size | tuple[int, ...], times: int = 1) -> Work:
+    """What is counted, on a kernel whose weight is of this shape, value by value."""
+    return Work(COUNTED[what] * times, WEIGHT * times * prod(weight))
 
 
 def composition(first: tuple[int, ...], second: tuple[int, ...], groups: int) -> Work:
     """Composing two convolutions with weights of these shapes, the second of so many groups."""
     if groups == second[0] == first[0]:  # a filter per channel, value by value
-        return on_weights((*first, *second[2:]))
+        return on_kernel("a composition", (*first, *second[2:]))
     multiply_adds = 3.0 * second[0] * second[1] * prod(first[1:]) * prod(second[2:])
-    return Work(12, multiply_adds * (1.0 if prod(second[2:]) == 1 else POINT_FIRST), 0.0)
+    return Work(COUNTED["a composition"], multiply_adds * (1.0 if prod(second[2:]) == 1 else POINT_FIRST))

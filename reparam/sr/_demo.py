@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from skimage import color, data
 from torch import Tensor, nn
 
+from .._timing import race
 from ..bn._freeze import freeze_bn_stats, unfreeze_bn_stats
 from ..files._writing import written
 from ..fusing._fuse import fuse
@@ -191,13 +192,8 @@ def training_step(model: nn.Module, x: Tensor) -> None:
 
 def time_pair_ms(run: Callable[[nn.Module], object], *models: nn.Module) -> tuple[float, ...]:
     """Median time of each model; they take turns, so that a slow moment of the machine meets all."""
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(15):
-        for model, its_times in zip(models, times):
-            start = time.perf_counter()
-            run(model)
-            its_times.append(1000 * (time.perf_counter() - start))
-    return tuple(median(its_times[2:]) for its_times in times)
+    times = race({index: partial(run, model) for index, model in enumerate(models)}, 6)
+    return tuple(1000 * median(its_times) for its_times in times.values())
 
 
 def side_by_side(columns: dict[str, Tensor], crop: tuple[int, int, int, int], zoom: int = 3) -> Image.Image:
