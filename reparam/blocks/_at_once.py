@@ -43,7 +43,25 @@ class _Reached:
     """Which blocks the backward pass came from: parameters of the others get no gradient, which is not one of zeros."""
 
     def __init__(self) -> None:
-        self.blocks: list[bool] = []
+        self.come_from([])
+
+    def come_from(self, blocks: list[bool]) -> None:
+        """Begins a backward pass."""
+        self.blocks, self._handed = blocks, set[int]()
+
+    def own(self, gradient: Tensor) -> Tensor:
+        """A gradient in memory that no other one has: a sum hands the same to all that it is of.
+
+        Torch looks at who else holds a gradient before it makes it a parameter's; of a view of one it cannot tell.
+        """
+        try:
+            address = gradient.untyped_storage().data_ptr()
+        except NotImplementedError:  # of a batch of gradients
+            return gradient.clone()
+        if address in self._handed or not gradient.is_contiguous():
+            return gradient.clone(memory_format=torch.contiguous_format)
+        self._handed.add(address)
+        return gradient
 
 
 class _Stack(torch.autograd.Function):
@@ -62,7 +80,7 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         reached = [ctx.reached.blocks[index // ctx.each] for index in range(ctx.branches)]
         nothing = (None,) * ctx.branches
-        parts = (nothing if gradient is None else gradient.unbind() for gradient in gradients)
+        parts = (nothing if gradient is None else ctx.reached.own(gradient).unbind() for gradient in gradients)
         return None, None, None, *(part if there else None for of_all in parts for part, there in zip(of_all, reached))
 
 
@@ -73,6 +91,19 @@ def _stacks(places: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
     shapes = [(len(its), *its[0].shape) for its in places]
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     return tuple(part.view(shape) for part, shape in zip(flat.split([*map(prod, shapes)]), shapes))
+
+
+class _Lone(torch.autograd.Function):
+    """A part of the kernel of a branch that is alone of its kind."""
+
+    @staticmethod
+    def forward(ctx: Any, reached: _Reached, tensor: Tensor) -> Tensor:
+        ctx.reached = reached
+        return tensor.unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.reached.own(gradient).squeeze(0)
 
 
 class _Unbind(torch.autograd.Function):
@@ -88,7 +119,7 @@ class _Unbind(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
         blocks = len(gradients) // 2
         both = gradients[:blocks], gradients[blocks:]
-        ctx.reached.blocks = [any(gradient is not None for gradient in pair) for pair in zip(*both)]
+        ctx.reached.come_from([any(gradient is not None for gradient in pair) for pair in zip(*both)])
         weight, bias = map(_stacked, both, ctx.like)
         return None, weight, bias
 
@@ -111,7 +142,7 @@ class _Kind:
         """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
         count = len(self.branches)
         if count == 1:
-            return Kernel(*(tensor.unsqueeze(0) for tensor in self.branches[0].kernel_with(stored_scale_shift)))
+            return Kernel(*(_Lone.apply(reached, part) for part in self.branches[0].kernel_with(stored_scale_shift)))
         tensors = [table[name] for places in self._places for table, name in places]
         stacks = _Stack.apply(reached, self.each, count, *tensors) if tensors else ()
         kernel = self._as_groups(self._chain, stacks) if self._chain else Kernel(*vmap(self._one)(*stacks))
