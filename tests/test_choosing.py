@@ -338,6 +338,14 @@ class TestChoices:
         freeze_bn_stats(net)
         assert launches(partial(net[2], x))["convolution"] == 1
 
+    def test_they_are_an_option_of_a_network(self):
+        choices = {"body.0": {PHASES[1]: False}, "body.2": dict.fromkeys(PHASES, True)}
+        net = create_model("repsr_m1c8_x2", fold=choices)
+        assert net.options["fold"] == choices
+        assert [net.body[index]._chosen for index in (0, 2, 4)] == [*choices.values(), {}]
+        with pytest.raises(SpecError, match=r"block 'body.9', but the model has the blocks \['body.0'"):
+            create_model("repsr_m1c8_x2", fold={"body.9": {}})
+
     def test_copies_and_pickles_do_the_same_and_setting_fold_forgets_it(self):
         net = self.net()
         set_fold(net, {"0": {PHASES[1]: False}})
