@@ -29,6 +29,7 @@ from reparam import (
 )
 from reparam.bench._launches import launches
 from reparam.blocks import Conv3XC, ConvBlock
+from reparam.blocks._at_once import no_more_at_once
 
 BLOCKS = [RepSRBlock, ECB, RepVGGBlock, DiverseBranchBlock, OREPABlock, MobileOneBlock, Conv3XC]
 
@@ -86,6 +87,7 @@ def test_a_step_launches_a_fraction():
     for module in net.modules():
         if isinstance(module, ReparamBlock):
             module.fold = True
+    no_more_at_once(net)
 
     def count() -> int:
         net.zero_grad()

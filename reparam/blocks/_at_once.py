@@ -8,7 +8,9 @@ numbers: so their parameters are stacked, and one pass computes all their kernel
     block 2   expand-squeeze a, b, identity        2a 2b
 
 It happens when the forward of the network begins, in a hook on it, and counts until that forward ends, so that no block
-can meet a kernel of other weights than its own. Each block computes its own kernel as ever where it is on batch
+can meet a kernel of other weights than its own. The networks of this library have the hook from the start, `swap_convs`
+and `set_fold` put it on others. Where such a network is part of another one, each block belongs to the innermost one
+around it, which runs whoever calls it. Each block computes its own kernel as ever where it is on batch
 statistics, whose kernels follow from its input; where it is not read, or its parameters have changed since; under a
 compiler, which sees one graph anyway; without gradients; and under the transforms of `torch.func`.
 """
@@ -28,7 +30,7 @@ from ..algebra._kernels import Kernel
 from ..bn._norm import stored_scale_shift, uses_batch_stats
 from ..branches import Branch
 from ..branches._identity import is_plain, with_identities
-from ..modules._inside import Remembered
+from ..modules._hooks import quiet
 from ..numerics._autocast import no_autocast
 from ._alike import is_all_here, look, places_in
 from ._block import ReparamBlock
@@ -61,6 +63,8 @@ class _Stack(torch.autograd.Function):
 def _side_by_side(branches: int, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Stacks of so many tensors each, all made by one launch."""
     shapes = [(branches, *tensor.shape) for tensor in tensors[::branches]]
+    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
+        return tuple(torch.stack(tensors[first : first + branches]) for first in range(0, len(tensors), branches))
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     return tuple(part.view(shape) for part, shape in zip(flat.split(list(map(prod, shapes))), shapes))
 
@@ -116,7 +120,6 @@ class _Kind:
         return [next(stacks[its]) for its in learn]
 
     def _stacks_of(self, of_all: list[list[Tensor]], reached: _Reached) -> tuple[Tensor, ...]:
-        _check(of_all)
         tensors = [tensor for tensors in of_all for tensor in tensors]
         return _Stack.apply(reached, self.each, len(self.branches), *tensors) if tensors else ()
 
@@ -124,10 +127,17 @@ class _Kind:
         """Of masks and frozen statistics, which seldom change."""
         now = [(tensor, tensor._version) for tensors in of_all for tensor in tensors]
         if len(now) != len(self._fixed) or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(now, self._fixed)):
-            _check(of_all)
             self._stacks_of_fixed = tuple(map(torch.stack, of_all))
             self._fixed = now
         return self._stacks_of_fixed
+
+    def can_be_stacked(self) -> bool:
+        """Whether the numbers are here now, and of one dtype; a later step may find them so."""
+        for places in self._places:
+            tensors = [table[name] for table, name in places]
+            if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_all_here, tensors)):
+                return False
+        return True
 
     def _one(self, *tensors: Tensor) -> Kernel:
         """The kernel of the first branch, with these tensors in the places of its own."""
@@ -140,12 +150,6 @@ class _Kind:
         finally:
             for (table, name), tensor in zip(places, own):
                 table[name] = tensor
-
-
-def _check(of_all: list[list[Tensor]]) -> None:
-    tensors = [tensor for tensors in of_all for tensor in tensors]
-    if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_all_here, tensors)):
-        raise TypeError("tensors of several dtypes, or of no numbers here")
 
 
 class _Group:
@@ -167,7 +171,7 @@ class _Group:
 
     def compute(self) -> None:
         """Gives each block its kernel; where that fails, each will do it itself, and say what is wrong."""
-        if self._failed:
+        if self._failed or not all(kind.can_be_stacked() for kind in self._kinds):
             return
         try:
             self._compute()
@@ -182,7 +186,7 @@ class _Group:
         total = with_identities(total, self._identities, self.blocks[0].spec)
         each = _Unbind.apply(reached, *total)
         for block, places, *kernel in zip(self.blocks, self._places, each, each[len(self.blocks) :]):
-            block._share.give(Kernel(*kernel), [table[name] for table, name in places])
+            block._share.give(Kernel(*kernel), places)
 
 
 class _Plan:
@@ -225,9 +229,7 @@ class AtOnce:
     """What is known of a network between two steps; no part of its copies and pickles."""
 
     def __init__(self) -> None:
-        self._inside = Remembered()
         self._plan: _Plan | None = None
-        self._seen: object = None
         self._blocks: list[ReparamBlock] = []
 
     def __reduce__(self) -> tuple[type[AtOnce], tuple[()]]:
@@ -235,9 +237,7 @@ class AtOnce:
 
     def open(self, root: nn.Module) -> None:
         """Computes the kernels of the blocks of a network that will want them, as far as is known."""
-        inside = self._inside.of(root)
-        if inside is not self._seen:
-            self._seen, self._blocks = inside, list(_outermost(root))
+        self._blocks = list(dict.fromkeys(_blocks_of(root)))
         if not torch.is_grad_enabled():  # a forward before may yet be run again by its checkpoints
             self.close()
             return
@@ -260,8 +260,10 @@ class AtOnce:
 
 
 def compute_at_once(model: nn.Module) -> None:
-    """Makes a network compute the kernels of its blocks at once, when its forward begins."""
-    if "_at_once" not in vars(model):
+    """Makes a network compute the kernels of its blocks at once when its forward begins, if several may fold."""
+    if isinstance(model, Branch) or sum(block.fold is not False for block in _blocks_of(model)) < 2:
+        no_more_at_once(model)
+    elif "_at_once" not in vars(model):
         vars(model)["_at_once"] = AtOnce()
         model.register_forward_pre_hook(_open)
         model.register_forward_hook(_close, always_call=True)
@@ -280,10 +282,11 @@ def no_more_at_once(model: nn.Module) -> None:
 def no_more_without_blocks(model: nn.Module) -> None:
     """Undoes `compute_at_once` in all parts of a model that have no blocks left."""
     for module in model.modules():
-        if _open in module._forward_pre_hooks.values() and not any(True for _ in _outermost(module)):
+        if _open in module._forward_pre_hooks.values() and not any(True for _ in _blocks_of(module)):
             no_more_at_once(module)
 
 
+@quiet
 def _open(model: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return
@@ -293,17 +296,19 @@ def _open(model: nn.Module, args: Any) -> None:
         at_once.open(model)
 
 
+@quiet
 def _close(model: nn.Module, args: Any, output: Any) -> None:
     if not torch.compiler.is_compiling() and (at_once := vars(model).get("_at_once")):
         at_once.close()
 
 
-def _outermost(module: nn.Module) -> Iterator[ReparamBlock]:
-    for inner in module.children():
+def _blocks_of(module: nn.Module) -> Iterator[ReparamBlock]:
+    """The outermost blocks inside, those left out that a network inside computes itself."""
+    for inner in module._modules.values():
         if isinstance(inner, ReparamBlock):
             yield inner
-        elif not isinstance(inner, Branch):
-            yield from _outermost(inner)
+        elif inner is not None and not isinstance(inner, Branch) and "_at_once" not in vars(inner):
+            yield from _blocks_of(inner)
 
 
 def _may_take_part(block: ReparamBlock) -> bool:

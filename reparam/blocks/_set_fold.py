@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..errors import SpecError
-from ._at_once import compute_at_once, no_more_at_once
+from ._at_once import compute_at_once
 from ._block import PHASES, Fold, ReparamBlock
 
 
@@ -36,10 +36,7 @@ def set_fold(model: nn.Module, fold: Fold | Mapping[str, Mapping[str, bool]]) ->
     """
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, ReparamBlock)}
     names = _choose(blocks, fold) if isinstance(fold, Mapping) else _set(blocks, fold)
-    if isinstance(model, ReparamBlock) or sum(block.fold is not False for block in blocks.values()) < 2:
-        no_more_at_once(model)
-    else:
-        compute_at_once(model)
+    compute_at_once(model)
     return names
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..algebra._kernels import Kernel
+from ._alike import Place
 
 
 class Share:
@@ -28,13 +29,13 @@ class Share:
         """Forgets the kernel."""
         self._kernel: Kernel | None = None
         self._thread: int | None = None
-        self._versions: list[tuple[Tensor, int]] = []
+        self._source: list[tuple[Place, Tensor, int]] = []
         self._taken = False
 
-    def give(self, kernel: Kernel, tensors: Sequence[Tensor]) -> None:
-        """Puts in a kernel, and what it was read from."""
+    def give(self, kernel: Kernel, places: Sequence[Place]) -> None:
+        """Puts in a kernel, and where that stands which it was read from."""
         self._kernel, self._thread, self._taken = kernel, get_ident(), False
-        self._versions = [(tensor, tensor._version) for tensor in tensors]
+        self._source = [((table, name), table[name], table[name]._version) for table, name in places]
 
     def close(self) -> None:
         """Says that the forward is over: only a checkpoint that runs it again in the backward pass gets the kernel."""
@@ -44,7 +45,9 @@ class Share:
         """The kernel, if it is that of the parameters as they are now."""
         if self._kernel is None or not torch.is_grad_enabled():
             return None
-        current = all(tensor._version == version for tensor, version in self._versions)
+        current = all(
+            table.get(name) is tensor and tensor._version == version for (table, name), tensor, version in self._source
+        )
         # A checkpoint must save again what was saved in the forward; nothing else runs blocks in a backward pass.
         if torch._C._current_graph_task_id() == -1:
             self._taken = self._thread == get_ident() and current

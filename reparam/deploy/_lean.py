@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models._net import SRNet
+from ..modules._hooks import that_matter
 
 Repeat = Callable[[int, int], nn.Module]
 """From colors and n to a module that repeats each channel n times: (N, colors, H, W) to (N, colors * n, H, W)."""
@@ -64,5 +65,5 @@ def lean(net: nn.Module, repeat: Repeat) -> nn.Module:
     """
     if not isinstance(net, SRNet) or type(net).forward is not SRNet.forward or net.base != "nearest":
         return net
-    hooked = net._forward_hooks or net._forward_pre_hooks  # which may change what comes in and out
+    hooked = that_matter(net._forward_hooks, net._forward_pre_hooks)  # which may change what comes in and out
     return net if hooked else _Lean(net, repeat)

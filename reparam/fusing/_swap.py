@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from .._tables import table
 from ..algebra._axes import CONV
 from ..algebra._kernels import Kernel
+from ..blocks._at_once import compute_at_once
 from ..blocks._conv_block import ConvBlock
 from ..bn._freeze import collect_bn_stats, refuse_few
 from ..bn._norm import move_statistics, norms
@@ -110,6 +111,7 @@ def swap_convs(
         if id(conv) in blocks:
             keep_hooks(conv, blocks[id(conv)], None)
     exchange(model, blocks)
+    compute_at_once(model)
     if calibrate is not None:
         _calibrate(model, list(blocks.values()), calibrate)
     return report

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocks._at_once import compute_at_once
 from ..errors import SpecError
 from ..modules._constants import constant
 from ..modules._start import reset_layers
@@ -89,6 +90,7 @@ class EDSR(nn.Module):
         self.conv_after_body = conv3x3(channels, channels)
         self.upsample = _upsample(scale, channels)
         self.conv_last = conv3x3(channels, colors)
+        compute_at_once(self)
 
     def reset_parameters(self) -> None:
         """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import ECB, CollapsibleLinearBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
+from ..blocks._at_once import compute_at_once
 from ..blocks._conv_block import ConvBlock
 from ..blocks._set_fold import set_fold
 from ..errors import OptionError, SpecError
@@ -92,6 +93,7 @@ class SRNet(nn.Module):
         for _ in range(num_blocks):
             layers += [block(channels, channels), _ACTS[act](channels)]
         self.body = nn.Sequential(*layers, ends(channels, colors * scale**2))
+        compute_at_once(self)
 
     def reset_parameters(self) -> None:
         """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""

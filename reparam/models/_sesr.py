@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import CollapsibleLinearBlock
+from ..blocks._at_once import compute_at_once
 from ..modules._start import reset_layers
 from ._sizes import check_sizes
 
@@ -59,6 +60,7 @@ class SESR(nn.Module):
         layers = [layer for _ in range(num_blocks) for layer in (block(channels), nn.PReLU(channels))]
         self.body = nn.Sequential(*layers)
         self.conv_last = block(channels, scale**2, 5, identity=False)
+        compute_at_once(self)
 
     def reset_parameters(self) -> None:
         """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""

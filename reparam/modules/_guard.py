@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..algebra._linear import linear_op
 from ..bn._known_norm import runs_a_known_forward
 from ..bn._norm import BatchNorm
+from ._hooks import that_matter
 
 _FIRST = "fuse first and quantize or adapt the fused network, or put the plain layer back"
 _UNREGISTERED = linear_op.dispatch(object)
@@ -39,6 +40,7 @@ def is_read(module: nn.Module) -> bool:
     """Whether a folded step does all that running this module would do, what is inside of it left aside."""
     state = module.__dict__
     hooked = state["_forward_pre_hooks"] or state["_forward_hooks"]
+    hooked = hooked and that_matter(state["_forward_pre_hooks"], state["_forward_hooks"])
     hooked = hooked or state["_backward_pre_hooks"] or state["_backward_hooks"]
     return not hooked and "forward" not in state and _known(type(module))
 
@@ -97,7 +99,7 @@ def why_hooked(module: nn.Module) -> str | None:
             return (
                 f"a hook of this {kind} computes its {name} anew each time; {remedy.format(name=name)} makes it plain"
             )
-    if hooks := [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+    if hooks := that_matter(module._forward_pre_hooks, module._forward_hooks):
         names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
         return f"{kind} has forward hooks ({names}), which may change what it computes; remove them first"
     return None

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _KEPT = [name for name in vars(nn.Module()) if name.startswith(("_forward", "_backward")) and "_hooks" in name]
 _CALLED = ("_forward_hooks", "_forward_pre_hooks")
+_QUIET: list[Any] = []
+
+
+def quiet(hook: Hook) -> Hook:
+    """Says of a hook that what a module computes is the same without it."""
+    _QUIET.append(hook)
+    return hook
+
+
+def that_matter(*tables: Mapping[int, Any]) -> list[Any]:
+    """The hooks in these tables of a module that are not quiet."""
+    return [hook for table in tables for hook in table.values() if not any(hook is one for one in _QUIET)]
 
 
 def copy_module(model: Module) -> Module:

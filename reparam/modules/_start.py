@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..bn._norm import norms
 from ..errors import OptionError, StatisticsError
 from ._constants import renew
-from ._hooks import copy_module
+from ._hooks import copy_module, that_matter
 
 _REMEDY = "give it a reset_parameters of its own, or build it anew"
 
@@ -94,7 +94,7 @@ def reset_layers(module: nn.Module) -> None:
 def _layers(module: nn.Module) -> Iterator[Any]:
     """What can be reset, the outermost modules that can."""
     for name, layer in module.named_children():
-        computed = "parametrizations" in layer._modules or bool(layer._forward_pre_hooks)
+        computed = "parametrizations" in layer._modules or bool(that_matter(layer._forward_pre_hooks))
         if hasattr(layer, "reset_parameters") and not computed:
             yield layer
         elif layer._parameters or computed:

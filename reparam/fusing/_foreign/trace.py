@@ -14,6 +14,7 @@ from torch.fx import Graph, Node, Proxy, Tracer
 from ...bn._norm import is_norm
 from ...errors import NotLinearError
 from ...modules._guard import why_hooked, why_replaced
+from ...modules._hooks import that_matter
 
 Leaf = Callable[[nn.Module], bool]
 
@@ -112,7 +113,7 @@ def graphs(
     """
 
     def closed(module: nn.Module) -> bool:
-        return id(module) in walls or bool(module._forward_hooks or module._forward_pre_hooks)
+        return id(module) in walls or bool(that_matter(module._forward_hooks, module._forward_pre_hooks))
 
     seen: set[int] = set()
     waiting = deque([model])
