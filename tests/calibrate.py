@@ -59,6 +59,7 @@ def phases(block: ReparamBlock) -> list[str]:
 
 def rows(names: list[str], device: str, rounds: int) -> Iterator[list[str | float | None]]:
     for name in names:
+        sys.stderr.write(f"{name}\n" * bool(rounds))
         for channels, images, size in SIZES:
             torch.manual_seed(0)
             block, x = make(name, channels), torch.rand(images, channels, size, size)
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument(
         "--picks", metavar="DEVICE", help="measure nothing, and tell what is taken on this type of device"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each way runs")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each way runs")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--launches", action="store_true", help="count launches, and measure nothing")
     told = parser.parse_args()
