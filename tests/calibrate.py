@@ -4,12 +4,13 @@
     python tests/calibrate.py --device cuda        # there
     python tests/calibrate.py --only RepSRBlock    # one of them
     python tests/calibrate.py --picks cuda         # no times: which way would be taken on that type of device
+    python tests/calibrate.py --launches           # no times: what `COUNTED` should hold
 
 A line for each block, size and phase has the times, the ratio of folded to branches as measured and as estimated, and
 the way that is taken, with a mark where it is slower by more than a tenth. Where the algebra or the moments have
-changed, so have the constants of `reparam/folding/cost.py`. Estimates that are too large or small in one phase, at few
-or at many channels, tell which: launches weigh most at few channels, work on kernels at many, and on batch statistics
-`MOMENTS_LAUNCHES` at few and `COVARIANCE` at many.
+changed, so have the constants of `reparam/folding/cost.py`: first the launches, which are counted, then the others.
+Estimates that are too large or small in one phase tell which: launches weigh most at few channels, work on kernels at
+many, and on batch statistics `COVARIANCE` there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from test_choosing import BLOCKS, make
+from test_choosing import BLOCKS, counted, make
 
 from reparam._tables import table
 from reparam.blocks import ReparamBlock, _tune
@@ -58,6 +59,7 @@ def phases(block: ReparamBlock) -> list[str]:
 
 def rows(names: list[str], device: str, rounds: int) -> Iterator[list[str | float | None]]:
     for name in names:
+        sys.stderr.write(f"{name}\n" * bool(rounds))
         for channels, images, size in SIZES:
             torch.manual_seed(0)
             block, x = make(name, channels), torch.rand(images, channels, size, size)
@@ -66,11 +68,11 @@ def rows(names: list[str], device: str, rounds: int) -> Iterator[list[str | floa
             if rounds:
                 block(x)
                 block, x = block.to(device), x.to(device).requires_grad_()
-                times = _tune._both_ways(block, x, rounds)
+                times = {phase: both for phase, *both in _tune._both_ways([block], [[x]], rounds)}
             for phase in times or phases(block):
                 expected = estimate(block, phase, pixels, device)
                 taken = "folded" if expected < 1 else "branches"
-                folded, branches = (1000 * t for t in times[phase]) if rounds else (float("nan"),) * 2
+                folded, branches = times[phase] if rounds else (float("nan"),) * 2
                 ratio = folded / branches
                 wrong = (ratio if expected < 1 else 1 / ratio) > 1.1
                 yield [name, channels, pixels, phase, folded, branches, ratio, expected, taken, "slower" * wrong]
@@ -83,9 +85,14 @@ def main() -> None:
     parser.add_argument(
         "--picks", metavar="DEVICE", help="measure nothing, and tell what is taken on this type of device"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each way runs")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each way runs")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--launches", action="store_true", help="count launches, and measure nothing")
     told = parser.parse_args()
+    if told.launches:
+        both = [(what, number, cost.COUNTED.get(what)) for what, number in counted().items()]
+        sys.stdout.write(f"{table({'launches of': '', 'counted': 'd', 'constant': 'd'}, both)}\n")
+        return
     torch.set_num_threads(told.threads)
     device, rounds = (told.picks, 0) if told.picks else (told.device, told.rounds)
     found = list(rows(told.only or sorted(BLOCKS), device, rounds))

@@ -5,7 +5,9 @@ import pickle
 
 import pytest
 import torch
-from helpers import assert_close, randomise
+from helpers import assert_close, image, randomise
+from hypothesis import given, settings
+from strategies import KINDS, cases
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -78,6 +80,33 @@ def test_at_once_is_one_by_one(block: type[ConvBlock]):
     set_fold(net, True)
     same(gradients(net, images()), alone)
     assert shared(net) == [True] * 4
+
+
+class TwoBlocks(nn.Module):
+    """Of one input, so that any geometry will do."""
+
+    def __init__(self, first: ReparamBlock, second: ReparamBlock) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) - 2 * self.second(x)
+
+
+@settings(max_examples=150)
+@given(cases())
+def test_any_branch_in_any_geometry_at_once_is_one_by_one(case: tuple):
+    kind, spec, seed, size = case
+    net = TwoBlocks(*(ReparamBlock(spec, [KINDS[kind], ConvBranch, KINDS[kind]]) for _ in range(2))).double()
+    randomise(net, seed)
+    freeze_bn_stats(net)
+    x = image(spec, seed, size, batch=2)
+    set_fold(net, {name: {"no batch statistics": True} for name in ("first", "second")})
+    at_once = gradients(net, x)
+    taken = net.first._share._taken and net.second._share._taken
+    no_more_at_once(net)
+    same(at_once, gradients(net, x))
+    assert taken
 
 
 @pytest.mark.parametrize("block", [block for block in ConvBlock.__subclasses__() if block is not DilatedReparamBlock])

@@ -88,4 +88,4 @@ def test_the_function_of_a_batch_is_the_kernel_with_its_statistics(mode):
 def test_one_value_per_channel_is_refused():
     bn = nn.BatchNorm2d(2)
     with pytest.raises(StatisticsError, match="more than one value per channel in training, but got 1"):
-        update_running_stats(bn, torch.zeros(2), torch.zeros(2), 1)
+        update_running_stats([bn], torch.zeros(2), torch.zeros(2), 1)

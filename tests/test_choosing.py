@@ -162,7 +162,6 @@ def of_step(fold: bool, *branches: Callable[[ConvSpec], Branch], batch: bool = F
 def counted() -> dict[str, int]:
     """What `cost.COUNTED` holds: what each operation adds to the launches of a block."""
     folded, point, normed = partial(of_step, True), partial(ConvBranch, kernel_size=1), ConvBNBranch
-    after_point = partial(ConvThenConv, first=1)
     of_moments = [folded(*[normed] * n, batch=True) - folded(*[normed] * n) for n in (1, 2)]
     one = folded(ConvBranch)
     return {
@@ -170,8 +169,9 @@ def counted() -> dict[str, int]:
         "a kernel that is added": folded(ConvBranch, ConvBranch) - one,
         "an identity that is added": folded(ConvBranch, IdentityBranch) - one,
         "a kernel among zeros": folded(point) - one,
-        "a kernel that is made": folded(SobelBranch) - folded(after_point),
-        "a composition": folded(after_point) - one,
+        "a kernel that is made": folded(SobelBranch) - folded(in_two(True)),
+        "a composition": folded(in_two(False)) - one,
+        "a bias that is composed": folded(in_two(True)) - folded(in_two(False)),
         "a scale": folded(partial(ScaledBranch, branch=ConvBranch)) - one,
         "a scale and shift": folded(normed) - one,
         "kernels side by side": folded(ExpandSqueezeBranch, ExpandSqueezeBranch) - folded(ExpandSqueezeBranch),
@@ -180,8 +180,8 @@ def counted() -> dict[str, int]:
     }
 
 
-def ConvThenConv(spec: ConvSpec, first: int) -> Branch:
-    return SequentialBranch(spec, nn.Conv2d(8, 8, first), nn.Conv2d(8, 8, 4 - first))
+def in_two(bias: bool) -> Callable[[ConvSpec], Branch]:
+    return lambda spec: SequentialBranch(spec, nn.Conv2d(8, 8, 1, bias=bias), nn.Conv2d(8, 8, 3))
 
 
 @pytest.mark.parametrize("what", cost.COUNTED)
@@ -337,6 +337,14 @@ class TestChoices:
         assert net(x).shape == (4, 8, 8, 8)
         freeze_bn_stats(net)
         assert launches(partial(net[2], x))["convolution"] == 1
+
+    def test_they_are_an_option_of_a_network(self):
+        choices = {"body.0": {PHASES[1]: False}, "body.2": dict.fromkeys(PHASES, True)}
+        net = create_model("repsr_m1c8_x2", fold=choices)
+        assert net.options["fold"] == choices
+        assert [net.body[index]._chosen for index in (0, 2, 4)] == [*choices.values(), {}]
+        with pytest.raises(SpecError, match=r"block 'body.9', but the model has the blocks \['body.0'"):
+            create_model("repsr_m1c8_x2", fold={"body.9": {}})
 
     def test_copies_and_pickles_do_the_same_and_setting_fold_forgets_it(self):
         net = self.net()

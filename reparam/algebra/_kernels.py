@@ -96,7 +96,7 @@ def shifted_before(shift: Tensor, kernel: Kernel, groups: int = 1) -> Tensor:
     summed = taps.squeeze(2) if taps.shape[2] == 1 else taps.sum(2)
     if groups == 1:
         return summed @ shift + kernel.bias
-    if groups == len(summed):  # a filter per channel
+    if summed.shape == (groups, 1):  # a filter per channel
         return summed[:, 0] * shift + kernel.bias
     shift = summed.unflatten(0, (groups, -1)) @ shift.reshape(groups, -1, 1)
     return shift.flatten() + kernel.bias

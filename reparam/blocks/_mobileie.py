@@ -102,7 +102,7 @@ class SideBySide(Branch):
         self.cost += cost.BATCH_NORM * wide * len(self.norms)
         self._of_run = cost.running(len(convs) + len(self.norms) + 2)
         whole = (middle, *each[1:])
-        composed = cost.composition(whole, (self.spec.out_channels, inside, 1), self.spec.groups)
+        composed = cost.composition(whole, (self.spec.out_channels, inside, 1), self.spec.groups, True)
         parts = [cost.on_kernel("a kernel among zeros", each)] * len(convs)
         parts += [cost.on_kernel("a scale and shift", each)] * len(self.norms)
         self._of_kernel = composed.and_then(*parts)

@@ -56,7 +56,7 @@ class ChainBranch(Branch):
         channels, ones = self.spec.in_channels, (1,) * self.spec.ndim
         outline = _Outline(torch.Size((channels, 1, *ones)), ones, ones, channels)
         reach = []  # of each stage: taps before and after the centre tap, and stride
-        self.cost, self._of_run, self._of_kernel = 0.0, cost.Work(), cost.Work()
+        self.cost, self._of_run, self._of_kernel, shifts = 0.0, cost.Work(), cost.Work(), False
         for index, (stage, step) in enumerate(self.steps()):
             if why := why_hooked(stage) or why_not_read(stage):
                 raise NotLinearError(f"{type(self).__name__}, stage {index}: {why}")
@@ -73,8 +73,9 @@ class ChainBranch(Branch):
             if is_bn:
                 self._of_kernel = self._of_kernel.and_then(cost.on_kernel("a scale and shift", outline.weight))
             elif index:
-                composed = cost.composition(before.weight, step.kernel.weight.shape, step.groups)
+                composed = cost.composition(before.weight, step.kernel.weight.shape, step.groups, shifts)
                 self._of_kernel = self._of_kernel.and_then(composed)
+            shifts = shifts or is_bn or step.shifts
         if outline.weight != (whole := cost.shape_of(self.spec)) or not reach:
             self._of_kernel = self._of_kernel.and_then(cost.on_kernel("a kernel among zeros", whole))
         self._pads: Pads = self.spec.pads_for(_size_in(self.spec, outline))
@@ -185,7 +186,8 @@ def _of_op(stage: nn.Module) -> cost.Work:
     """What it takes to make the operation of a stage; that of a layer of torch is only read."""
     if isinstance(stage, Branch):
         return stage._of_kernel
-    return cost.Work() if type(stage).__module__.startswith("torch.nn.") or is_norm(stage) else _made()
+    only_read = type(stage).__module__.startswith("torch.nn.") or is_norm(stage) or isinstance(stage, ChannelScale)
+    return cost.Work() if only_read else _made()
 
 
 def _made() -> cost.Work:

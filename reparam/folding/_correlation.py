@@ -53,7 +53,7 @@ class Line(NamedTuple):
     pixels: Tensor
     """(length, C)."""
     images: Tensor
-    """A view of them, (N, C, H, W)."""
+    """A view of them and of the zeros right of them and below, (N, C, H + rows, W + columns)."""
     row: int
     """Pixels from one to that below it."""
     before: int
@@ -77,17 +77,23 @@ def together(x: Tensor) -> bool:
     return x.device.type != "cpu" or x.is_contiguous(memory_format=torch.channels_last)
 
 
-def lay_out(x: Tensor, reach: tuple[int, int], dtype: torch.dtype, together: bool) -> Line:
-    """The line of x (N, C, H, W), for distances up to `reach`."""
+def lay_out(
+    x: Tensor, reach: tuple[int, int], dtype: torch.dtype, together: bool, centre: Tensor | None = None
+) -> Line:
+    """The line of x (N, C, H, W), for distances up to `reach`; of x less a centre (C,), if there is one."""
     (images, channels, height, width), (down, right) = x.shape, reach
     row, before = width + right, down * (width + right) + right
     length = images * (height + down) * row
     pieces = max(-(-length // _LONGEST[together]), 2 * right + 1)
     size = 2 * before + -(-length // pieces) * pieces, channels
     pixels = x.new_zeros(size, dtype=dtype) if together else x.new_zeros(size[::-1], dtype=dtype).t()
-    rows = pixels.narrow(0, before, length).unflatten(0, (images, height + down, row))
-    pictures = rows[:, :height, :width].permute(0, 3, 1, 2).copy_(x)
-    return Line(pixels, pictures, row, before, pieces, together)
+    rows = pixels.narrow(0, before, length).unflatten(0, (images, height + down, row)).permute(0, 3, 1, 2)
+    pictures = rows[..., :height, :width]
+    if centre is None:
+        pictures.copy_(x)
+    else:
+        torch.sub(x, centre.to(dtype)[:, None, None], out=pictures)
+    return Line(pixels, rows, row, before, pieces, together)
 
 
 def products_dtype(x: Tensor) -> torch.dtype:

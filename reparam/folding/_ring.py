@@ -29,39 +29,42 @@ Pair = tuple[int, int]
 class Lines(NamedTuple):
     """Four lines of positions whose patches meet equally few rows or columns of the image."""
 
-    pixel: tuple[Tensor, Tensor]
-    """Row and column of what each tap reads, (line, position, tap) each."""
-    inside: Tensor
-    """Whether the tap reads anything, (line, position, tap, 1)."""
+    in_line: Tensor
+    """What each tap reads, (line * position * tap), as numbers of pixels of an image that is laid out in a line."""
+    in_room: Tensor
+    """The same as numbers of pixels of an image with zeros around it, as far as two taps are apart."""
     taps: Tensor
     """Their numbers in the kernel, (line, tap)."""
-    border: tuple[Tensor, Tensor]
-    """Row and column of the pixels that are read, (pixel) each."""
+    pairs: Tensor
+    """Numbers of pairs of them, t * taps + t', (line, tap, tap)."""
+    border: Tensor
+    """The pixels that are read, as numbers in the image, (pixel)."""
     readers: Tensor
     """Who reads each of them, (pixel, reader), as numbers in (line, position, tap); the last one reads nothing."""
 
     def to(self, device: torch.device) -> Lines:
-        pixel, border = ((row.to(device), column.to(device)) for row, column in (self.pixel, self.border))
-        return Lines(pixel, self.inside.to(device), self.taps.to(device), border, self.readers.to(device))
+        return Lines(*(tensor.to(device) for tensor in self))
 
-    def windows(self, x: Tensor) -> Tensor:
-        """The patches of x (N, C, H, W), without what is zero anyway: (N, line, position, tap, C)."""
-        return x.permute(0, 2, 3, 1)[:, self.pixel[0], self.pixel[1]] * self.inside
+    def windows(self, pixels: Tensor, read: Tensor) -> Tensor:
+        """The patches, without what is zero anyway, (N * line, position, tap * C), of images (N, pixel, C)."""
+        lines, taps = self.taps.shape
+        return pixels.index_select(1, read).reshape(len(pixels) * lines, -1, taps * pixels.shape[2])
 
     def subtract_grams(self, by_taps: Tensor, grams: Tensor) -> None:
         """Takes the products of windows, (line, tap * C, tap * C), off those of all taps (t, t', C, C), in float64."""
-        most, (all_taps, channels) = self.taps.shape[1], by_taps.shape[1:3]
-        pairs = (self.taps[:, :, None] * all_taps + self.taps[:, None]).to(grams.device)
-        blocks = grams.unflatten(2, (most, channels)).unflatten(1, (most, channels)).transpose(2, 3)
+        most, channels, pairs = self.taps.shape[1], by_taps.shape[2], self.pairs.to(grams.device)
+        blocks = grams.unflatten(2, (most, channels)).unflatten(1, (most, channels)).transpose(2, 3).contiguous()
         for two in (slice(2), slice(2, 4)):  # in which no pair is met twice, so that their order is of no account
             by_taps.flatten(0, 1).index_add_(0, pairs[two].flatten(), blocks[two].flatten(0, 2), alpha=-1)
 
-    def take_off(self, gradient: Tensor, windows: Tensor, by_taps: Tensor) -> None:
+    def take_off(self, gradient: Tensor, room: Tensor, by_taps: Tensor) -> None:
         """Takes the gradient that reaches x (N, C, H, W) by way of the windows off it, for one to all pairs of taps."""
-        blocks = by_taps[self.taps[:, :, None], self.taps[:, None]].transpose(2, 3).flatten(3).flatten(1, 2)
-        of_windows = torch.matmul(windows.flatten(3), blocks).reshape(windows.shape)
-        read = of_windows.flatten(1, 3)[:, self.readers].sum(2)
-        gradient.permute(0, 2, 3, 1)[:, self.border[0], self.border[1]] -= read
+        lines = len(self.taps)
+        blocks = by_taps.flatten(0, 1)[self.pairs].transpose(2, 3).flatten(3).flatten(1, 2)
+        windows = self.windows(room, self.in_room).unflatten(0, (-1, lines))
+        of_windows = torch.matmul(windows, blocks).reshape(len(room), -1, room.shape[2])
+        read = of_windows.index_select(1, self.readers.flatten()).unflatten(1, self.readers.shape).sum(2)
+        gradient.flatten(2).index_add_(2, self.border, read.transpose(1, 2), alpha=-1)
 
 
 def ring(size: Pair, kernel_size: Pair, device: torch.device) -> list[Lines]:
@@ -75,25 +78,28 @@ def _lines(few: int, size: Pair, kernel_size: Pair, device: torch.device) -> Lin
     lines = upright + [([p[::-1] for p in positions], [t[::-1] for t in taps]) for positions, taps in turned]
     # At the end of each line is one position more, where nothing is read.
     longest, most = max(len(positions) for positions, _ in lines) + 1, max(len(taps) for _, taps in lines)
-    pixels, inside, readers = [(0, 0)] * (4 * longest * most), [False] * (4 * longest * most), defaultdict(list)
+    pixels: list[Pair | None] = [None] * (4 * longest * most)
+    readers = defaultdict(list)
     for number, (positions, taps) in enumerate(lines):
         for (at, q), (tap, t) in product(enumerate(positions), enumerate(taps)):
             pixel = q[0] + t[0] - kernel_size[0] // 2, q[1] + t[1] - kernel_size[1] // 2
             if 0 <= pixel[0] < size[0] and 0 <= pixel[1] < size[1]:
                 reader = (number * longest + at) * most + tap
-                pixels[reader], inside[reader] = pixel, True
+                pixels[reader] = pixel
                 readers[pixel].append(reader)
-    nobody, shape = len(pixels) - 1, (4, longest, most)
-    of_taps = [[down * kernel_size[1] + right for down, right in taps] for _, taps in lines]
-    by_pixel = _filled(readers.values(), nobody)
-    rows, columns, *border = (torch.tensor(ns, device=device) for ns in (*zip(*pixels), *zip(*readers)))
+    of_taps = torch.tensor(_filled([[t[0] * kernel_size[1] + t[1] for t in taps] for _, taps in lines], 0))
+    all_taps, nobody = kernel_size[0] * kernel_size[1], len(pixels) - 1
+    (down, right), width = (k - 1 for k in kernel_size), size[1]
+    # What reads nothing reads a zero: after the first row or below the last one of the line, in a corner of the room.
+    zero = width if right else size[0] * width
     return Lines(
-        (rows.reshape(shape), columns.reshape(shape)),
-        torch.tensor(inside, device=device).reshape(*shape, 1),
-        torch.tensor(_filled(of_taps, 0), device=device),
-        (border[0], border[1]),
-        torch.tensor(by_pixel, device=device),
-    )
+        torch.tensor([zero if at is None else at[0] * (width + right) + at[1] for at in pixels]),
+        torch.tensor([0 if at is None else (at[0] + down) * (width + 2 * right) + at[1] + right for at in pixels]),
+        of_taps,
+        of_taps[:, :, None] * all_taps + of_taps[:, None],
+        torch.tensor([row * width + column for row, column in readers]),
+        torch.tensor(_filled(readers.values(), nobody)),
+    ).to(device)
 
 
 def _two_lines(few: int, size: Pair, kernel_size: Pair, beyond: int) -> list[tuple[list[Pair], list[Pair]]]:

@@ -30,13 +30,14 @@ COUNTED = {
     "a kernel that is added": 2,
     "an identity that is added": 1,
     "a kernel among zeros": 2,
-    "a kernel that is made": 4,
-    "a composition": 10,
-    "a scale": 10,
-    "a scale and shift": 18,
+    "a kernel that is made": 5,
+    "a composition": 5,
+    "a bias that is composed": 5,
+    "a scale": 8,
+    "a scale and shift": 13,
     "kernels side by side": 4,
-    "patch moments": 100,
-    "a scale and shift of moments": 47,
+    "patch moments": 83,
+    "a scale and shift of moments": 36,
 }
 """Launches of each, forward and backward, as `python tests/calibrate.py --launches` counts them."""
 WEIGHT = 25.0
@@ -108,9 +109,10 @@ def on_kernel(what: str, weight: torch.Size | tuple[int, ...], times: int = 1) -
     return Work(COUNTED[what] * times, WEIGHT * times * prod(weight))
 
 
-def composition(first: tuple[int, ...], second: tuple[int, ...], groups: int) -> Work:
-    """Composing two convolutions with weights of these shapes, the second of so many groups."""
+def composition(first: tuple[int, ...], second: tuple[int, ...], groups: int, shifts: bool) -> Work:
+    """Composing convolutions with weights of these shapes, the second of so many groups; whether the first shifts."""
+    launches = COUNTED["a composition"] + shifts * COUNTED["a bias that is composed"]
     if groups == second[0] == first[0]:  # a filter per channel, value by value
-        return on_kernel("a composition", (*first, *second[2:]))
+        return Work(launches, WEIGHT * prod((*first, *second[2:])))
     multiply_adds = 3.0 * second[0] * second[1] * prod(first[1:]) * prod(second[2:])
-    return Work(COUNTED["a composition"], multiply_adds * (1.0 if prod(second[2:]) == 1 else POINT_FIRST))
+    return Work(launches, multiply_adds * (1.0 if prod(second[2:]) == 1 else POINT_FIRST))

@@ -95,7 +95,8 @@ class PatchMoments:
 
     def of(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (out,) each, of the output of a kernel (out, C, *size) with all taps."""
-        mean, var = _OutputMoments.apply(kernel.weight, self.mean, self.covariance, self.rounded, self.centre)
+        centre = in_float64(self.centre)
+        mean, var = _OutputMoments.apply(kernel.weight, self.mean, self.covariance, self.rounded, centre)
         return rounded_like(mean, self.centre) + kernel.bias.to(self.centre), rounded_like(var, self.centre)
 
 
@@ -138,27 +139,38 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps, size = images * height * width, high * wide, channels * high * wide
     grid = _grid_for(x, kernel_size)
-    line = lay_out(x, (high - 1, wide - 1), products_dtype(x), together(x))
-    x = line.images.sub_(centre[:, None, None])
+    line = lay_out(x, (high - 1, wide - 1), products_dtype(x), together(x), centre)
     # R of (3), over the half plane that is marked o above.
     rows = [Distances(down, 1 - wide if down else 0, wide - 1) for down in range(high)]
-    by_taps = _pairs(correlation(line, line, rows), grid.distances)  # (2), its first term
+    by_taps = _pairs(correlation(line, line, rows), grid.pairs)  # (2), its first term
+    pixels = line.images.flatten(2).transpose(1, 2)
     for lines in grid.ring:  # (2), its second term
         lines = lines.to(x.device)
-        windows = lines.windows(x).flatten(3).flatten(0, 1)  # (N * line, position, tap * C)
+        windows = lines.windows(pixels, lines.in_line)
         grams = sum_in_float64(torch.bmm(windows.transpose(1, 2), windows).unflatten(0, (images, 4)), 0)
         lines.subtract_grams(by_taps, grams)
-    # (5); the mean of u is the box of the tap in the middle, whose positions are all in the image.
-    boxes = _boxes(grid.rows @ sum_in_float64(x, 0) @ grid.columns.t(), kernel_size).flatten(0, 1)  # (C * t, t')
-    mean = torch.cat([boxes[:, taps // 2] / count, grid.mean])
 
-    covariance = mean.new_empty(size + taps, size + taps)
+    covariance = by_taps.new_empty(size + taps, size + taps)
     by_channel = covariance[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps))
-    by_channel.copy_(by_taps.permute(2, 0, 3, 1))
-    covariance[:size, size:], covariance[size:, :size] = boxes, boxes.t()
-    covariance.div_(count).addr_(mean, mean, alpha=-1)
+    torch.div(by_taps.permute(2, 0, 3, 1), count, out=by_channel)
+    of_ones = covariance[:size, size:]
+    by_axis = of_ones.unflatten(1, kernel_size).unflatten(0, (channels, high, wide))
+    torch.div(_boxes(line.images, grid, kernel_size), count, out=by_axis)
+    covariance[size:, :size] = of_ones.t()
+    # The mean of u is the box of the tap in the middle, whose positions are all in the image.
+    mean = torch.cat([of_ones[:, taps // 2], grid.mean])
+    covariance.addr_(mean, mean, alpha=-1)
     covariance[size:, size:] = grid.covariance
     return mean, covariance
+
+
+def _boxes(images: Tensor, grid: _Grid, kernel_size: tuple[int, int]) -> Tensor:
+    """The sums of (5), (C, ty, tx, ty', tx'), float64, of images in a line; along a row in their dtype."""
+    (high, wide), (height, width) = kernel_size, (grid.rows.shape[1], grid.columns.shape[1])
+    rows = images.permute(0, 2, 3, 1).flatten(0, 1).narrow(1, 0, width)
+    along = torch.bmm(grid.columns.to(images).expand(len(rows), -1, -1), rows).unflatten(0, (len(images), -1))
+    both = grid.rows @ sum_in_float64(along[:, :height], 0).flatten(1)
+    return both.reshape(high, high, wide, wide, -1).permute(4, 0, 2, 1, 3)
 
 
 @with_all_digits(
@@ -169,28 +181,35 @@ def _gradient(
 ) -> Tensor:
     """The gradient to x from those to its moments, in the dtype of the centre; differentiable itself."""
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    x = _centred(x.to(centre.dtype), centre)
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps = images * height * width, high * wide
     size = channels * taps
-    both = of_covariance + of_covariance.t()
-    of_second, of_ue = both[:size, :size], both[:size, size:]
-    of_mean_u = of_mean[:size] - of_second @ mean[:size] - of_ue @ mean[size:]
+    both = (of_covariance + of_covariance.t()).div_(count)
+    of_mean_u = torch.addmv(of_mean[:size], both[:size], mean, beta=1 / count, alpha=-1)
 
     # (6): a convolution with all pairs of taps of one distance summed, the ring taken off, and the boxes put back.
-    by_taps = rounded_like(of_second / count, x).reshape(channels, taps, channels, taps).permute(1, 3, 0, 2)
-    by_taps = by_taps.contiguous()  # (t, t', C, C)
-    grid = _grid_for(x, kernel_size)
+    by_taps = centre.new_empty(taps, taps, channels, channels)  # (t, t', C, C)
+    by_taps.copy_(both[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps)).permute(1, 3, 0, 2))
+    grid, room = _grid_for(x, kernel_size), _with_room(x, centre, kernel_size)
     pairs = _folded_pairs(by_taps, grid.distances.to(x.device), kernel_size).to(memory_format=_layout(x))
-    gradient = F.conv2d(x, pairs, padding=(high - 1, wide - 1)).contiguous(memory_format=layout)
+    gradient = F.conv2d(room, pairs).contiguous(memory_format=layout)
     for lines in grid.ring:
-        lines = lines.to(x.device)
-        lines.take_off(gradient, lines.windows(x), by_taps)
-    of_boxes = of_ue.unflatten(0, (channels, taps)).clone()
-    of_boxes[:, :, taps // 2] += of_mean_u.unflatten(0, (channels, taps))
-    of_boxes = of_boxes.reshape(channels, high, wide, high, wide).transpose(2, 3).flatten(3).flatten(1, 2) / count
-    gradient += rounded_like(grid.rows.t() @ of_boxes @ grid.columns, x)
+        lines.to(x.device).take_off(gradient, room.flatten(2).transpose(1, 2), by_taps)
+    by_axis = both[:size, size:].unflatten(1, kernel_size).unflatten(0, (channels, high, wide)).transpose(2, 3)
+    of_boxes = by_axis.clone(memory_format=torch.contiguous_format)  # (C, ty, ty', tx, tx')
+    of_boxes[:, :, high // 2, :, wide // 2].add_(of_mean_u.reshape(channels, high, wide))
+    of_boxes = of_boxes.flatten(3).flatten(1, 2)
+    gradient += rounded_like(grid.rows.t() @ of_boxes @ grid.columns, gradient)
     return gradient
+
+
+def _with_room(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """x less its centre, with zeros around it as far as two taps are apart."""
+    (images, channels, height, width), (down, right) = x.shape, (k - 1 for k in kernel_size)
+    size = images, channels, height + 2 * down, width + 2 * right
+    room = torch.zeros(size, dtype=centre.dtype, device=x.device).contiguous(memory_format=_layout(x))
+    room.narrow(2, down, height).narrow(3, right, width).copy_(x).sub_(centre[:, None, None])
+    return room
 
 
 class _Grid(NamedTuple):
@@ -207,6 +226,8 @@ class _Grid(NamedTuple):
     ring: list[Lines]
     distances: Tensor
     """(t, t'): the number of the distance t' - t, counted row by row over the plane of all distances."""
+    pairs: Tensor
+    """The same among those that are marked o above, and then those that follow by (3)."""
 
 
 def _grid_for(x: Tensor, kernel_size: tuple[int, int]) -> _Grid:
@@ -218,11 +239,13 @@ def _grid_for(x: Tensor, kernel_size: tuple[int, int]) -> _Grid:
 
 def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
     rows, columns = (_ranges(n, k, device) for n, k in zip((height, width), kernel_size))
-    both = _boxes((rows.sum(1)[:, None] * columns.sum(1))[None], kernel_size)[0]
+    both = _by_taps((rows.sum(1)[:, None] * columns.sum(1)), kernel_size)
     seen, count = both.diagonal(), height * width
     covariance = (both * count - torch.outer(seen, seen)) / count**2
-    around = ring((height, width), kernel_size, device)
-    return _Grid(rows, columns, seen / count, covariance, around, _distances(kernel_size, device))
+    around, distances = ring((height, width), kernel_size, device), _distances(kernel_size, device)
+    beyond = distances - distances[0, 0]  # the distance 0
+    pairs = torch.where(beyond >= 0, beyond, distances[0, 0] - beyond)
+    return _Grid(rows, columns, seen / count, covariance, around, distances, pairs)
 
 
 @lru_cache(maxsize=256)  # some 10 to 100 kB each; more sizes than a training in many sizes has at once
@@ -242,7 +265,7 @@ class _OutputMoments(torch.autograd.Function):
         weight: Tensor, mean: Tensor, covariance: Tensor, rounded: Tensor, centre: Tensor
     ) -> tuple[Tensor, Tensor]:
         rows = _rows(weight, centre)
-        var = torch.linalg.vecdot(rows @ covariance, rows)
+        var = torch.bmm((rows @ covariance).unsqueeze(1), rows.unsqueeze(2)).flatten()
         return rows @ mean, var.clamp_min_(0)  # rounding alone makes it negative
 
     @staticmethod
@@ -255,17 +278,16 @@ class _OutputMoments(torch.autograd.Function):
         weight, mean, rounded, centre = ctx.saved_tensors
         rows = _rows(weight, centre)
         weighted = rows * of_var[:, None]
-        of_rows = torch.addr(2 * (weighted @ in_float64(rounded)), of_mean, mean)
-        size = weight[0].numel()
-        of_weight = of_rows[:, :size].reshape(weight.shape[0], weight.shape[1], -1)
-        of_weight = of_weight + in_float64(centre)[:, None] * of_rows[:, None, size:]
-        return rounded_like(of_weight.reshape(weight.shape), weight), of_mean @ rows, weighted.t() @ rows, None, None
+        of_rows = torch.addmm(torch.outer(of_mean, mean), weighted, in_float64(rounded), alpha=2)
+        of_u, of_e = of_rows.unflatten(1, (len(centre) + 1, -1)).split([len(centre), 1], 1)
+        of_weight = rounded_like(torch.addcmul(of_u, centre[:, None], of_e).reshape(weight.shape), weight)
+        return of_weight, rows.t() @ of_mean, weighted.t() @ rows, None, None
 
 
 def _rows(weight: Tensor, centre: Tensor) -> Tensor:
     """(W, W c) of (4): the rows that act on (u, e), (out, D), float64."""
     weight = in_float64(weight)
-    return torch.cat([weight.flatten(1), in_float64(centre) @ weight.flatten(2)], dim=1)
+    return torch.cat([weight.flatten(1), centre @ weight.flatten(2)], dim=1)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -273,15 +295,10 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.device.type == "cpu" else torch.preserve_format
 
 
-def _centred(x: Tensor, centre: Tensor) -> Tensor:
-    return x.clone(memory_format=_layout(x)).sub_(centre[:, None, None])
-
-
-def _pairs(correlation: Tensor, distances: Tensor) -> Tensor:
+def _pairs(correlation: Tensor, pairs: Tensor) -> Tensor:
     """R[t' - t] for each pair of taps, (t, t', C, C), from R over half of the distances, (C, distances, C)."""
     half = correlation.transpose(0, 1)
-    every = torch.cat([half[1:].transpose(1, 2).flip(0), half])  # by distance, -d ... 0 ... d
-    return every[distances.to(half.device)]
+    return torch.cat([half, half[1:].transpose(1, 2)])[pairs.to(half.device)]
 
 
 def _folded_pairs(by_taps: Tensor, distances: Tensor, kernel_size: tuple[int, int]) -> Tensor:
@@ -301,10 +318,10 @@ def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
     return (dy * (2 * wide - 1) + dx).flatten(2).flatten(0, 1)
 
 
-def _boxes(by_axis: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """(C, ty * ty', tx * tx') to (C, t, t')."""
+def _by_taps(by_axis: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """(ty * ty', tx * tx') to (t, t')."""
     high, wide = kernel_size
-    return by_axis.reshape(-1, high, high, wide, wide).transpose(2, 3).flatten(3).flatten(1, 2)
+    return by_axis.reshape(high, high, wide, wide).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _ranges(length: int, size: int, device: torch.device) -> Tensor:

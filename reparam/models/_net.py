@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..blocks import ECB, CollapsibleLinearBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
 from ..blocks._at_once import compute_at_once
 from ..blocks._conv_block import ConvBlock
+from ..blocks._set_fold import set_fold
 from ..errors import OptionError, SpecError
 from ..modules._start import reset_layers
 from ._sizes import check_sizes
@@ -156,8 +157,11 @@ class _BlockSR(SRNet):
                 + ", ".join(_block_options(self.Block))
             )
         sizes: Any = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
-        block = partial(self.Block, **block_options)
+        chosen = isinstance(block_options.get("fold"), Mapping)  # block by block, as `tune_fold` does
+        block = partial(self.Block, **{**block_options, "fold": "auto"} if chosen else block_options)
         super().__init__(**sizes, act=act, base=base, block=block, ends=conv3x3 if plain_ends else None)
+        if chosen:
+            set_fold(self, block_options["fold"])
         self.options = {**sizes, "act": act, "base": base, "plain_ends": plain_ends, **block_options}
 
 
