@@ -178,6 +178,25 @@ def composed(first: Tensor, second: Tensor, groups: int, dilation: tuple[int, ..
     return result.transpose(0, 1)  # (i, g * o, *k) to (g * o, i, *k)
 
 
+def gathered(first: Tensor, second: Tensor, groups: int, to: int) -> Tensor:
+    r"""The weight of `second(first(x))`, where `second` has one tap and mixes some groups of `first`.
+
+    $$W[o, (r, i), t] = \sum_m W_2[o, (r, m)] W_1[(r, m), i, t]$$
+
+    for each of the old groups r that are in one new group.
+
+    Args:
+        first: W of shape (groups * M, I, *k).
+        second: W of shape (to * O, groups / to * M, 1, ...).
+        groups: of the first.
+        to: groups of the second, and of the result.
+    """
+    inner = first.unflatten(0, (groups, -1)).flatten(3)  # (g r, m, i, t)
+    outer = rearrange(second.flatten(1), "(g o) (r m) -> (g r) o m", g=to, r=groups // to)
+    weight = rearrange(outer @ inner.flatten(2), "(g r) o (i t) -> (g o) (r i) t", g=to, i=first.shape[1])
+    return weight.reshape(len(second), -1, *first.shape[2:])
+
+
 def compose_depthwise(first: Kernel, depthwise: Kernel) -> Kernel:
     """`compose` with one filter per channel, where one of the two has one tap: W[o, i, t] = W2[o, 0, t] W1[o, i, t]."""
     return Kernel(first.weight * depthwise.weight, shifted_before(first.bias, depthwise, len(depthwise.bias)))

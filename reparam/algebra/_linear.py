@@ -242,6 +242,8 @@ def then(first: LinearOp, second: LinearOp, between: tuple[Tensor, Tensor] | Non
     depthwise = second.groups == second.outputs == first.outputs
     if depthwise and 1 in (prod(first.kernel.size), prod(second.kernel.size)):
         groups, weight = first.groups, inner * outer  # not a sum of almost only zeros
+    elif prod(second.kernel.size) == 1 and first.groups % second.groups == 0:
+        groups, weight = second.groups, kernels.gathered(inner, outer, first.groups, second.groups)  # likewise
     else:
         groups = gcd(first.groups, second.groups)
         inner = kernels.dilate(kernels.regroup(Kernel(inner, before), first.groups, groups), ratio1).weight

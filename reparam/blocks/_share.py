@@ -49,7 +49,7 @@ class Share:
 
     def take(self) -> Kernel | None:
         """The kernel, if it is that of the parameters as they are now."""
-        if self._kernel is None or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or self._kernel is None or not torch.is_grad_enabled():
             return None
         now = (table.get(name) for table, name in self._places)
         current = all(map(is_, now, self._tensors)) and [*map(_version, self._tensors)] == self._versions
