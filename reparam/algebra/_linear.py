@@ -227,29 +227,38 @@ def then(first: LinearOp, second: LinearOp, between: tuple[Tensor, Tensor] | Non
         between: scale and shift of a batch norm between the two, of shape (C,) each.
     """
     stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
-    grid, ratio1, ratio2 = _one_grid(first, second)
-    inner, outer, bias = first.kernel.weight, second.kernel.weight, second.kernel.bias
-    before, shifts = first.kernel.bias, first.shifts or between is not None
-    if between is not None:
-        before = _scaled_bias(first, *between)
-        scale = between[0].to(inner)
-        if inner.numel() <= outer.numel():
-            inner = kernels.scaled(inner, scale)
-        else:
-            outer = kernels.scaled_before(scale, outer, second.groups)
+    bias, shifts = second.kernel.bias, first.shifts or between is not None
     if shifts:
+        before = first.kernel.bias if between is None else _scaled_bias(first, *between)
         bias = kernels.shifted_before(before, second.kernel, second.groups)
+    if between is not None:
+        first, second = _with_scale(first, between[0], second)
+    weight, grid, groups = _composed(first, second)
+    return LinearOp(Kernel(weight, bias), stride, grid, groups, shifts=shifts or second.shifts)
+
+
+def _with_scale(first: LinearOp, scale: Tensor, second: LinearOp) -> tuple[LinearOp, LinearOp]:
+    """Both operations, with a scale between them in the smaller of their weights."""
+    (inner, before), (outer, bias) = first.kernel, second.kernel
+    scale = scale.to(inner)  # a batch norm may be of higher precision
+    if inner.numel() <= outer.numel():
+        return first._replace(kernel=Kernel(kernels.scaled(inner, scale), before)), second
+    return first, second._replace(kernel=Kernel(kernels.scaled_before(scale, outer, second.groups), bias))
+
+
+def _composed(first: LinearOp, second: LinearOp) -> tuple[Tensor, tuple[int, ...], int]:
+    """The weight of `second(first(x))`, its dilation and its groups."""
+    inner, outer = first.kernel.weight, second.kernel.weight
+    grid, ratio1, ratio2 = _one_grid(first, second)
     depthwise = second.groups == second.outputs == first.outputs
     if depthwise and 1 in (prod(first.kernel.size), prod(second.kernel.size)):
-        groups, weight = first.groups, inner * outer  # not a sum of almost only zeros
-    elif prod(second.kernel.size) == 1 and first.groups % second.groups == 0:
-        groups, weight = second.groups, kernels.gathered(inner, outer, first.groups, second.groups)  # likewise
-    else:
-        groups = gcd(first.groups, second.groups)
-        inner = kernels.dilate(kernels.regroup(Kernel(inner, before), first.groups, groups), ratio1).weight
-        outer = kernels.regroup(Kernel(outer, bias), second.groups, groups).weight
-        weight = kernels.composed(inner, outer, groups, ratio2)
-    return LinearOp(Kernel(weight, bias), stride, grid, groups, shifts=shifts or second.shifts)
+        return inner * outer, grid, first.groups  # not a sum of almost only zeros
+    if prod(second.kernel.size) == 1 and first.groups % second.groups == 0:
+        return kernels.gathered(inner, outer, first.groups, second.groups), grid, second.groups  # likewise
+    groups = gcd(first.groups, second.groups)
+    inner = kernels.dilate(kernels.regroup(first.kernel, first.groups, groups), ratio1).weight
+    outer = kernels.regroup(second.kernel, second.groups, groups).weight
+    return kernels.composed(inner, outer, groups, ratio2), grid, groups
 
 
 def scaled(op: LinearOp, scale: Tensor, shift: Tensor) -> LinearOp:
