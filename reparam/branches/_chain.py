@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra._axes import NORM
+from ..algebra._composition import fit, scaled, then
 from ..algebra._kernels import Kernel
-from ..algebra._linear import LinearOp, check_valid, fit, identity_op, linear_op, scaled, then
+from ..algebra._linear import LinearOp, check_valid, identity_op, linear_op
 from ..algebra._spec import ConvSpec, Pads, centre, pad
 from ..bn._norm import (
     BatchNorm,
