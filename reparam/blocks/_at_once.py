@@ -1,18 +1,20 @@
 """The kernels of all blocks of a network at once.
 
 The algebra of kernels needs no image. Branches that are alike, of one block or of many, have the same algebra on other
-numbers: so their parameters are stacked, and one pass computes all their kernels, with as many launches as for one.
+numbers: so one pass computes all their kernels, with as many launches as for one.
 
     block 0   expand-squeeze a, b, identity        0a 0b
-    block 1   expand-squeeze a, b, identity   ->   1a 1b   ->   stack 0a 0b 1a 1b 2a 2b   ->   one pass, a sum by block
+    block 1   expand-squeeze a, b, identity   ->   1a 1b   ->   0a 0b 1a 1b 2a 2b   ->   one pass, a sum by block
     block 2   expand-squeeze a, b, identity        2a 2b
+
+Our chains of layers lie side by side, as the groups of one convolution; what somebody else wrote runs batched.
 
 It happens when the forward of the network begins, in a hook on it, and counts until that forward ends, so that no block
 can meet a kernel of other weights than its own. The networks of this library have the hook from the start, `swap_convs`
 and `set_fold` put it on others. Where such a network is part of another one, each block belongs to the innermost one
-around it, which runs whoever calls it. Each block computes its own kernel as ever where it is on batch
-statistics, whose kernels follow from its input; where it is not read, or its parameters have changed since; under a
-compiler, which sees one graph anyway; without gradients; and under the transforms of `torch.func`.
+around it, which runs whoever calls it. Each block computes its own kernel as ever where it is on batch statistics,
+whose kernels follow from its input; where it is not read, or its parameters have changed since; under a compiler, which
+sees one graph anyway; without gradients; and under the transforms of `torch.func`.
 """
 
 from __future__ import annotations
