@@ -1,8 +1,9 @@
 """Batch norm as a scale and a shift, whose statistics are frozen late in training."""
 
 from ._freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
+from ._frozen import FrozenStatsBN
 from ._gap import BNGap, BNGapReport, bn_gap
-from ._norm import FrozenStatsBN, norms
+from ._norm import norms
 from ._schedule import BNFreezeSchedule
 
 __all__ = [

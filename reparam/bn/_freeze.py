@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import StatisticsError
+from ._frozen import FrozenStatsBN, frozen_class, kind_before, make_frozen
 from ._known_norm import why_unknown
-from ._norm import BatchNorm, FrozenStatsBN, PopulationBN, norms, why_unseen
+from ._norm import BatchNorm, PopulationBN, norms, why_unseen
 from ._population import Population
 
 
@@ -20,8 +21,10 @@ def freeze_bn_stats(model: nn.Module) -> list[str]:
 
     In place, and each layer stays the same object with the same Parameters: an optimizer, DDP, hooks and an EMA made
     before go on as they are, and `weight` and `bias` keep learning. RepSR does this for about the last tenth of the
-    training. A layer is turned into `FrozenStatsBN` by setting its class, because every other way (a new module in its
-    place) would lose the references that others hold to it. Freezing twice changes nothing.
+    training. A layer is turned into a `FrozenStatsBN` by setting its class, because every other way (a new module in
+    its place) would lose the references that others hold to it; the class derives from the one that it was of, so that
+    code which looks for `nn.BatchNorm2d`, to make groups of parameters or the like, finds what it found before. The
+    metadata of the state dict says what is frozen: see `BNFreezeSchedule`. Freezing twice changes nothing.
 
     Source: Wang, Dong, Shan, "RepSR", ACM MM 2022, arXiv 2205.05671.
 
@@ -52,9 +55,7 @@ def freeze_bn_stats(model: nn.Module) -> list[str]:
         if why:
             raise StatisticsError(f"cannot freeze batch norm {name!r}: {why}")
     for _, bn in found:
-        if not isinstance(bn, FrozenStatsBN):
-            bn._unfrozen_class = type(bn)  # type: ignore[assignment]  # no tensor, as mypy takes attributes of modules for
-            bn.__class__ = FrozenStatsBN
+        make_frozen(bn)
     return [name for name, _ in found]
 
 
@@ -84,13 +85,22 @@ def unfreeze_bn_stats(model: nn.Module) -> list[str]:
 
     Returns:
         The dotted names of the batch norms that were unfrozen.
+
+    Raises:
+        StatisticsError: if the class of a batch norm was changed after it was frozen; nothing is changed then.
     """
-    thawed = []
-    for name, bn in norms(model):
-        if isinstance(bn, FrozenStatsBN) and "_unfrozen_class" in bn.__dict__:
-            bn.__class__ = bn.__dict__.pop("_unfrozen_class")
-            thawed.append(name)
-    return thawed
+    found = [
+        (name, bn) for name, bn in norms(model) if isinstance(bn, FrozenStatsBN) and kind_before(bn) is not type(bn)
+    ]
+    for name, bn in found:
+        if type(bn) is not frozen_class(kind_before(bn)):
+            raise StatisticsError(
+                f"cannot unfreeze batch norm {name!r}: its class became {type(bn).__name__} after it was frozen, as "
+                "fully_shard and parametrizations make it; undo that first, or unfreeze before it"
+            )
+    for _, bn in found:
+        bn.__class__ = kind_before(bn)
+    return [name for name, _ in found]
 
 
 @contextmanager

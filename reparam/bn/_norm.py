@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from ..algebra._axes import NORM
 from ..errors import SpecError, StatisticsError
 from ..numerics._precision import in_float64
+from ._frozen import FrozenStatsBN
 from ._known_norm import why_unknown
 from ._population import Population
 
@@ -31,58 +32,6 @@ Norms = Sequence[BatchNorm]
 
 NormChoice = bool | Callable[[int], nn.Module]
 """False: none. True: torch's BatchNorm. A callable: takes the channel count and returns a BatchNorm."""
-
-
-class FrozenStatsBN(_NormBase):
-    r"""Batch norm that normalises with its stored statistics in training too, while its affine goes on learning.
-
-    $$y = \gamma \frac{x - \mu_{stored}}{\sqrt{\sigma^2_{stored} + \epsilon}} + \beta$$
-
-    $\gamma$ and $\beta$ are Parameters; the statistics never change. The state-dict keys are BatchNorm's. Modules that
-    a norm with an activation carries (timm's BatchNormAct2d: `drop`, `act`) run after it, as they did before.
-
-    Source: X. Wang, C. Dong, Y. Shan, "RepSR: Training Efficient VGG-style Super-Resolution Networks with Structural
-    Re-Parameterization and Batch Normalization", ACM MM 2022, arXiv 2205.05671: statistics of mini-batches first,
-    population statistics in the later part of training. torchvision's, detectron2's and timm's frozen layers differ:
-    they freeze the affine as well.
-
-    Args:
-        num_features: channels C.
-        eps: added to the variance.
-        momentum: kept for the day the statistics are unfrozen; unused here.
-        affine: whether there are $\gamma$ and $\beta$.
-
-    Shape:
-        (N, C, *) to the same shape.
-
-    Example:
-        >>> bn = FrozenStatsBN(4).train()
-        >>> x = torch.randn(2, 4, 5, 5)
-        >>> torch.allclose(bn(x), x / (1 + bn.eps) ** 0.5)
-        True
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises x of shape (N, C, *) with the stored statistics, whatever the mode."""
-        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        for following in self.children():
-            x = following(x)
-        return x
 
 
 class PopulationBN(_NormBase):

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import SpecError
 from ._freeze import freeze_bn_stats, known_norms, unfreeze_bn_stats
+from ._frozen import freezes_as_saved
 
 
 class BNFreezeSchedule:
@@ -15,6 +16,12 @@ class BNFreezeSchedule:
 
     Of $T$ training steps, numbered from 0, those from $\mathrm{round}(f T)$ on run with frozen statistics; the affine
     learns on. See `freeze_bn_stats` for what that is. A model without batch norm is left as it is.
+
+    A run that is resumed later is frozen for either of two reasons. The number of steps says so, if the state of the
+    schedule is saved and loaded. And the state dict of the model does, in the metadata that torch saves beside the
+    tensors: a model with a schedule, a block, and a model on which `swap_convs` was called freeze what was frozen when
+    it was saved. A plain dict that was made of a state dict, and a safetensors file, have no metadata. Who starts
+    another training from a state dict that has it, on batch statistics, calls `unfreeze_bn_stats(model)` after loading.
 
     Source: X. Wang, C. Dong, Y. Shan, "RepSR", ACM MM 2022, arXiv 2205.05671, which freezes "in the later part"; the
     default of 0.9 is that of JL-DY's unofficial code.
@@ -48,6 +55,7 @@ class BNFreezeSchedule:
         if not 0 <= fraction <= 1:
             raise SpecError(f"the statistics are frozen at a fraction of 0 to 1 of the steps, but got {fraction=}")
         known_norms(model, "freeze")  # now, and not at nine tenths of a training
+        freezes_as_saved(model)
         self.model = model
         self.freeze_step = round(fraction * total_steps)
         self.steps = 0

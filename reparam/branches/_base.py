@@ -14,11 +14,8 @@ from ..algebra import _kernels as kernels
 from ..algebra._kernels import Kernel
 from ..algebra._linear import LinearOp
 from ..algebra._spec import ConvSpec, Pads
-from ..bn._norm import (
-    Norms,
-    norms,
-    why_not_ready,
-)
+from ..bn._frozen import freeze_as_saved
+from ..bn._norm import Norms, norms, why_not_ready
 from ..errors import FuseError, NotLinearError, SpecError
 from ..folding import cost
 from ..modules._constants import constant
@@ -92,6 +89,10 @@ class Branch(WithoutWeight, ABC):
         self._of_run = cost.running()
         if type(self).forward is Branch.forward:
             self._of_run = self._of_run.and_then(self._of_kernel)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
+        freeze_as_saved(self, local_metadata)  # a run that is resumed is frozen if it was
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     @abstractmethod
     def kernel(self) -> Kernel:

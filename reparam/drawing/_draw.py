@@ -14,7 +14,8 @@ from ..algebra._linear import LinearOp, linear_op
 from ..algebra._spec import ConvSpec
 from ..blocks._block import ReparamBlock
 from ..blocks._mobileie import SideBySide
-from ..bn._norm import BatchNorm, FrozenStatsBN, is_norm
+from ..bn._frozen import FrozenStatsBN
+from ..bn._norm import BatchNorm, is_norm
 from ..branches import Branch, ScaledBranch, SliceBranch
 from ..branches._chain import ChainBranch
 from ..errors import NotLinearError, SpecError

@@ -10,7 +10,8 @@ from torch import nn
 
 from .._tables import table
 from ..algebra._spec import ConvSpec
-from ..bn._norm import FrozenStatsBN, is_norm, norms, why_not_ready
+from ..bn._frozen import FrozenStatsBN
+from ..bn._norm import is_norm, norms, why_not_ready
 from ..branches import Branch
 from ..modules._sound import unsound_in
 from ._find import find_all

@@ -18,6 +18,7 @@ from ..algebra._kernels import Kernel
 from ..blocks._at_once import compute_at_once
 from ..blocks._conv_block import ConvBlock
 from ..bn._freeze import collect_bn_stats, refuse_few
+from ..bn._frozen import freezes_as_saved
 from ..bn._norm import move_statistics, norms
 from ..branches import Branch
 from ..errors import ReparamError, SpecError
@@ -112,6 +113,7 @@ def swap_convs(
             keep_hooks(conv, blocks[id(conv)], None)
     exchange(model, blocks)
     compute_at_once(model)
+    freezes_as_saved(model)
     if calibrate is not None:
         _calibrate(model, list(blocks.values()), calibrate)
     return report

@@ -12,13 +12,14 @@ from torch.fx import Graph, Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from ...bn._frozen import kind_before
 from ...bn._norm import is_norm
 from ...branches import Branch
 from ...errors import NotLinearError
 from .layers import norm_scale_shift
 from .source import Used, handed_on
 from .trace import called, changes_in_place, is_any_norm, is_torch_layer
-from .turned import axes_of, kind_of, turned_axes
+from .turned import axes_of, turned_axes
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def _makes_channels(layer: nn.Module, norm: Any, turned: int | None = None) -> b
 
 
 def _is_of_vectors(norm: nn.Module) -> bool:
-    return kind_of(norm) in (nn.BatchNorm1d, nn.SyncBatchNorm)
+    return kind_before(norm) in (nn.BatchNorm1d, nn.SyncBatchNorm)
 
 
 def _why_no_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> str:

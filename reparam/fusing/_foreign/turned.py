@@ -8,17 +8,14 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
+from ...bn._frozen import kind_before
+
 _AXES: dict[Any, int] = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
-
-
-def kind_of(norm: nn.Module) -> Any:
-    """The class of a norm, before it was frozen."""
-    return getattr(norm, "_unfrozen_class", type(norm))
 
 
 def axes_of(norm: nn.Module) -> int:
     """How many axes there are in front of a norm, if any are turned there; 0 if that is not known."""
-    return _AXES.get(kind_of(norm), 0)
+    return _AXES.get(kind_before(norm), 0)
 
 
 def turned_axes(node: Node, norm: nn.Module) -> Sequence[int] | None:
