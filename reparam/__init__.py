@@ -76,6 +76,7 @@ __all__ = [
     "inspect_file",
     "inspect_model",
     "kernel_of",
+    "macs",
     "recalibrate_bn_stats",
     "reset_parameters",
     "set_fold",

@@ -22,6 +22,7 @@ from ..deploy._threads import torch_threads
 from ..errors import ExportError, SpecError
 from ..fusing._fuse import plain_copy
 from ..fusing._inspect import inspect_model
+from ..fusing._macs import multiply_adds
 from ..modules._hooks import copy_module
 
 Way = tuple[str, str]
@@ -53,7 +54,7 @@ class InferenceCost:
     speed: float
     """How many times as fast as the fused network in "torch-eager": the median of the ratios of all rounds."""
     gflops: float
-    """10^9 operations a second, those of the fused network counted: two for a multiply-add of its convolutions."""
+    """10^9 operations a second, those of the fused network counted: two for a multiply-add."""
     share: float
     """`gflops` over the measured limit of the processor."""
     error: float
@@ -140,7 +141,7 @@ def bench_inference(
         matrix = torch.rand(_GEMM, _GEMM)
         runs: dict[Hashable, Callable[[], object]] = {"limit": partial(torch.mm, matrix, matrix)}
         times = race(runs | ways, rounds, progress)
-        operations = _operations(plain, x)
+        operations = 2.0 * multiply_adds(plain, x)
         _, _, *size = ways["fused", EAGER]().shape
         used = torch.get_num_threads()
     limit = 2 * _GEMM**3 / min(times["limit"]) / 1e9
@@ -215,18 +216,3 @@ def _errors(ways: dict[Way, Pass]) -> dict[Way, float]:
 
 def _eager(net: nn.Module, x: torch.Tensor) -> np.ndarray:
     return net(x).numpy()
-
-
-def _operations(net: nn.Module, x: torch.Tensor) -> float:
-    """Two for each multiply-add of the convolutions."""
-    total = 0
-
-    def count(layer: nn.Conv2d, _: object, y: torch.Tensor) -> None:
-        nonlocal total
-        total += 2 * y[0, 0].numel() * layer.weight.numel()
-
-    hooks = [layer.register_forward_hook(count) for layer in net.modules() if isinstance(layer, nn.Conv2d)]
-    net(x)
-    for hook in hooks:
-        hook.remove()
-    return float(total)

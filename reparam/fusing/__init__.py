@@ -4,6 +4,7 @@ from ._absorb import absorb
 from ._foreign import kernel_of
 from ._fuse import fuse, fused
 from ._inspect import BlockReport, ModelReport, inspect_model
+from ._macs import macs
 from ._swap import SwapReport, swap_convs
 from ._verify import Difference, VerifyReport, verify
 
@@ -18,6 +19,7 @@ __all__ = [
     "fused",
     "inspect_model",
     "kernel_of",
+    "macs",
     "swap_convs",
     "verify",
 ]
