@@ -22,6 +22,7 @@ from spandrel.architectures.OmniSR.__arch.OmniSR import OmniSR
 from spandrel.architectures.PLKSR.__arch.PLKSR import PLKSR
 from spandrel.architectures.RealCUGAN.__arch.upcunet_v3 import UNet1
 from spandrel.architectures.SAFMN.__arch.safmn import SAFMN
+from spandrel.architectures.SPAN.__arch.span import SPAN
 from spandrel.architectures.SwinIR.__arch.SwinIR import SwinIR
 from strategies import KINDS, fits, seeds, specs
 from torch import Tensor, nn
@@ -393,6 +394,70 @@ def test_what_cannot_be_swapped_is_listed_with_the_reason():
     assert re.search(r"^tied +skipped: a parameter of this Conv2d", str(report), re.MULTILINE)
     remove_parametrizations(computed, "weight")
     assert swap_convs(net, ECB, match="computed").swapped == ("computed",)
+
+
+class Read(nn.Module):
+    """Convolutions that are called, and others whose numbers the code around them reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("called", "asked", "used", "helped", "trained", "switched", "written"):
+            setattr(self, name, nn.Conv2d(4, 4, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.called(x.to(self.called.weight.dtype)) if self.asked.weight.shape[0] == 4 else x
+        x = nn.functional.conv2d(self.asked(x), self.used.weight)
+        if self.training:
+            x = x * self.switched.bias.sum()
+        else:
+            self.written.weight.data[:] = 0
+        return self.trained(self.helped(self.scaled(x)))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * size_of(self.helped)
+
+    def train(self, mode: bool = True) -> Read:
+        self.total = self.trained.weight.sum()
+        return super().train(mode)
+
+
+def size_of(layer: nn.Module) -> Tensor:
+    return layer.weight.abs().mean()
+
+
+def test_what_the_code_around_it_reads_is_left_alone():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), Read())
+    modes = [module.training for module in net.modules()]
+    report = swap_convs(net, ECB)
+    assert report.swapped == ("0", "1.called", "1.asked")
+    assert list(report.skipped) == ["1.used", "1.helped", "1.trained", "1.switched", "1.written"]
+    for why in report.skipped.values():
+        assert why == "the code of 1 (Read) reads the numbers of this Conv2d, and a block has none"
+    assert [module.training for module in net.modules() if not isinstance(module, nn.Identity)][: len(modes)] == modes
+
+
+def test_spans_block_stays_whole_in_the_network_that_its_authors_wrote():
+    torch.manual_seed(0)
+    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=6, upscale=2).double().eval()
+    x = torch.rand(1, 3, 9, 8).double()
+    before, keys = net(x), list(net.state_dict())
+    report = swap_convs(net, RepSRBlock)
+    assert report.swapped == ("upsampler.0",)
+    assert report.skipped["block_1.c1_r.conv.1"].startswith("the code of block_1.c1_r (Conv3XC) reads the numbers")
+    assert_close(net(x), before)
+    net.train()(x).sum().backward()
+    assert list(fuse(net.eval()).state_dict()) == keys
+
+
+def test_a_convolution_that_is_asked_for_by_name_is_swapped_or_refused():
+    net = nn.ModuleDict({"good": nn.Conv2d(4, 4, 3), "read": Read()})
+    for match in ("read.used", ["good", "read.used"]):
+        with pytest.raises(
+            SpecError, match=r"(?s)cannot swap.*read\.used.*the code of read \(Read\) reads the numbers"
+        ):
+            swap_convs(net, ECB, match=match)
+    assert type(net["good"]) is nn.Conv2d
+    assert swap_convs(net, ECB, match=["good", "read.use?"]).swapped == ("good",)
 
 
 def test_mistakes_change_nothing():

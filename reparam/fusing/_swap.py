@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..modules._hooks import keep_hooks
 from ..modules._match import Match, matcher
 from ._absorb import absorb
 from ._carry_out import exchange
+from ._foreign import readers
 from ._fuse import unwrap
 
 _PLAIN = tuple(CONV.values())
@@ -78,8 +79,8 @@ def swap_convs(
         The names of what was swapped, and of what was not, with the reason.
 
     Raises:
-        SpecError: if nothing matches, nothing can be swapped, or the model is wrapped or a convolution itself. Nothing
-            is changed then.
+        SpecError: if nothing matches, nothing can be swapped, what `match` names without a pattern cannot be, or the
+            model is wrapped or a convolution itself. Nothing is changed then.
         StatisticsError: if `calibrate` holds no batch, or does not reach a block; the blocks are in place then, with
             the statistics that they have without `calibrate`.
 
@@ -96,8 +97,9 @@ def swap_convs(
     found, skipped = _find(model, match), {}
     blocks: dict[int, nn.Module] = {}
     tied = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    read_by = readers(model)
     for name, conv in found.items():
-        why = _why_not(conv, tied)
+        why = _why_not(conv, tied) or _why_read(conv, read_by)
         try:
             if why is None:
                 blocks[id(conv)] = _block_for(conv, block)
@@ -108,6 +110,8 @@ def swap_convs(
     report = SwapReport(tuple(name for name, conv in found.items() if id(conv) in blocks), skipped)
     if not blocks:
         raise SpecError(f"cannot swap: {report}" if found else _nothing(model, match))
+    if named := [f"{name!r}: {why}" for name, why in skipped.items() if name in _names(match)]:
+        raise SpecError(f"cannot swap what match={match!r} names: {'; '.join(named)}")
     for conv in found.values():
         if id(conv) in blocks:
             keep_hooks(conv, blocks[id(conv)], None)
@@ -147,6 +151,11 @@ def _predicate(match: Match | None) -> Callable[[str, nn.Module], bool]:
     return lambda name, module: meant(name, module) and isinstance(module, _ConvNd)
 
 
+def _names(match: Match | None) -> Sequence[str]:
+    """What `match` may ask for by name."""
+    return [match] if isinstance(match, str) else match if isinstance(match, (list, tuple)) else []
+
+
 def _nothing(model: nn.Module, match: Match | None) -> str:
     convs = [name for name, module in model.named_modules() if isinstance(module, _ConvNd)]
     return (
@@ -173,6 +182,13 @@ def _why_not(conv: nn.Module, tied: Counter[int]) -> str | None:
     if conv.weight.is_meta:
         return f"the weight of this {kind} is on the meta device and has no values"
     return None
+
+
+def _why_read(conv: nn.Module, read_by: Mapping[int, str]) -> str | None:
+    """Why a convolution that is read by code around it must stay, or None if it is only called."""
+    if id(conv) not in read_by:
+        return None
+    return f"the code of {read_by[id(conv)]} reads the numbers of this {type(conv).__name__}, and a block has none"
 
 
 def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:

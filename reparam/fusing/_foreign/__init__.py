@@ -4,6 +4,7 @@ from .blocks import ForeignBlock, find_foreign, foreign_block
 from .forms import has_form
 from .kernel_of import kernel_of
 from .plan import Plan, add_foreign, add_neighbours, given
+from .source import readers
 from .survey import Survey, survey
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "given",
     "has_form",
     "kernel_of",
+    "readers",
     "survey",
 ]

@@ -1,6 +1,7 @@
 """What a forward does that cannot be traced, as far as its source tells."""
 
 from .flows import handed_on
+from .reads import readers
 from .uses import Used, used_modules
 
-__all__ = ["Used", "handed_on", "used_modules"]
+__all__ = ["Used", "handed_on", "readers", "used_modules"]

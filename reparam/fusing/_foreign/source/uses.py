@@ -75,6 +75,7 @@ class ModuleUses:
         self.stored = stored
         self.used: dict[int, nn.Module] = {}
         self.looked: set[int] = set()
+        self.read: set[int] = set()
         self.sites: dict[int, set[ast.AST]] = {}
         self.otherwise: set[int] = set()
         self._done: dict[Any, Things] = {}
@@ -147,7 +148,8 @@ class ModuleUses:
         value = vars(module).get(name, inspect.getattr_static(type(module), name, None))
         own = not _is_torchs(value)
         if name in module._parameters or name in module._buffers or isinstance(value, Tensor):
-            self._look(module)  # its numbers are read
+            self._look(module)
+            self.read.add(id(module))  # its numbers are
             return []
         if name in ("forward", "__call__"):
             return [module]
