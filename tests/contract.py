@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import pickle
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from collections.abc import Callable
 import torch
 from helpers import assert_close, assert_close_everywhere, slow_conv
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from reparam import Branch
+from reparam import Branch, FrozenStatsBN, freeze_bn_stats, unfreeze_bn_stats
 
 READ = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 """What code that was written for convolutions reads of them."""
@@ -62,6 +64,23 @@ def check_copies(branch: Branch, fresh: Branch, x: Tensor) -> None:
     fresh.load_state_dict(branch.state_dict(), strict=True)
     for copied in (copy.deepcopy(branch), pickle.loads(pickle.dumps(branch)), fresh):
         assert torch.equal(copied(x), y)
+
+
+def check_frozen(branch: Branch, fresh: Branch, x: Tensor) -> None:
+    """Frozen, it counts as what it was, and a fresh module that loads its state dict is frozen, in train mode too."""
+    norms = [(bn, type(bn)) for bn in branch.modules() if isinstance(bn, _BatchNorm)]
+    y, keys = branch(x), list(branch.state_dict())
+    freeze_bn_stats(branch)
+    assert all(isinstance(bn, kind) and isinstance(bn, FrozenStatsBN) for bn, kind in norms)
+    file = io.BytesIO()
+    torch.save(branch.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    for copied in (branch, copy.deepcopy(branch), pickle.loads(pickle.dumps(branch)), fresh):
+        assert_close(copied.train()(x), y)
+        assert list(copied.state_dict()) == keys
+    unfreeze_bn_stats(branch)
+    assert [type(bn) for bn, _ in norms] == [kind for _, kind in norms]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from contract import (
     check_copies,
     check_dtype,
     check_equals_its_convolution,
+    check_frozen,
     check_gradients,
     check_is_affine,
     check_meta,
@@ -54,6 +55,14 @@ def test_copies(case):
     fresh = KINDS[case[0]](case[1]).double().eval()
     reparam.set_fold(fresh, False)
     check_copies(branch, fresh, x)
+
+
+@given(cases())
+def test_frozen(case):
+    branch, x = build(case)
+    fresh = KINDS[case[0]](case[1]).double()
+    reparam.set_fold(fresh, False)
+    check_frozen(branch, fresh, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

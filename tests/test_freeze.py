@@ -6,9 +6,12 @@ import pickle
 import pytest
 import torch
 from helpers import assert_close, randomise
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from reparam import (
     FrozenStatsBN,
@@ -111,7 +114,8 @@ def test_every_kind(bn, shape):
     calls.clear()
     bn.register_forward_hook(note_call)
     assert freeze_bn_stats(model.train()) == ["0"]
-    assert model[0] is bn and isinstance(bn, FrozenStatsBN)
+    assert model[0] is bn and isinstance(bn, FrozenStatsBN) and isinstance(bn, kind)
+    assert kind.__name__ in str(bn)
     assert list(model.state_dict()) == keys
     for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_close(copied.train()(x), expected)
@@ -125,6 +129,120 @@ def test_every_kind(bn, shape):
     assert unfreeze_bn_stats(model) == ["0"]
     assert type(model[0]) is kind and "_unfrozen_class" not in vars(bn)
     assert_close(model.eval()(x), expected)
+
+
+def pickled_by_0_1_0(bn: nn.Module) -> nn.Module:
+    """A frozen norm as version 0.1.0 wrote it: of one class for all, the former one among the attributes."""
+    old = FrozenStatsBN.__new__(FrozenStatsBN)
+    old.__setstate__({**vars(copy.deepcopy(bn)), "_unfrozen_class": type(bn)})
+    return old
+
+
+def test_pickles_of_version_0_1_0_count_as_what_they_were():
+    bn = randomise(nn.Sequential(nn.BatchNorm2d(4)), 0)[0]
+    old = pickled_by_0_1_0(bn)
+    assert isinstance(old, nn.BatchNorm2d) and isinstance(pickle.loads(pickle.dumps(old)), FrozenStatsBN)
+    assert unfreeze_bn_stats(old) == [""] and type(old) is nn.BatchNorm2d
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(old.eval()(x), bn.eval()(x))
+
+
+def by_kind(net: nn.Module, kind: type) -> list[dict]:
+    """The groups of parameters that training codes make."""
+    inside = {id(p) for m in net.modules() if isinstance(m, kind) for p in m.parameters()}
+    with_decay = [p for p in net.parameters() if id(p) not in inside]
+    return [{"params": with_decay}, {"params": [p for p in net.parameters() if id(p) in inside], "weight_decay": 0.0}]
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, _BatchNorm])
+def test_groups_of_parameters_are_the_same_in_a_run_that_is_resumed_frozen(kind):
+    net = trained()
+    before = torch.optim.Adam(by_kind(net, kind), 1e-3)
+    sizes = [len(group["params"]) for group in before.param_groups]
+    assert min(sizes) > 0
+    step(net, before, 0)
+    freeze_bn_stats(net)
+    after = torch.optim.Adam(by_kind(net, kind), 1e-3)
+    after.load_state_dict(before.state_dict())
+    assert [len(group["params"]) for group in after.param_groups] == sizes
+
+
+CONVERTERS = [nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm]
+
+
+@pytest.mark.parametrize("convert", CONVERTERS, ids=["torch", "timm"])
+def test_a_conversion_to_sync_batch_norm_does_not_thaw(convert):
+    act = BatchNormAct2d(3)
+    net = randomise(
+        nn.Sequential(RepSRBlock(3), nn.BatchNorm2d(3), *([act] if "timm" in convert.__module__ else [])), 0
+    )
+    x = torch.randn(2, 3, 6, 6)
+    freeze_bn_stats(net)
+    frozen = {name for name, bn in norms(net)}
+    expected = net.train()(x)
+    converted = convert(net)
+    assert {name for name, bn in norms(converted) if isinstance(bn, FrozenStatsBN)} == frozen
+    assert not any(type(bn).__name__ in ("FrozenStatsBatchNorm2d", "BatchNorm2d") for _, bn in norms(converted))
+    assert_close(converted.train()(x), expected)
+    assert set(unfreeze_bn_stats(converted)) == frozen
+    assert all(isinstance(bn, (nn.SyncBatchNorm, SyncBatchNormAct)) for _, bn in norms(converted))
+    converted[1] = nn.BatchNorm2d(3)  # another one, with statistics of its own, is not frozen
+    assert type(converted[1]) is nn.BatchNorm2d
+
+
+def test_what_training_codes_do_to_batch_norms_leaves_frozen_statistics_alone():
+    net = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 0)
+    freeze_bn_stats(net)
+    x, bn = torch.randn(4, 3, 6, 6), net[1]
+    expected, statistics = net(x), (bn.running_mean.clone(), bn.running_var.clone())
+    with pytest.warns(UserWarning, match=r"reset_running_stats\(\) of a frozen batch norm has no effect"):
+        update_bn([x], net)
+    with pytest.warns(UserWarning, match="setting running_mean of a frozen batch norm has no effect"):
+        bn.running_mean = torch.zeros_like(bn.running_mean)  # as Lightning's StochasticWeightAveraging does
+    with pytest.warns(UserWarning, match="setting running_var of a frozen batch norm"):
+        bn.running_var = torch.ones_like(bn.running_var)
+    bn.momentum, bn.track_running_stats = 1.0, False
+    for mode in (True, False):
+        bn.train(mode)
+        assert torch.equal(net(x), expected)
+    assert torch.equal(bn.running_mean, statistics[0]) and torch.equal(bn.running_var, statistics[1])
+    bn.track_running_stats = True
+    bn.reset_parameters()  # a fresh start
+    assert not bn.running_mean.any() and bool((bn.running_var == 1).all()) and bool((bn.weight == 1).all())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_frozen_norm_takes_the_statistics_of_a_state_dict(assign):
+    net, other = (randomise(nn.Sequential(nn.BatchNorm2d(4)), seed) for seed in (0, 1))
+    freeze_bn_stats(net)
+    net.load_state_dict(other.state_dict(), assign=assign)
+    assert torch.equal(net[0].running_mean, other[0].running_mean)
+    assert isinstance(net[0], FrozenStatsBN), "what was not frozen when it was saved thaws nothing"
+
+
+def test_torchs_fusion_takes_a_frozen_norm_for_what_it_was():
+    conv, bn = nn.Conv2d(3, 4, 3), randomise(nn.Sequential(nn.BatchNorm2d(4)), 0)[0]
+    x = torch.randn(2, 3, 6, 6)
+    freeze_bn_stats(bn)
+    assert_close(fuse_conv_bn_eval(conv.eval(), bn.eval())(x), bn.train()(conv(x)))
+
+
+def test_a_frozen_network_is_compiled_and_exported_as_one_graph():
+    net = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 0)
+    freeze_bn_stats(net)
+    x = torch.randn(2, 3, 6, 6)
+    expected = net(x)
+    assert_close(torch.compile(net, backend="eager", fullgraph=True)(x), expected)
+    assert_close(torch.export.export(net, (x,)).module()(x), expected)
+
+
+def test_a_class_that_was_changed_since_is_not_unfrozen():
+    net = randomise(nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4)), 0)
+    freeze_bn_stats(net)
+    parametrize.register_parametrization(net[1], "weight", nn.Identity())
+    with pytest.raises(StatisticsError, match="'1': its class became ParametrizedFrozenStatsBatchNorm2d after it was"):
+        unfreeze_bn_stats(net)
+    assert all(isinstance(bn, FrozenStatsBN) for bn in net)
 
 
 def test_unfreezing_goes_on_with_batch_statistics():

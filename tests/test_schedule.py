@@ -8,7 +8,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from reparam import BNFreezeSchedule, FrozenStatsBN, RepSRBlock, SpecError, StatisticsError
+from reparam import (
+    BNFreezeSchedule,
+    FrozenStatsBN,
+    RepSRBlock,
+    SpecError,
+    StatisticsError,
+    freeze_bn_stats,
+    swap_convs,
+)
 from reparam.bn._norm import norms
 from reparam.interop.lightning import BNFreezeCallback
 
@@ -100,6 +108,55 @@ def test_a_resumed_run_freezes_at_the_same_step(saved_at, model_first):
     assert is_frozen(resumed)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_the_state_dict_of_the_model_alone_says_that_it_was_frozen(tmp_path):
+    model = net()
+    model(batch(0))
+    torch.save(model.state_dict(), tmp_path / "before.pth")
+    freeze_bn_stats(model)
+    torch.save(model.state_dict(), tmp_path / "after.pth")
+    for name in ("before", "after"):
+        resumed = net()
+        BNFreezeSchedule(resumed, 10)  # whose own state is lost
+        resumed.load_state_dict(torch.load(tmp_path / f"{name}.pth", weights_only=True))
+        assert is_frozen(resumed) == (name == "after")
+    blocks = net()
+    blocks.load_state_dict(model.state_dict())
+    assert is_frozen(blocks[0]) and not is_frozen(blocks[2]), "nobody asked for the norm outside of the block"
+    plain = net()
+    BNFreezeSchedule(plain, 10)
+    plain.load_state_dict(dict(model.state_dict()))
+    assert not is_frozen(plain), "a dict says nothing"
+
+
+def test_a_swapped_network_is_resumed_frozen_and_loads_into_plain_torch():
+    def swapped() -> nn.Module:
+        model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+        swap_convs(model, RepSRBlock)
+        return model
+
+    first, resumed = swapped(), copy.deepcopy(swapped())
+    first(batch(0))
+    freeze_bn_stats(first)
+    saved = first.state_dict()
+    assert resumed.load_state_dict(saved, strict=True).missing_keys == []
+    assert is_frozen(resumed)
+    for bn, theirs in zip(norms(first), norms(resumed)):
+        assert torch.equal(bn[1].running_var, theirs[1].running_var)
+    plain = nn.BatchNorm2d(3)
+    plain.load_state_dict(first[1].state_dict(), strict=True)
+    assert type(plain) is nn.BatchNorm2d
+
+
+def test_a_name_that_is_no_batch_norm_any_more_is_passed_over():
+    model = net()
+    model(batch(0))
+    freeze_bn_stats(model)
+    other = nn.Sequential(RepSRBlock(3), nn.PReLU(), nn.BatchNorm2d(3, track_running_stats=False), nn.Identity())
+    BNFreezeSchedule(other, 10)
+    other.load_state_dict(model.state_dict(), strict=False)
+    assert is_frozen(other[0]) and not is_frozen(other[2])
 
 
 def test_going_back_before_the_freeze_unfreezes_what_it_froze():

@@ -11,7 +11,7 @@ from .uses import ModuleUses
 
 
 def readers(model: nn.Module) -> dict[int, str]:
-    """By the id of a layer, the name of a module whose forward or `train` reads its numbers, in one mode or the other."""
+    """By the id of a layer, the name of a module whose forward or `train` reads its numbers, in either mode."""
     modes = {module: module.training for module in model.modules()}
     found: dict[int, str] = {}
     try:
