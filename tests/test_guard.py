@@ -32,6 +32,7 @@ from reparam import (
     fuse,
     inspect_model,
     kernel_of,
+    set_fold,
 )
 from reparam.bn._norm import is_norm
 from reparam.branches._stages import ChannelScale, FixedFilter
@@ -140,6 +141,25 @@ def test_hooks_that_look_on_see_every_layer_in_training():
         block.get_submodule(name).register_forward_hook(lambda module, args, y, name=name: seen.append(name))
     block(torch.rand(4, 3, 48, 48))
     assert seen == layers_of(block)
+
+
+@pytest.mark.parametrize("fold", [False, "auto"])
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_hook_on_whatever_is_inside_fires_or_is_refused(kind, mode, fold):
+    """What counts operations, or looks at activations, sees branches and layers; none is passed over in silence."""
+    branch, x = built(kind, mode)
+    set_fold(branch, fold)
+    for name, module in branch.named_modules():
+        if name and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            seen = []
+            handle = module.register_forward_hook(lambda module, args, y, seen=seen: seen.append(module))
+            try:
+                branch(x)
+                assert seen == [module], name
+            except NotLinearError as refusal:
+                assert re.search(why_refused(branch, name) or "is never refused", str(refusal)), name
+            handle.remove()
 
 
 @pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
