@@ -165,8 +165,9 @@ def scale_shift(bns: Norms, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.rsqrt(var + bns[0].eps)
     if bns[0].weight is not None:
         scale = scale * side_by_side([bn.weight for bn in bns])
-    shift = -mean * scale
-    return scale, shift if bns[0].bias is None else shift + side_by_side([bn.bias for bn in bns])
+    if bns[0].bias is None:
+        return scale, -mean * scale
+    return scale, torch.addcmul(side_by_side([bn.bias for bn in bns]), mean, scale, value=-1)
 
 
 def side_by_side(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -231,15 +232,17 @@ def _over_processes(
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Mean and variance over the batches of all processes, differentiable, and the count of values.
 
-    Each gets what all have, in one message, and no process waits for its device to tell the count.
+    Each gets what all have, in one message, and no process waits for its device to tell it the count.
     """
-    from torch.distributed.nn.functional import all_gather  # not in every build of torch
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
 
     group = dist.group.WORLD if group is None else group
-    if dist.get_world_size(group) == 1:
+    processes = dist.get_world_size(group)
+    if processes == 1:
         return mean, var, count
-    own = torch.cat([mean, var, mean.new_full((1,), count)])
-    means, variances, counts = torch.stack(all_gather(own, group=group)).split([len(mean), len(var), 1], 1)
+    of_all = mean.new_zeros(processes, 2 * len(mean) + 1)  # a row of each, zeros in the rows of the others
+    of_all[dist.get_rank(group)] = torch.cat([mean, var, mean.new_full((1,), count)])
+    means, variances, counts = all_reduce(of_all, group=group).split([len(mean), len(var), 1], 1)
     total = counts.detach().sum()
     shares = counts.detach() / total.clamp(min=1)
     mean = (means * shares).sum(0)
@@ -282,7 +285,9 @@ def update_running_stats(bns: Norms, mean: Tensor, var: Tensor, count: int | Ten
     known = not isinstance(count, Tensor)
     if known and count == 1:
         raise StatisticsError("batch statistics need more than one value per channel in training, but got 1")
-    if counters := [bn.num_batches_tracked for bn, kept in zip(bns, keep) if kept and bn.num_batches_tracked is not None]:
+    if counters := [
+        bn.num_batches_tracked for bn, kept in zip(bns, keep) if kept and bn.num_batches_tracked is not None
+    ]:
         torch._foreach_add_(counters, 1)
     if known and not count:  # an empty batch counts as a batch, and moves nothing
         return
