@@ -18,7 +18,8 @@ from reparam import (
     SequentialBranch,
     StatisticsError,
 )
-from reparam.bn._norm import batch_moments, norms, update_running_stats
+from reparam.bn._norm import batch_moments, norms
+from reparam.bn._running import move_running_stats
 
 SPEC = ConvSpec(4, 6, 3)
 
@@ -115,4 +116,4 @@ def test_the_function_of_a_batch_is_the_kernel_with_its_statistics(mode):
 def test_one_value_per_channel_is_refused():
     bn = nn.BatchNorm2d(2)
     with pytest.raises(StatisticsError, match="more than one value per channel in training, but got 1"):
-        update_running_stats([bn], torch.zeros(2), torch.zeros(2), 1)
+        move_running_stats([bn], torch.zeros(2), torch.zeros(2), 1)
