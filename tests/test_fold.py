@@ -198,8 +198,14 @@ def test_moments_are_those_of_unfolded_patches(size, more_rows, more_columns, se
 
 def launched(block: nn.Module, x: torch.Tensor) -> dict[str, int]:
     """Of a step, when what depends on sizes alone is remembered."""
-    block(x).sum().backward()
-    return launches(lambda: block(x).sum().backward())
+
+    def step():
+        block(x).sum().backward()
+        block.zero_grad()
+        x.grad = None
+
+    step()
+    return launches(step)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -209,13 +215,13 @@ def test_launches_do_not_grow_with_the_images(layout):
     xs = (torch.rand(shape).to(memory_format=layout) for shape in ((2, 8, 8, 9), (4, 8, 48, 40)))
     small, large = (launched(block, x.requires_grad_()) for x in xs)
     assert small == large
-    assert sum(small.values()) <= (150 if layout == torch.channels_last else 164)
+    assert sum(small.values()) <= (147 if layout == torch.channels_last else 164)
 
 
 def test_launches_on_an_accelerator():
     """Counted on the meta device, where the same code runs; docs/folding.md has the number."""
     x = torch.rand(16, 64, 64, 64, device="meta", requires_grad=True)
-    assert sum(launched(RepSRBlock(64, fold=True).to("meta"), x).values()) <= 129
+    assert sum(launched(RepSRBlock(64, fold=True).to("meta"), x).values()) <= 130
 
 
 def test_a_large_mean_and_a_tiny_variance_in_float32():
