@@ -212,7 +212,8 @@ def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tupl
     if isinstance(bns[0], PopulationBN):
         widths = [bn.num_features for bn in bns]
         for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
-            bn.population.add(its_mean, its_var, count)  # type: ignore[union-attr, arg-type]  # all are of one class
+            assert isinstance(bn, PopulationBN)  # as norms side by side are of one kind
+            bn.population.add(its_mean, its_var, count)
         if bns[0].passive:
             mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
     else:
