@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from reparam import ReparamBlock, RepSRBlock, RepVGGBlock, create_model, freeze_bn_stats, fuse, set_fold
+from reparam.bench._launches import launches
 
 
 def free_port() -> int:
@@ -57,11 +58,11 @@ def sum_synced(rank: int) -> dict:
     for fold in (True, False):
         net = synced(fold)  # without DDP, which refuses SyncBatchNorm on the CPU; what it does is the sum below
         x = joined_batch()[:2] if rank == 0 else joined_batch()[2:]  # batches of different sizes
-        loss_of(net, x).backward()
+        seen = launches(lambda net=net, x=x: loss_of(net, x).backward())
         for parameter in net.parameters():
             dist.all_reduce(parameter.grad)
         gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
-        results[fold] = {"gradients": gradients, "buffers": dict(net.named_buffers())}
+        results[fold] = {"gradients": gradients, "buffers": dict(net.named_buffers()), "seen": seen}
     return results
 
 
@@ -168,6 +169,8 @@ def test_synced_statistics_are_those_of_the_joined_batch(ranks: list[dict]):
         loss_of(alone, joined_batch()).backward()
         for rank in range(2):
             result = ranks[rank]["synced"][fold]
+            assert result["seen"]["allreduce_"] == 2 * 4, "one message each way for each of the norms side by side"
+            assert not result["seen"]["_local_scalar_dense"], "a process waited for its device"
             for name, parameter in alone.named_parameters():
                 torch.testing.assert_close(result["gradients"][name], parameter.grad, rtol=1e-10, atol=1e-10, msg=name)
             for name, buffer in alone.named_buffers():
