@@ -5,7 +5,9 @@ import pickle
 
 import pytest
 import torch
-from helpers import assert_close, randomise
+from helpers import assert_close, image, randomise
+from hypothesis import given, settings
+from strategies import KINDS, cases
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -14,6 +16,7 @@ from reparam import (
     ECB,
     ConvBranch,
     ConvSpec,
+    DilatedReparamBlock,
     DiverseBranchBlock,
     FrozenStatsBN,
     IdentityBranch,
@@ -77,6 +80,76 @@ def test_at_once_is_one_by_one(block: type[ConvBlock]):
     set_fold(net, True)
     same(gradients(net, images()), alone)
     assert shared(net) == [True] * 4
+
+
+class TwoBlocks(nn.Module):
+    """Of one input, so that any geometry will do."""
+
+    def __init__(self, first: ReparamBlock, second: ReparamBlock) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) - 2 * self.second(x)
+
+
+@settings(max_examples=150)
+@given(cases())
+def test_any_branch_in_any_geometry_at_once_is_one_by_one(case: tuple):
+    kind, spec, seed, size = case
+    net = TwoBlocks(*(ReparamBlock(spec, [KINDS[kind], ConvBranch, KINDS[kind]]) for _ in range(2))).double()
+    randomise(net, seed)
+    freeze_bn_stats(net)
+    x = image(spec, seed, size, batch=2)
+    set_fold(net, {name: {"no batch statistics": True} for name in ("first", "second")})
+    at_once = gradients(net, x)
+    taken = net.first._share._taken and net.second._share._taken
+    no_more_at_once(net)
+    same(at_once, gradients(net, x))
+    assert taken
+
+
+@pytest.mark.parametrize("block", [block for block in ConvBlock.__subclasses__() if block is not DilatedReparamBlock])
+def test_each_gradient_has_memory_of_its_own(block: type[ConvBlock]):
+    """A sum hands the same gradient to all that it is of; whoever accumulates or clips them writes into each."""
+    for net in (
+        network(block(4), block(4)),
+        network(block(4), ReparamBlock(ConvSpec(4), [ConvBranch, IdentityBranch])),
+    ):
+        set_fold(net, True)
+        gradients(net, images())
+        assert all(module._share._taken for module in net)
+        addresses = [p.grad.data_ptr() for p in net.parameters()]
+        assert len({*addresses}) == len(addresses)
+
+
+def test_gradients_are_accumulated_and_clipped():
+    net = network(ECB(4), ECB(4), ECB(4, 5), ECB(5, 4))
+    set_fold(net, True)
+    once = [gradient.clone() for gradient in gradients(net, images())]
+    nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+    scale = 0.5 / torch.cat([gradient.flatten() for gradient in once[1:]]).norm()
+    clipped = [scale * gradient for gradient in once[1:]]
+    assert all(
+        (p.grad - c).abs().max() <= 1e-6 * scale * c.abs().max() + 1e-9 for p, c in zip(net.parameters(), clipped)
+    )
+    before = [p.grad.clone() for p in net.parameters()]
+    y = net(images())
+    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    same([p.grad for p in net.parameters()], [a + b for a, b in zip(before, once[1:])])
+
+
+def test_a_batch_of_gradients():
+    net = network(ECB(4), ECB(4))
+
+    def rows() -> list[torch.Tensor]:
+        y, parameters = net(images()), list(net.parameters())
+        directions = torch.stack([torch.ones_like(y), y.detach()])
+        return list(torch.autograd.grad(y, parameters, directions, is_grads_batched=True))
+
+    alone = rows()
+    set_fold(net, True)
+    same(rows(), alone)
 
 
 def test_a_step_launches_a_fraction():
@@ -313,6 +386,7 @@ def test_compiled_it_is_one_graph():
     net = network(RepSRBlock(4), RepSRBlock(4))
     alone = gradients(net, images())
     set_fold(net, True)
+    net(images())  # which leaves kernels behind that are not of the graph
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     net.zero_grad()
     y = compiled(images())

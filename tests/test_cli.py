@@ -144,10 +144,15 @@ def test_options_of_bench_reach_the_library(monkeypatch):
     seen = []
     monkeypatch.setattr("reparam.bench.bench_blocks", lambda *given, **options: seen.append((given, options)) or [])
     monkeypatch.setattr("reparam.bench.bench_training", lambda **options: seen.append(options) or [])
-    assert run("bench", "--quick", "--compile").exit_code == 0
+    assert run("bench", "--quick", "--compile", "--networks", "m16c64").exit_code == 0
     ((width, _, _, rounds, _), options), training = seen
     assert (width, rounds, options["setting"]) == (64, 3, Setting(compiled=True))
-    assert training["rounds"] == 3 and training["modes"] == ("auto",) and training["setting"] == options["setting"]
+    assert (
+        training["rounds"] == 3
+        and training["size"] == "m16c64"
+        and training["modes"] == ("auto",)
+        and training["setting"] == options["setting"]
+    )
 
 
 @pytest.mark.parametrize(("device", "why"), [("meta", "torch.meta"), ("nowhere", "nowhere"), ("cuda:977", ".")])

@@ -1,14 +1,18 @@
-"""Two processes on gloo: blocks train under DDP without unused parameters, before and after freezing."""
+"""Two processes on gloo: what blocks learn under DDP is what they learn in one process."""
 
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers import assert_close
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from reparam import RepSRBlock, RepVGGBlock, create_model, freeze_bn_stats, fuse, set_fold
+from reparam import ReparamBlock, RepSRBlock, RepVGGBlock, create_model, freeze_bn_stats, fuse, set_fold
 
 
 def free_port() -> int:
@@ -68,6 +72,98 @@ def sync_worker(rank: int, port: int, out: str) -> None:
         results[fold] = {"gradients": gradients, "buffers": dict(net.named_buffers())}
     torch.save(results, f"{out}/{rank}.pt")
     dist.destroy_process_group()
+
+
+WAYS = {
+    "plain": {},
+    "unused": {"find_unused_parameters": True},
+    "static": {"static_graph": True},
+    "views": {"gradient_as_bucket_view": True},
+    "checkpoints": {},
+    "checkpoints, static": {"static_graph": True},
+    "skips one": {"find_unused_parameters": True},
+    "skips one by rank": {"find_unused_parameters": True},
+    "accumulates": {},
+}
+"""What DDP is told, by what is tried."""
+
+
+class Net(torch.nn.Module):
+    """Frozen blocks that compute their kernels at once."""
+
+    def __init__(self, way: str, rank: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = create_model("repsr_m2c4_x2").body
+        self.body(torch.rand(2, 3, 6, 6))
+        freeze_bn_stats(self.body)
+        set_fold(self.double(), True)
+        self.checkpoints = way.startswith("checkpoints")
+        self.skipped = {"skips one": 2, "skips one by rank": 2 + 2 * rank}.get(way)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index, layer in enumerate(self.body):
+            if index != self.skipped:
+                x = checkpoint(layer, x, use_reentrant=False) if self.checkpoints else layer(x)
+        return x
+
+
+def batch(rank: int, number: int) -> torch.Tensor:
+    return torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(10 * number + rank)).double()
+
+
+def gradients_worker(rank: int, port: int, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    results = {}
+    for way, options in WAYS.items():
+        net = Net(way, rank)
+        model = DistributedDataParallel(net, **options)
+        for step in range(3):  # more than the one that a static graph is learnt from
+            model.zero_grad()
+            with model.no_sync() if way == "accumulates" else nullcontext():
+                loss_of(model, batch(rank, step)).backward()
+            if way == "accumulates":
+                loss_of(model, batch(rank, step + 3)).backward()
+        at_once = [block._share._taken for block in net.modules() if isinstance(block, ReparamBlock)]
+        results[way] = [p.grad for p in net.parameters()], at_once
+    torch.save(results, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def mean_of_gradients(way: str) -> list[torch.Tensor | None]:
+    """Those of both shares, each by branches in this process."""
+    of_ranks = []
+    for rank in range(2):
+        net = Net(way, rank)
+        set_fold(net, False)
+        for number in (2, 5) if way == "accumulates" else (2,):
+            loss_of(net, batch(rank, number)).backward()
+        of_ranks.append([p.grad for p in net.parameters()])
+    return [
+        None if a is b is None else ((a if a is not None else 0) + (b if b is not None else 0)) / 2
+        for a, b in zip(*of_ranks)
+    ]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(gradients_worker, args=(free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_of_kernels_at_once_are_those_of_one_process(ranks: list[dict], way: str):
+    expected = mean_of_gradients(way)
+    scale = max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
+    for rank in range(2):
+        gradients, at_once = ranks[rank][way]
+        assert at_once.count(True) == 4 - ("skips" in way)
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            assert (gradient is None) == (wanted is None)
+            if wanted is not None:
+                assert_close(gradient, wanted, scale=scale)
 
 
 def test_synced_statistics_are_those_of_the_joined_batch(tmp_path: Path):

@@ -34,8 +34,7 @@ from reparam import (
     kernel_of,
 )
 from reparam.bn._norm import is_norm
-from reparam.branches._edge import FixedFilter
-from reparam.branches._stages import ChannelScale
+from reparam.branches._stages import ChannelScale, FixedFilter
 
 SPEC = ConvSpec(3, 3, 3)
 

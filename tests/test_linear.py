@@ -9,7 +9,8 @@ from strategies import seeds
 from torch import nn
 
 from reparam import ConvSpec, Kernel
-from reparam.algebra._linear import LinearOp, fit, identity_op, linear_op, place, then
+from reparam.algebra._composition import fit, place, then
+from reparam.algebra._linear import LinearOp, identity_op, linear_op
 
 POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import NotLinearError
 from . import _kernels as kernels
+from ._composition import then
 from ._kernels import Kernel
-from ._linear import LinearOp, then
+from ._linear import LinearOp
 from ._spec import Pads
 
 

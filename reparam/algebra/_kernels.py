@@ -96,7 +96,7 @@ def shifted_before(shift: Tensor, kernel: Kernel, groups: int = 1) -> Tensor:
     summed = taps.squeeze(2) if taps.shape[2] == 1 else taps.sum(2)
     if groups == 1:
         return summed @ shift + kernel.bias
-    if groups == len(summed):  # a filter per channel
+    if summed.shape == (groups, 1):  # a filter per channel
         return summed[:, 0] * shift + kernel.bias
     shift = summed.unflatten(0, (groups, -1)) @ shift.reshape(groups, -1, 1)
     return shift.flatten() + kernel.bias
@@ -176,6 +176,25 @@ def composed(first: Tensor, second: Tensor, groups: int, dilation: tuple[int, ..
     ones = (1,) * len(spatial)
     result = convolve(image, second.flip(spatial), None, stride=ones, dilation=dilation, groups=groups, pads=full)
     return result.transpose(0, 1)  # (i, g * o, *k) to (g * o, i, *k)
+
+
+def gathered(first: Tensor, second: Tensor, groups: int, to: int) -> Tensor:
+    r"""The weight of `second(first(x))`, where `second` has one tap and mixes some groups of `first`.
+
+    $$W[o, (r, i), t] = \sum_m W_2[o, (r, m)] W_1[(r, m), i, t]$$
+
+    for each of the old groups r that are in one new group.
+
+    Args:
+        first: W of shape (groups * M, I, *k).
+        second: W of shape (to * O, groups / to * M, 1, ...).
+        groups: of the first.
+        to: groups of the second, and of the result.
+    """
+    inner = first.unflatten(0, (groups, -1)).flatten(3)  # (g r, m, i, t)
+    outer = rearrange(second.flatten(1), "(g o) (r m) -> (g r) o m", g=to, r=groups // to)
+    weight = rearrange(outer @ inner.flatten(2), "(g r) o (i t) -> (g o) (r i) t", g=to, i=first.shape[1])
+    return weight.reshape(len(second), -1, *first.shape[2:])
 
 
 def compose_depthwise(first: Kernel, depthwise: Kernel) -> Kernel:

@@ -1,23 +1,26 @@
 """The kernels of all blocks of a network at once.
 
 The algebra of kernels needs no image. Branches that are alike, of one block or of many, have the same algebra on other
-numbers: so their parameters are stacked, and one pass computes all their kernels, with as many launches as for one.
+numbers: so one pass computes all their kernels, with as many launches as for one.
 
     block 0   expand-squeeze a, b, identity        0a 0b
-    block 1   expand-squeeze a, b, identity   ->   1a 1b   ->   stack 0a 0b 1a 1b 2a 2b   ->   one pass, a sum by block
+    block 1   expand-squeeze a, b, identity   ->   1a 1b   ->   0a 0b 1a 1b 2a 2b   ->   one pass, a sum by block
     block 2   expand-squeeze a, b, identity        2a 2b
+
+Our chains of layers lie side by side, as the groups of one convolution; what somebody else wrote runs batched.
 
 It happens when the forward of the network begins, in a hook on it, and counts until that forward ends, so that no block
 can meet a kernel of other weights than its own. The networks of this library have the hook from the start, `swap_convs`
 and `set_fold` put it on others. Where such a network is part of another one, each block belongs to the innermost one
-around it, which runs whoever calls it. Each block computes its own kernel as ever where it is on batch
-statistics, whose kernels follow from its input; where it is not read, or its parameters have changed since; under a
-compiler, which sees one graph anyway; without gradients; and under the transforms of `torch.func`.
+around it, which runs whoever calls it. Each block computes its own kernel as ever where it is on batch statistics,
+whose kernels follow from its input; where it is not read, or its parameters have changed since; under a compiler, which
+sees one graph anyway; without gradients; and under the transforms of `torch.func`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -29,6 +32,7 @@ from ..algebra import _kernels as kernels
 from ..algebra._kernels import Kernel
 from ..bn._norm import stored_scale_shift, uses_batch_stats
 from ..branches import Branch
+from ..branches._chain import ChainBranch
 from ..branches._identity import is_plain, with_identities
 from ..modules._hooks import quiet
 from ..numerics._autocast import no_autocast
@@ -41,32 +45,67 @@ class _Reached:
     """Which blocks the backward pass came from: parameters of the others get no gradient, which is not one of zeros."""
 
     def __init__(self) -> None:
-        self.blocks: list[bool] = []
+        self.come_from([])
+
+    def come_from(self, blocks: list[bool]) -> None:
+        """Begins a backward pass."""
+        self.blocks, self._handed = blocks, set[int]()
+
+    def own(self, gradient: Tensor) -> Tensor:
+        """A gradient in memory that no other one has: a sum hands the same to all that it is of.
+
+        Torch looks at who else holds a gradient before it makes it a parameter's; of a view of one it cannot tell.
+        """
+        try:
+            address = gradient.untyped_storage().data_ptr()
+        except NotImplementedError:  # of a batch of gradients
+            return gradient.clone()
+        if address in self._handed or not gradient.is_contiguous():
+            return gradient.clone(memory_format=torch.contiguous_format)
+        self._handed.add(address)
+        return gradient
 
 
 class _Stack(torch.autograd.Function):
-    """Parameters of so many branches of each block: those of all branches in one place lie one on the other."""
+    """Tensors of so many branches of each block: those of all branches in one place, stacked, all by one launch."""
 
     @staticmethod
     def forward(ctx: Any, reached: _Reached, each: int, branches: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.reached, ctx.each, ctx.branches = reached, each, branches
-        return _side_by_side(branches, tensors)
+        places = [tensors[first : first + branches] for first in range(0, len(tensors), branches)]
+        stacks = _stacks(places)
+        ctx.mark_non_differentiable(*(t for t, its in zip(stacks, places) if not any(i.requires_grad for i in its)))
+        return stacks
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         reached = [ctx.reached.blocks[index // ctx.each] for index in range(ctx.branches)]
-        parts = ((None,) * ctx.branches if gradient is None else gradient.unbind() for gradient in gradients)
+        nothing = (None,) * ctx.branches
+        parts = (nothing if gradient is None else ctx.reached.own(gradient).unbind() for gradient in gradients)
         return None, None, None, *(part if there else None for of_all in parts for part, there in zip(of_all, reached))
 
 
-def _side_by_side(branches: int, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Stacks of so many tensors each, all made by one launch."""
-    shapes = [(branches, *tensor.shape) for tensor in tensors[::branches]]
+def _stacks(places: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    tensors = [tensor for its in places for tensor in its]
     if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
-        return tuple(torch.stack(tensors[first : first + branches]) for first in range(0, len(tensors), branches))
+        return tuple(torch.stack(list(its)) for its in places)
+    shapes = [(len(its), *its[0].shape) for its in places]
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return tuple(part.view(shape) for part, shape in zip(flat.split(list(map(prod, shapes))), shapes))
+    return tuple(part.view(shape) for part, shape in zip(flat.split([*map(prod, shapes)]), shapes))
+
+
+class _Lone(torch.autograd.Function):
+    """A part of the kernel of a branch that is alone of its kind."""
+
+    @staticmethod
+    def forward(ctx: Any, reached: _Reached, tensor: Tensor) -> Tensor:
+        ctx.reached = reached
+        return tensor.unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.reached.own(gradient).squeeze(0)
 
 
 class _Unbind(torch.autograd.Function):
@@ -82,7 +121,7 @@ class _Unbind(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
         blocks = len(gradients) // 2
         both = gradients[:blocks], gradients[blocks:]
-        ctx.reached.blocks = [any(gradient is not None for gradient in pair) for pair in zip(*both)]
+        ctx.reached.come_from([any(gradient is not None for gradient in pair) for pair in zip(*both)])
         weight, bias = map(_stacked, both, ctx.like)
         return None, weight, bias
 
@@ -99,37 +138,19 @@ class _Kind:
     def __init__(self, branches: list[Any], blocks: int) -> None:
         self.branches, self.each = branches, len(branches) // blocks
         self._places = list(zip(*map(places_in, branches)))  # of one tensor in all branches
-        self._fixed: list[tuple[Tensor, int]] = []  # those without gradients, and the versions whose stacks are kept
-        self._stacks_of_fixed: tuple[Tensor, ...] = ()
+        self._chain = _widened(branches[0])
 
     def kernels(self, reached: _Reached) -> Kernel:
         """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
-        if len(self.branches) == 1:
-            return Kernel(*(tensor.unsqueeze(0) for tensor in self.branches[0].kernel_with(stored_scale_shift)))
-        kernel = Kernel(*vmap(self._one)(*self._stacks(reached)))
+        count = len(self.branches)
+        if count == 1:
+            return Kernel(*(_Lone.apply(reached, part) for part in self.branches[0].kernel_with(stored_scale_shift)))
+        tensors = [table[name] for places in self._places for table, name in places]
+        stacks = _Stack.apply(reached, self.each, count, *tensors) if tensors else ()
+        kernel = self._as_groups(self._chain, stacks) if self._chain else Kernel(*vmap(self._one)(*stacks))
         if self.each == 1:
             return kernel
         return Kernel(*(tensor.unflatten(0, (-1, self.each)).sum(1) for tensor in kernel))
-
-    def _stacks(self, reached: _Reached) -> list[Tensor]:
-        """Of the tensors in each place."""
-        of_all = [[table[name] for table, name in places] for places in self._places]
-        learn = [any(tensor.requires_grad for tensor in tensors) for tensors in of_all]
-        learned, fixed = ([t for t, its in zip(of_all, learn) if its is wanted] for wanted in (True, False))
-        stacks = {True: iter(self._stacks_of(learned, reached)), False: iter(self._kept_stacks_of(fixed))}
-        return [next(stacks[its]) for its in learn]
-
-    def _stacks_of(self, of_all: list[list[Tensor]], reached: _Reached) -> tuple[Tensor, ...]:
-        tensors = [tensor for tensors in of_all for tensor in tensors]
-        return _Stack.apply(reached, self.each, len(self.branches), *tensors) if tensors else ()
-
-    def _kept_stacks_of(self, of_all: list[list[Tensor]]) -> tuple[Tensor, ...]:
-        """Of masks and frozen statistics, which seldom change."""
-        now = [(tensor, tensor._version) for tensors in of_all for tensor in tensors]
-        if len(now) != len(self._fixed) or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(now, self._fixed)):
-            self._stacks_of_fixed = tuple(map(torch.stack, of_all))
-            self._fixed = now
-        return self._stacks_of_fixed
 
     def can_be_stacked(self) -> bool:
         """Whether the numbers are here now, and of one dtype; a later step may find them so."""
@@ -139,17 +160,37 @@ class _Kind:
                 return False
         return True
 
+    def _as_groups(self, first: ChainBranch, stacks: Sequence[Tensor]) -> Kernel:
+        """As one convolution, of which each branch is a group or more."""
+        count = len(self.branches)
+        with self._in_place([tensor.flatten(0, 1) for tensor in stacks]):
+            kernel = first.kernels_side_by_side(count)
+        return Kernel(*(tensor.unflatten(0, (count, -1)) for tensor in kernel))
+
     def _one(self, *tensors: Tensor) -> Kernel:
-        """The kernel of the first branch, with these tensors in the places of its own."""
+        """What the first one does, whatever that is; for a batched run."""
+        with self._in_place(tensors):
+            return self.branches[0].kernel_with(stored_scale_shift)
+
+    @contextmanager
+    def _in_place(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Puts tensors in the places of those of the first branch."""
         places = [of_all[0] for of_all in self._places]
         own = [table[name] for table, name in places]
         try:
             for (table, name), tensor in zip(places, tensors):
                 table[name] = tensor
-            return self.branches[0].kernel_with(stored_scale_shift)
+            yield
         finally:
             for (table, name), tensor in zip(places, own):
                 table[name] = tensor
+
+
+def _widened(branch: Branch) -> ChainBranch | None:
+    """The branch, if more of it can lie side by side."""
+    if not isinstance(branch, ChainBranch) or type(branch).kernel_with is not ChainBranch.kernel_with:
+        return None
+    return branch if branch.can_lie_side_by_side() else None
 
 
 class _Group:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import _kernels as kernels
+from ..algebra._composition import place
 from ..algebra._kernels import Kernel
-from ..algebra._linear import LinearOp, place
+from ..algebra._linear import LinearOp
 from ..algebra._spec import ConvSpec, Pads
 from ..bn._norm import (
     BatchNorm,

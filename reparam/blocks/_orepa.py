@@ -14,9 +14,8 @@ from ..algebra import _kernels as kernels
 from ..algebra._spec import ConvSpec
 from ..bn._norm import NormChoice, make_norm
 from ..branches import Branch, ConvBNBranch, SequentialBranch
-from ..branches._edge import FixedFilter
 from ..branches._identity import identities
-from ..branches._stages import ChannelScale, IdentityPlusPoint
+from ..branches._stages import ChannelScale, FixedFilter, IdentityPlusPoint
 from ..errors import SpecError
 from ._block import BranchFactory, ReparamBlock
 from ._conv_block import ConvBlock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter, is_
 from threading import get_ident
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ..algebra._kernels import Kernel
 from ._alike import Place
+
+_version = attrgetter("_version")
 
 
 class Share:
@@ -29,13 +32,16 @@ class Share:
         """Forgets the kernel."""
         self._kernel: Kernel | None = None
         self._thread: int | None = None
-        self._source: list[tuple[Place, Tensor, int]] = []
+        self._places: Sequence[Place] = ()
+        self._tensors: list[Tensor] = []
+        self._versions: list[int] = []
         self._taken = False
 
     def give(self, kernel: Kernel, places: Sequence[Place]) -> None:
         """Puts in a kernel, and where that stands which it was read from."""
         self._kernel, self._thread, self._taken = kernel, get_ident(), False
-        self._source = [((table, name), table[name], table[name]._version) for table, name in places]
+        self._places, self._tensors = places, [table[name] for table, name in places]
+        self._versions = [*map(_version, self._tensors)]
 
     def close(self) -> None:
         """Says that the forward is over: only a checkpoint that runs it again in the backward pass gets the kernel."""
@@ -43,11 +49,10 @@ class Share:
 
     def take(self) -> Kernel | None:
         """The kernel, if it is that of the parameters as they are now."""
-        if self._kernel is None or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or self._kernel is None or not torch.is_grad_enabled():
             return None
-        current = all(
-            table.get(name) is tensor and tensor._version == version for (table, name), tensor, version in self._source
-        )
+        now = (table.get(name) for table, name in self._places)
+        current = all(map(is_, now, self._tensors)) and [*map(_version, self._tensors)] == self._versions
         # A checkpoint must save again what was saved in the forward; nothing else runs blocks in a backward pass.
         if torch._C._current_graph_task_id() == -1:
             self._taken = self._thread == get_ident() and current

@@ -283,9 +283,8 @@ def update_running_stats(bns: Norms, mean: Tensor, var: Tensor, count: int | Ten
     known = not isinstance(count, Tensor)
     if known and count == 1:
         raise StatisticsError("batch statistics need more than one value per channel in training, but got 1")
-    if counters := [
-        bn.num_batches_tracked for bn, kept in zip(bns, keep) if kept and bn.num_batches_tracked is not None
-    ]:
+    counters = [bn.num_batches_tracked for bn, kept in zip(bns, keep) if kept and bn.num_batches_tracked is not None]
+    if counters:
         torch._foreach_add_(counters, 1)
     if known and not count:  # an empty batch counts as a batch, and moves nothing
         return

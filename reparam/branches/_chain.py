@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra._axes import NORM
+from ..algebra._composition import fit, scaled, then
 from ..algebra._kernels import Kernel
-from ..algebra._linear import LinearOp, check_valid, fit, identity_op, linear_op, scaled, then
+from ..algebra._linear import LinearOp, check_valid, identity_op, linear_op
 from ..algebra._spec import ConvSpec, Pads, centre, pad
 from ..bn._norm import (
     BatchNorm,
@@ -29,7 +30,7 @@ from ..folding import cost
 from ..modules._guard import is_read, is_read_stage, why_hooked, why_not_read
 from ..numerics._autocast import as_conv_input, no_autocast
 from ._base import Branch, ScaleShift
-from ._stages import ChannelScale
+from ._stages import ChannelScale, FixedFilter, IdentityPlusPoint
 
 
 class ChainBranch(Branch):
@@ -103,20 +104,38 @@ class ChainBranch(Branch):
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
         """The composed kernel, for batch norms that scale and shift as told."""
+        return self._composed(scale_shift_of, self.spec)
+
+    def kernels_side_by_side(self, count: int) -> Kernel:
+        """The kernels of so many branches like this, whose parameters and buffers lie in the places of its own.
+
+        All are side by side along their first axis, (count * C, ...), as are the kernels, (count * out, in / groups,
+        *size) and (count * out,): a convolution with `count` times the groups. Norms are at their stored statistics.
+        """
+        return self._composed(stored_scale_shift, _wide(self.spec, count))
+
+    def can_lie_side_by_side(self) -> bool:
+        """Whether `kernels_side_by_side` knows all stages."""
+        return all(is_norm(stage) or _widens(stage) for stage in self.stages())
+
+    def _composed(self, scale_shift_of: ScaleShift, spec: ConvSpec) -> Kernel:
         op: LinearOp | None = None
         pending: tuple[Tensor, Tensor] | None = None  # of a batch norm, which the convolution after it may take over
         for stage, ring in zip(self.stages(), self._rings):
             if is_norm(stage):
-                op = self._identity() if op is None else op if pending is None else scaled(op, *pending)
+                op = self._identity(spec) if op is None else op if pending is None else scaled(op, *pending)
                 pending = scale_shift_of([stage], op, ring)
             else:
-                step = _op_of(stage, self.spec.in_channels if op is None else op.outputs, self.like)
+                channels = spec.in_channels if op is None else op.outputs
+                step = _op_of(stage, channels, self.like)
+                if spec is not self.spec:  # it may not know that it is wider
+                    step = step._replace(groups=channels // step.kernel.weight.shape[1])
                 op, pending = step if op is None else then(op, step, pending), None
-        op = self._identity() if op is None else op
-        return fit(op if pending is None else scaled(op, *pending), self.spec)
+        op = self._identity(spec) if op is None else op
+        return fit(op if pending is None else scaled(op, *pending), spec)
 
-    def _identity(self) -> LinearOp:
-        return identity_op(self.spec.in_channels, self.spec.ndim, self.like)
+    def _identity(self, spec: ConvSpec) -> LinearOp:
+        return identity_op(spec.in_channels, spec.ndim, self.like)
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the stages on x (N, in_channels, *size), without their bias if the spec has none."""
@@ -203,6 +222,20 @@ def _size_in(spec: ConvSpec, outline: _Outline) -> tuple[int, ...]:
     """Taps of an operation on the grid of a spec, which it must fit."""
     fit(outline.on_meta(), spec)
     return fit(outline.on_meta(), spec, embedded=False).size
+
+
+@lru_cache(maxsize=1024)
+def _wide(spec: ConvSpec, count: int) -> ConvSpec:
+    """So many convolutions of a spec, side by side."""
+    inputs, outputs, groups = (count * number for number in (spec.in_channels, spec.out_channels, spec.groups))
+    return spec.replace(in_channels=inputs, out_channels=outputs, groups=groups)
+
+
+def _widens(stage: nn.Module) -> bool:
+    """Whether the operation of a stage follows from its tensors, of however many channels they are."""
+    if isinstance(stage, ChannelScale):
+        return stage.scale.numel() == stage.channels
+    return type(stage) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, FixedFilter, IdentityPlusPoint)
 
 
 def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:

@@ -7,57 +7,10 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ..algebra._kernels import Kernel
-from ..algebra._linear import LinearOp, linear_op
 from ..algebra._spec import ConvSpec
 from ..errors import SpecError
 from ._chain import ChainBranch
-
-
-class FixedFilter(nn.Module):
-    r"""A depthwise convolution with a fixed filter, a learned scale per channel and a bias: y = s (m * x) + b.
-
-    Args:
-        mask: m, of shape (*size), or (channels, 1, *size) for another filter in every channel.
-        channels: of the input, and of the output.
-        stride: of the filter.
-        dilation: of the filter.
-        scale: what s starts from; None means a small random number.
-        bias: whether there is b.
-        drawn_as: what the filter is called in drawings.
-    """
-
-    def __init__(
-        self,
-        mask: Tensor,
-        channels: int,
-        stride: tuple[int, ...],
-        dilation: tuple[int, ...],
-        *,
-        scale: float | None = None,
-        bias: bool = True,
-        drawn_as: str = "filter",
-    ) -> None:
-        super().__init__()
-        self.drawn_as = drawn_as
-        ones = (channels, *(1,) * (1 + len(stride)))
-        # Small, as in ECBSR's code, so that the edge branches start as a small correction.
-        self.scale = nn.Parameter(1e-3 * torch.randn(ones) if scale is None else torch.full(ones, scale))
-        self.bias = nn.Parameter(1e-3 * torch.randn(channels)) if bias else None
-        self.register_buffer("mask", mask.expand(channels, 1, *mask.shape[-len(stride) :]).clone())
-        self.mask: Tensor
-        self.stride, self.dilation = stride, dilation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Filters x of shape (N, C, *size)."""
-        return linear_op(self, x.shape[1], x).apply(x)
-
-
-@linear_op.register
-def _(module: FixedFilter, channels: int, like: Tensor) -> LinearOp:
-    bias = module.scale.new_zeros(module.scale.shape[0]) if module.bias is None else module.bias
-    kernel = Kernel(module.scale * module.mask, bias)
-    return LinearOp(kernel, module.stride, module.dilation, module.scale.shape[0], shifts=module.bias is not None)
+from ._stages import FixedFilter
 
 
 def sobel_mask(ndim: int, axis: int) -> Tensor:

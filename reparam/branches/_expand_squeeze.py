@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import _kernels as kernels
+from ..algebra._composition import fit, then
 from ..algebra._kernels import Kernel
-from ..algebra._linear import LinearOp, fit, linear_op, then
+from ..algebra._linear import LinearOp, linear_op
 from ..algebra._spec import ConvSpec, pad
 from ..bn._norm import (
     TORCH_NORMS,

@@ -29,6 +29,7 @@ def train(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Images in a batch.")] = 16,
     size: Annotated[int, typer.Option(min=3, max=MOST_PIXELS, help="Height and width, in pixels.")] = 64,
+    networks: Annotated[str, typer.Option(help="Size of the networks, as in their names.")] = "m4c16",
     rounds: Rounds = 10,
     threads: Threads = 0,
     device: Annotated[str, typer.Option(help="Where: cpu, cuda, mps, ...")] = "cpu",
@@ -56,7 +57,7 @@ def train(
             row for width in widths for row in bench.bench_blocks(width, batch, size, rounds, advance, setting=setting)
         ]
         training = bench.bench_training(
-            batch=batch, patch=size, rounds=rounds, progress=advance, setting=setting, **few
+            size=networks, batch=batch, patch=size, rounds=rounds, progress=advance, setting=setting, **few
         )
     if as_json:
         rows = {"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}

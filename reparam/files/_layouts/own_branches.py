@@ -29,9 +29,9 @@ from ...branches import (
     SequentialBranch,
     SobelBranch,
 )
-from ...branches._edge import FixedFilter, _EdgeBranch
+from ...branches._edge import _EdgeBranch
 from ...branches._identity import has_identity
-from ...branches._stages import ChannelScale, IdentityPlusPoint
+from ...branches._stages import ChannelScale, FixedFilter, IdentityPlusPoint
 from ...errors import CheckpointError
 from .base import Tensors
 from .own_shapes import (
