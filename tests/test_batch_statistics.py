@@ -1,6 +1,7 @@
 """Blocks on batch statistics: torch's BatchNorm, and the ring around a k x k that follows."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,17 @@ import torch.nn.functional as F
 from helpers import assert_close, image, randomise
 from torch import nn
 
-from reparam import ConvBNBranch, ConvSpec, ExpandSqueezeBranch, RepSRBlock, SequentialBranch, StatisticsError
-from reparam.bn._norm import batch_moments, norms, update_running_stats
+from reparam import (
+    ConvBNBranch,
+    ConvSpec,
+    ExpandSqueezeBranch,
+    ReparamBlock,
+    RepSRBlock,
+    SequentialBranch,
+    StatisticsError,
+)
+from reparam.bn._norm import batch_moments, norms
+from reparam.bn._running import move_running_stats
 
 SPEC = ConvSpec(4, 6, 3)
 
@@ -27,6 +37,24 @@ def test_the_running_statistics_are_torchs(momentum, bias):
         branch(x), theirs(F.conv2d(x, branch.conv.weight, padding=1))
     for ours, torchs in zip(branch.norm.buffers(), theirs.buffers()):
         torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("momenta", [(0.1, 0.1), (0.1, 0.3, 1.0), (None, 0.2), (0.0, None)])
+def test_norms_side_by_side_keep_their_momenta(momenta, fold):
+    """Paths of one shape are one to the statistics, but each norm moves by itself; one that keeps none stays."""
+    kinds = [{"momentum": momentum} for momentum in momenta] + [{"track_running_stats": False}]
+    norm = [partial(nn.BatchNorm2d, **kind) for kind in kinds]
+    paths = [partial(ExpandSqueezeBranch, bn=one) for one in norm]
+    block = ReparamBlock(SPEC, paths, fold=fold).double()
+    literal = copy.deepcopy(block)
+    for seed in range(3):
+        x = image(SPEC, seed, (5, 6))
+        block(x)
+        for branch in literal.branches:
+            branch.norm(branch.expand(F.pad(x, (1, 1, 1, 1))))
+    for (name, ours), torchs in zip(block.named_buffers(), literal.buffers()):
+        torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-13, msg=name)
 
 
 def test_no_running_statistics_are_kept_if_not_asked_for():
@@ -88,4 +116,4 @@ def test_the_function_of_a_batch_is_the_kernel_with_its_statistics(mode):
 def test_one_value_per_channel_is_refused():
     bn = nn.BatchNorm2d(2)
     with pytest.raises(StatisticsError, match="more than one value per channel in training, but got 1"):
-        update_running_stats([bn], torch.zeros(2), torch.zeros(2), 1)
+        move_running_stats([bn], torch.zeros(2), torch.zeros(2), 1)

@@ -34,6 +34,7 @@ from reparam import (
     create_model,
     freeze_bn_stats,
     set_fold,
+    unfreeze_bn_stats,
 )
 from reparam.bench._launches import launches
 from reparam.blocks._block import PHASES
@@ -259,6 +260,22 @@ class TestAmongItsKind:
         for computed in (False, True):
             assert self.ran_folded(net) == [True] * 16
             assert [block._share._kernel is not None for block in net] == [computed] * 16
+
+    def test_without_gradients_and_on_batch_statistics_each_is_alone(self):
+        net = self.net()
+        self.ran_folded(net)
+        alone, images = copy.deepcopy(net[0]), [torch.empty(4, 8, s, s, device="meta") for s in range(1, 1600, 4)]
+
+        def chosen(block):
+            live = block._norms_on_batch()
+            return [block._pays(x, live) for x in images]
+
+        assert chosen(net[0]) != chosen(alone)
+        with torch.no_grad():
+            assert chosen(net[0]) == chosen(alone)
+        for block in (net[0], alone):
+            unfreeze_bn_stats(block)
+        assert chosen(net[0]) == chosen(alone) and {*chosen(alone)} == {False, True}
 
     def test_each_kind_counts_for_itself(self):
         assert self.ran_folded(self.net(ECB, *[RepSRBlock] * 8)) == [False] + [True] * 8

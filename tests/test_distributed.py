@@ -2,7 +2,6 @@
 
 import socket
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from reparam import ReparamBlock, RepSRBlock, RepVGGBlock, create_model, freeze_bn_stats, fuse, set_fold
+from reparam.bench._launches import launches
 
 
 def free_port() -> int:
@@ -21,9 +21,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def worker(rank: int, port: int, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def train(rank: int) -> dict:
     torch.manual_seed(0)
     net = create_model("repsr_m1c4_x2").double()
     model = DistributedDataParallel(net, find_unused_parameters=False)
@@ -36,10 +34,7 @@ def worker(rank: int, port: int, out: str) -> None:
         (model(x) - 0.5).square().mean().backward()
         optimizer.step()
     plain = fuse(model)
-    torch.save(
-        {"state": net.state_dict(), "fused": plain.state_dict(), "kind": type(plain).__name__}, f"{out}/{rank}.pt"
-    )
-    dist.destroy_process_group()
+    return {"state": net.state_dict(), "fused": plain.state_dict(), "kind": type(plain).__name__}
 
 
 def synced(fold) -> torch.nn.Module:
@@ -58,20 +53,17 @@ def loss_of(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return net(x).pow(3).sum()
 
 
-def sync_worker(rank: int, port: int, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def sum_synced(rank: int) -> dict:
     results = {}
     for fold in (True, False):
         net = synced(fold)  # without DDP, which refuses SyncBatchNorm on the CPU; what it does is the sum below
         x = joined_batch()[:2] if rank == 0 else joined_batch()[2:]  # batches of different sizes
-        loss_of(net, x).backward()
+        seen = launches(lambda net=net, x=x: loss_of(net, x).backward())
         for parameter in net.parameters():
             dist.all_reduce(parameter.grad)
         gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
-        results[fold] = {"gradients": gradients, "buffers": dict(net.named_buffers())}
-    torch.save(results, f"{out}/{rank}.pt")
-    dist.destroy_process_group()
+        results[fold] = {"gradients": gradients, "buffers": dict(net.named_buffers()), "seen": seen}
+    return results
 
 
 WAYS = {
@@ -112,9 +104,7 @@ def batch(rank: int, number: int) -> torch.Tensor:
     return torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(10 * number + rank)).double()
 
 
-def gradients_worker(rank: int, port: int, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def gather_gradients(rank: int) -> dict:
     results = {}
     for way, options in WAYS.items():
         net = Net(way, rank)
@@ -127,8 +117,7 @@ def gradients_worker(rank: int, port: int, out: str) -> None:
                 loss_of(model, batch(rank, step + 3)).backward()
         at_once = [block._share._taken for block in net.modules() if isinstance(block, ReparamBlock)]
         results[way] = [p.grad for p in net.parameters()], at_once
-    torch.save(results, f"{out}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 def mean_of_gradients(way: str) -> list[torch.Tensor | None]:
@@ -146,10 +135,18 @@ def mean_of_gradients(way: str) -> list[torch.Tensor | None]:
     ]
 
 
+def worker(rank: int, port: int, out: str) -> None:
+    """Does all at once, as each start of two processes takes seconds."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.save({"train": train(rank), "synced": sum_synced(rank), "ways": gather_gradients(rank)}, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(gradients_worker, args=(free_port(), str(folder)), nprocs=2)
+    mp.spawn(worker, args=(free_port(), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -158,7 +155,7 @@ def test_gradients_of_kernels_at_once_are_those_of_one_process(ranks: list[dict]
     expected = mean_of_gradients(way)
     scale = max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
     for rank in range(2):
-        gradients, at_once = ranks[rank][way]
+        gradients, at_once = ranks[rank]["ways"][way]
         assert at_once.count(True) == 4 - ("skips" in way)
         for gradient, wanted in zip(gradients, expected, strict=True):
             assert (gradient is None) == (wanted is None)
@@ -166,22 +163,22 @@ def test_gradients_of_kernels_at_once_are_those_of_one_process(ranks: list[dict]
                 assert_close(gradient, wanted, scale=scale)
 
 
-def test_synced_statistics_are_those_of_the_joined_batch(tmp_path: Path):
-    mp.spawn(sync_worker, args=(free_port(), str(tmp_path)), nprocs=2)
+def test_synced_statistics_are_those_of_the_joined_batch(ranks: list[dict]):
     for fold in (True, False):
         alone = synced(fold)
         loss_of(alone, joined_batch()).backward()
         for rank in range(2):
-            result = torch.load(tmp_path / f"{rank}.pt")[fold]
+            result = ranks[rank]["synced"][fold]
+            assert result["seen"]["allreduce_"] == 2 * 4, "one message each way for each of the norms side by side"
+            assert not result["seen"]["_local_scalar_dense"], "a process waited for its device"
             for name, parameter in alone.named_parameters():
                 torch.testing.assert_close(result["gradients"][name], parameter.grad, rtol=1e-10, atol=1e-10, msg=name)
             for name, buffer in alone.named_buffers():
                 torch.testing.assert_close(result["buffers"][name], buffer, rtol=1e-12, atol=1e-13, msg=name)
 
 
-def test_ddp(tmp_path: Path):
-    mp.spawn(worker, args=(free_port(), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_ddp(ranks: list[dict]):
+    first, second = (results["train"] for results in ranks)
     assert first["kind"] == "RepSR"
     for name, parameter in create_model("repsr_m1c4_x2").named_parameters():
         assert torch.equal(first["state"][name], second["state"][name]), name

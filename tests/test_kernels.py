@@ -52,6 +52,20 @@ def test_regroup_is_the_same_convolution(seed, groups):
     assert_close(valid(x, regrouped, coarse), valid(x, kernel, fine))
 
 
+@given(seeds, st.sampled_from([(6, 3), (6, 2), (6, 1), (4, 2), (3, 1), (2, 2)]))
+def test_gathered_is_a_point_after_groups(seed, groups):
+    fine, coarse = groups
+    first, point = (
+        random_kernel(2 * fine, 3 * fine, (2, 3), fine, seed),
+        random_kernel(4 * coarse, 2 * fine, (1, 1), coarse, 1),
+    )
+    x = torch.randn(2, 3 * fine, 4, 5).double()
+    first, point = (Kernel(kernel.weight, torch.zeros_like(kernel.bias)) for kernel in (first, point))
+    weight = kernels.gathered(first.weight, point.weight, fine, coarse)
+    y = valid(x, Kernel(weight, point.bias), coarse)
+    assert_close(y, valid(valid(x, first, fine), point, coarse))
+
+
 @given(st.data(), seeds)
 def test_embed_reads_the_same_pixels(data, seed):
     small = data.draw(sizes(2))

@@ -68,8 +68,8 @@ class Device(TorchDispatchMode):
             kwargs = {**kwargs, "device": "cpu"}
         held_args, held_kwargs = tree_map(lambda leaf: leaf.held if isinstance(leaf, There) else leaf, (args, kwargs))
         result = function(*held_args, **held_kwargs)
-        if function._schema.name.endswith("_") or "out" in kwargs:  # in place: the first one
-            return args[0]
+        if function._schema.name.endswith("_") or "out" in kwargs:  # in place: the first one; of lists, nothing
+            return None if result is None else args[0]
         return tree_map(lambda leaf: wrapped(leaf) if there and isinstance(leaf, torch.Tensor) else leaf, result)
 
 

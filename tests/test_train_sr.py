@@ -350,6 +350,18 @@ def test_statistics_are_frozen_at_their_step(recipe, run, tmp_path, monkeypatch)
     assert int(last(never)["model"]["body.0.branches.0.norm.num_batches_tracked"]) == 9
 
 
+def test_compiled_it_learns_the_same(recipe, run, tmp_path, monkeypatch):
+    compiled, compile_it = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or compile_it(net, backend="aot_eager"))
+    recipe = replace(recipe, model="ecbsr_m1c4_x2_y", steps=3)
+    for way in (False, True):
+        train(recipe, replace(run, out=tmp_path / str(way), compiled=way))
+        assert len(compiled) == way
+    eager, ours = (load_checkpoint(run.out.with_name(str(way)) / "train.safetensors") for way in (False, True))
+    x = torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(ours(x), eager(x), rtol=1e-4, atol=1e-4)  # Adam makes steps of gradients of rounding
+
+
 def test_tensorboard(recipe, run):
     train(replace(recipe, steps=3), replace(run, logger="tensorboard"))
     assert list((run.out / "logs").rglob("events.out.tfevents.*"))

@@ -94,6 +94,16 @@ def test_blocks_step_as_they_will_in_the_network(monkeypatch):
     assert report.choices == {str(index): {STORED: True} for index in range(6)}
 
 
+def test_blocks_that_are_alike_are_measured_apart_where_their_images_are_of_other_sizes(clock):
+    tune_fold(nn.Sequential(ECB(3), nn.MaxPool2d(2), ECB(3), ECB(3)), image())
+    assert [(blocks, shapes) for _, blocks, _, shapes, _ in clock] == [(1, [(2, 3, 16, 12)]), (2, [(2, 3, 8, 6)])]
+
+
+def test_images_too_small_for_moments_leave_no_choice_on_batch_statistics(clock):
+    report = tune_fold(nn.Sequential(RepVGGBlock(3, kernel_size=5, padding=2)), torch.rand(4, 3, 1, 1))
+    assert report.choices == {"0": {STORED: False}}
+
+
 def test_it_prints_as_a_table():
     rows = [FoldTime("body.0", BATCH, 2.5, 1.25), FoldTime("body.0", STORED, 1.0, 12.0)]
     assert str(FoldReport(rows)).splitlines() == [

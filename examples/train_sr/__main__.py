@@ -97,6 +97,7 @@ def train(
     workers: Annotated[int, Option(min=0, help="Processes that make the batches; 0: the training's own.")] = 0,
     accelerator: Annotated[str, Option(help="Of Fabric: auto, cpu, cuda or mps.")] = "auto",
     devices: Annotated[str, Option(help="Of Fabric: a number, or auto; torchrun has its own.")] = "auto",
+    compiled: Annotated[bool, Option("--compile", help="Steps through torch.compile: for thousands of steps.")] = False,
 ) -> None:
     """Train a network; the same command again goes on where it was killed."""
     recipe = Recipe(
@@ -108,6 +109,7 @@ def train(
     run = Run(
         out=out, val=val, validate_every=validate_every, save_every=save_every, log_every=log_every,
         logger=logger.value, workers=workers, accelerator=accelerator, devices=devices,
+        compiled=compiled,
     )  # fmt: skip
     with user_errors():
         result = train_network(recipe, run)

@@ -53,7 +53,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """Where it runs and what it tells, which does not change the outcome."""
+    """How it runs and what it tells, which does not change the outcome, rounding apart."""
 
     out: Path
     val: Path | None
@@ -64,6 +64,7 @@ class Run:
     workers: int
     accelerator: str
     devices: str
+    compiled: bool = False
 
 
 def train(recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
     net, batches = fresh(recipe, fabric)
     ema = AveragedModel(net, use_buffers=True).eval().to(fabric.device)  # without the statistics of BN it is worthless
     model, optimizer = fabric.setup(net, Adam(net.parameters(), recipe.lr))
+    forward = torch.compile(model) if run.compiled else model  # of the same parameters: checkpoints know nothing of it
     schedule = make_schedule(optimizer.optimizer, recipe)
     freeze = BNFreezeSchedule(net, recipe.steps, fraction=recipe.freeze_at)
     state = {
@@ -97,7 +99,7 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
             torch.manual_seed(seed_of(recipe.seed, step, fabric.global_rank))  # for what is random in a network
             freeze.step()
             low, high = (images.float() / 255 for images in fabric.to_device(batch))
-            loss = loss_of(model(low), high, recipe.loss)
+            loss = loss_of(forward(low), high, recipe.loss)
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()

@@ -188,8 +188,9 @@ def _both_ways(
         return rows
     device = given[0][0].device
     for training in (True, False):
-        together = _Together(map(_bare_copy, blocks)).train(training)
-        on_batch = any(uses_batch_stats(bn) for block in together for _, bn in norms(block.branches))
+        copies = [_bare_copy(block).train(training) for block in blocks]
+        together = _Together(copies)
+        on_batch = any(uses_batch_stats(bn) for block in copies for _, bn in norms(block.branches))
         across = any(reaches_across(blocks[0].spec, tuple(x.shape[2:])) for x in given[0])
         phase = PHASES[not on_batch]
         if (on_batch and (blocks[0]._no_moments or across)) or phase in [row[0] for row in rows]:
@@ -200,7 +201,8 @@ def _both_ways(
             set_fold(way, {str(index): {phase: choice} for index in range(len(blocks))})
             ways[choice] = partial(_step, way, given)
         times = race(ways, rounds, device=device)
-        rows.append((phase, *(1000 * median(times[choice]) / len(blocks) for choice in (True, False))))
+        folded, branches = (1000 * median(times[choice]) / len(blocks) for choice in (True, False))
+        rows.append((phase, folded, branches))
     return rows
 
 

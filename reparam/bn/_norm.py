@@ -21,6 +21,7 @@ from ..numerics._precision import in_float64
 from ._frozen import FrozenStatsBN
 from ._known_norm import why_unknown
 from ._population import Population
+from ._running import move_running_stats
 
 BatchNorm = _NormBase
 """What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
@@ -157,9 +158,15 @@ def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tupl
     values: int | Tensor = count
     if isinstance(bns[0], nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
         mean, var, values = _over_processes(mean, var, count, bns[0].process_group)
-    update_running_stats(bns, mean, var, values)
-    if isinstance(bns[0], PopulationBN) and bns[0].passive:
-        mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
+    if isinstance(bns[0], PopulationBN):
+        widths = [bn.num_features for bn in bns]
+        for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
+            assert isinstance(bn, PopulationBN)  # as norms side by side are of one kind
+            bn.population.add(its_mean, its_var, count)
+        if bns[0].passive:
+            mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
+    else:
+        move_running_stats(bns, mean, var, values)
     return scale_shift(bns, mean, var)
 
 
@@ -172,7 +179,7 @@ def fused_batch_norm(bns: Norms, x: Tensor) -> Tensor:
         for name in ("weight", "bias")
     )
     y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, bns[0].eps)  # leaves this batch's statistics in mean, var
-    update_running_stats(bns, mean, var, x.numel() // x.shape[1], biased=False)
+    move_running_stats(bns, mean, var, x.numel() // x.shape[1], biased=False)
     return y
 
 
@@ -181,15 +188,17 @@ def _over_processes(
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Mean and variance over the batches of all processes, differentiable, and the count of values.
 
-    Each gets what all have, in one message, and no process waits for its device to tell the count.
+    Each gets what all have, in one message, and no process waits for its device to tell it the count.
     """
-    from torch.distributed.nn.functional import all_gather  # not in every build of torch
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
 
     group = dist.group.WORLD if group is None else group
-    if dist.get_world_size(group) == 1:
+    processes = dist.get_world_size(group)
+    if processes == 1:
         return mean, var, count
-    own = torch.cat([mean, var, mean.new_full((1,), count)])
-    means, variances, counts = torch.stack(all_gather(own, group=group)).split([len(mean), len(var), 1], 1)
+    of_all = mean.new_zeros(processes, 2 * len(mean) + 1)  # a row of each, zeros in the rows of the others
+    of_all[dist.get_rank(group)] = torch.cat([mean, var, mean.new_full((1,), count)])
+    means, variances, counts = all_reduce(of_all, group=group).split([len(mean), len(var), 1], 1)
     total = counts.detach().sum()
     shares = counts.detach() / total.clamp(min=1)
     mean = (means * shares).sum(0)
@@ -208,53 +217,3 @@ def move_statistics(bn: BatchNorm, mean: Tensor, var: Tensor, batches: int) -> N
     bn.running_var.copy_(var)
     if bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(batches)
-
-
-@torch.no_grad()
-def update_running_stats(bns: Norms, mean: Tensor, var: Tensor, count: int | Tensor, biased: bool = True) -> None:
-    """Moves the running statistics of batch norms side by side as torch's BatchNorm does.
-
-    Args:
-        bns: the batch norms.
-        mean: of the batch.
-        var: of the batch, divided by the count, or by one less if not `biased`.
-        count: the values per channel of the batch; a tensor, if only the device knows it.
-        biased: whether the variance is that of the batch itself, as a norm takes it.
-    """
-    widths = [bn.num_features for bn in bns]
-    if isinstance(bns[0], PopulationBN):
-        for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
-            bn.population.add(its_mean, its_var, count)  # type: ignore[union-attr, arg-type]  # all are of one kind
-        return
-    keep = [bn.training and bn.track_running_stats and bn.running_mean is not None for bn in bns]
-    if not any(keep):
-        return
-    known = not isinstance(count, Tensor)
-    if known and count == 1:
-        raise StatisticsError("batch statistics need more than one value per channel in training, but got 1")
-    counters = [bn.num_batches_tracked for bn, kept in zip(bns, keep) if kept and bn.num_batches_tracked is not None]
-    if counters:
-        torch._foreach_add_(counters, 1)
-    if known and not count:  # an empty batch counts as a batch, and moves nothing
-        return
-    if biased:
-        var = var * (count / (count - 1 if known else (count - 1).clamp(min=1)))
-    buffers, values, weights = [], [], []
-    for bn, kept, *its in zip(bns, keep, mean.split(widths), var.split(widths)):
-        for buffer, value in zip((bn.running_mean, bn.running_var), its) if kept else ():
-            buffers.append(buffer)
-            values.append(value.to(buffer.dtype))
-            weights.append(_weight(bn, count))
-    if isinstance(weights[0], float) and len(set(weights)) == 1:
-        torch._foreach_lerp_(buffers, values, weights[0])
-    else:
-        for buffer, value, weight in zip(buffers, values, weights):
-            buffer.lerp_(value, weight)
-
-
-def _weight(bn: BatchNorm, count: int | Tensor) -> float | Tensor:
-    """How much of a batch of so many values goes into the running statistics, of which an empty one moves nothing."""
-    weight: float | Tensor = 0.0 if bn.momentum is None else float(bn.momentum)
-    if bn.momentum is None and bn.num_batches_tracked is not None:  # a cumulative average
-        weight = 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
-    return weight if isinstance(count, int) else weight * (count > 0).to(bn.running_mean.dtype)

@@ -1,7 +1,7 @@
 r"""Correlations of images, $\sum_u a[u]\,b[u+\delta]^\top$, in few products and with few rounding errors.
 
 One long float32 sum over all positions would lose what a high-pass kernel needs: on photos the variance of its output
-is a hundredth or less of the terms that it is added up from. So a product of matrices sums over about a thousand
+is a hundredth or less of the terms that it is added up from. So a product of matrices sums over some hundreds of
 positions in the dtype of the images, and those sums are added in float64.
 
 All images are laid out in one line, zeros between rows and images, so that a distance is a shift. Images of two rows,
@@ -33,8 +33,10 @@ from torch import Tensor
 
 from ..numerics._precision import has_float64, sum_in_float64
 
-_LONGEST = {True: 768, False: 1024}
+_LONGEST = {True: 384, False: 768}
 """Terms of a sum in the dtype of the images, at most, if the channels are together or not: for the same precision."""
+_AT_ONCE = 4
+"""Sums that a CPU adds in their own dtype before float64, as its pass from one to the other takes longer than these."""
 _FEW = 4
 """Channels of which products in float64 are about as fast as in float32."""
 
@@ -84,7 +86,7 @@ def lay_out(
     (images, channels, height, width), (down, right) = x.shape, reach
     row, before = width + right, down * (width + right) + right
     length = images * (height + down) * row
-    pieces = max(-(-length // _LONGEST[together]), 2 * right + 1)
+    pieces = -(-max(-(-length // _LONGEST[together]), 2 * right + 1) // _AT_ONCE) * _AT_ONCE
     size = 2 * before + -(-length // pieces) * pieces, channels
     pixels = x.new_zeros(size, dtype=dtype) if together else x.new_zeros(size[::-1], dtype=dtype).t()
     rows = pixels.narrow(0, before, length).unflatten(0, (images, height + down, row)).permute(0, 3, 1, 2)
@@ -111,5 +113,7 @@ def correlation(one: Line, other: Line, at: Sequence[Distances]) -> Tensor:
     if not other.together:
         at = [Distances(down, n, n) for down, first, last in at for n in range(first, last + 1)]
     these = one.matrices(0, 0, 0).transpose(1, 2)
-    sums = sum_in_float64(torch.cat([torch.bmm(these, other.matrices(*some)) for some in at], 2), 0)
-    return sums.unflatten(1, (-1, other.pixels.shape[1]))
+    sums = torch.cat([torch.bmm(these, other.matrices(*some)) for some in at], 2)
+    if sums.device.type == "cpu":
+        sums = sums.unflatten(0, (-1, _AT_ONCE)).sum(1)
+    return sum_in_float64(sums, 0).unflatten(1, (-1, other.pixels.shape[1]))

@@ -48,7 +48,9 @@ class Lines(NamedTuple):
     def windows(self, pixels: Tensor, read: Tensor) -> Tensor:
         """The patches, without what is zero anyway, (N * line, position, tap * C), of images (N, pixel, C)."""
         lines, taps = self.taps.shape
-        return pixels.index_select(1, read).reshape(len(pixels) * lines, -1, taps * pixels.shape[2])
+        # Of the two, either is several times as fast as the other where the channels of a pixel are together, or not.
+        found = pixels.index_select(1, read) if pixels.stride(2) == 1 else pixels[:, read]
+        return found.reshape(len(pixels) * lines, -1, taps * pixels.shape[2])
 
     def subtract_grams(self, by_taps: Tensor, grams: Tensor) -> None:
         """Takes the products of windows, (line, tap * C, tap * C), off those of all taps (t, t', C, C), in float64."""
