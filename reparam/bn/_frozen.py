@@ -112,7 +112,7 @@ class FrozenStatsBN(_NormBase):
         """The class was made here, so that pickle could not find it by its name."""
         if "_unfrozen_class" not in vars(type(self)):
             return super().__reduce_ex__(protocol)
-        state = super().__reduce_ex__(2)[2]  # type: ignore[index]  # a tuple, as this protocol has no short form
+        state = super().__reduce_ex__(2)[2]
         return _unpickled, (kind_before(self),), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
