@@ -119,7 +119,9 @@ def test_one_is_all_of_the_training_and_not_its_first_step(at: float):
 @pytest.mark.parametrize("at", [0, -1, "0.9", True])
 def test_a_wrong_schedule_is_refused(at):
     model = reparam_model(SRModel)({"train": {"total_iter": 10, "freeze_bn_at": at}})
-    with pytest.raises(SpecError, match=f"freeze_bn_at must be a share of total_iter or an iteration, but got {at!r}"):
+    with pytest.raises(
+        SpecError, match=f"freeze_bn_at must be a share of total_iter or an optimizer step, but got {at!r}"
+    ):
         model.optimize_parameters(1)
 
 
