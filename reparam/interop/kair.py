@@ -33,7 +33,9 @@ def add_archs(define_G: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module
         section = opt["netG"]
 
         def build(net: Mapping[str, Any]) -> nn.Module:
-            return define_G(type(opt)({**opt, "netG": type(section)(net)}))  # whose dicts give None for what is not there
+            return define_G(
+                type(opt)({**opt, "netG": type(section)(net)})
+            )  # whose dicts give None for what is not there
 
         make = networks(build).get(section["net_type"])
         if make is None:

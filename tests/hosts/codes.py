@@ -1,52 +1,21 @@
-"""Trains a swapped network in other people's training codes, with the lines of docs/training_codes.md, and compares.
-
-    BASICSR=../BasicSR NEOSR=../neosr TRAINNER=../traiNNer-redux KAIR=../KAIR python tests/hosts/check.py basicsr neosr
-
-Nothing is fetched: a code is found in the folder that a variable of its name in capitals names, and so is what it imports.
-Each code runs in a process of its own. What it reads its options with, its models, saving and resuming are its own;
-batches are made here, as two of them want a GPU for their loaders.
-"""
+"""Training codes that are a folder: what differs from one to the other."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from reparam import FrozenStatsBN, fuse
-from reparam.bn._norm import norms
-
-ROOT = Path(__file__).parents[2]
-STEPS, RESUME, FROZEN, SCALE = 20, 10, 18, 2
-
-
-def images(seed: int, count: int = 4) -> tuple[Tensor, Tensor]:
-    """Smooth images small and large."""
-    noise = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    large = F.interpolate(noise, size=(32, 32), mode="bicubic").clamp(0, 1)
-    return F.avg_pool2d(large, SCALE), large
-
-
-def lines(title: str, language: str) -> str:
-    """What the page shows for a code, in a language."""
-    page = (ROOT / "docs" / "training_codes.md").read_text()
-    section = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    return text
+from .shared import SCALE, STEPS, images, lines
 
 
 def merged(options: dict[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,6 +30,12 @@ def stand_in(name: str, **contents: Any) -> None:
     """A module that a code imports and that is not there."""
     sys.modules[name] = types.ModuleType(name)
     vars(sys.modules[name]).update(contents)
+
+
+def resumed(model: Any, step: int) -> Any:
+    """As the scripts of the codes do it, but for their `map_location`, which is a GPU."""
+    model.resume_training(torch.load(f"experiments/x/training_states/{step}.state", weights_only=False))
+    return model
 
 
 class Code:
@@ -120,15 +95,12 @@ class BasicSR(Code):
 
         Path("x.yml").write_text(yaml.safe_dump(self.options(resume)))
         sys.argv = ["train.py", "-opt", "x.yml"]
-        options, _ = parse_options(os.getcwd())
+        options, _ = parse_options(str(Path.cwd()))
         if resume is None:
             make_exp_dirs(options)
             return build_model(options)
-        state = torch.load(options["path"]["resume_state"], weights_only=False)
-        check_resume(options, state["iter"])
-        model = build_model(options)
-        model.resume_training(state)
-        return model
+        check_resume(options, resume)
+        return resumed(build_model(options), resume)
 
 
 class OnCPU:
@@ -184,16 +156,13 @@ class Neosr(Code):
         from neosr.utils.options import parse_options
 
         self.write(resume)
-        options, _ = parse_options(os.getcwd())
+        options, _ = parse_options(str(Path.cwd()))
         torch.use_deterministic_algorithms(False)
         if resume is None:
             make_exp_dirs(options)
             return build_model(options)
-        state = torch.load(options["path"]["resume_state"], weights_only=True)
-        check_resume(options, state["iter"])
-        model = build_model(options)
-        model.resume_training(state)
-        return model
+        check_resume(options, resume)
+        return resumed(build_model(options), resume)
 
     def step(self, model: Any, number: int) -> None:
         for batch in range(self.accumulate):
@@ -233,15 +202,12 @@ class TraiNNer(Code):
 
         Path("x.yml").write_text(yaml.safe_dump(self.options(resume)))
         sys.argv = ["train.py", "-opt", "x.yml"]
-        options, _ = parse_options(os.getcwd())
+        options, _ = parse_options(str(Path.cwd()))
         if resume is None:
             make_exp_dirs(options)
             return build_model(options)
-        state = torch.load(options.path.resume_state, weights_only=True)
-        check_resume(options, state["iter"])
-        model = build_model(options)
-        model.resume_training(state)
-        return model
+        check_resume(options, resume)
+        return resumed(build_model(options), resume)
 
     def step(self, model: Any, number: int) -> None:
         for batch in range(self.accumulate):
@@ -290,7 +256,9 @@ class KAIR(Code):
             assert number == (resume or 0)
             options["path"][f"pretrained_{net if net[0] == 'o' else 'net' + net}"] = path
         model = self.space["main_train_psnr"].define_Model(utils_option.dict_to_nonedict(options))
-        model.load_optimizer = lambda path, optimizer: optimizer.load_state_dict(torch.load(path))  # its own wants a GPU
+        model.load_optimizer = lambda path, optimizer: optimizer.load_state_dict(
+            torch.load(path)
+        )  # its own wants a GPU
         model.init_train()
         return model
 
@@ -304,131 +272,3 @@ class KAIR(Code):
 
 
 CODES: dict[str, Callable[[], Code]] = {"basicsr": BasicSR, "neosr": Neosr, "trainner": TraiNNer, "kair": KAIR}
-
-
-def nets_of(code: Code, model: Any) -> list[nn.Module]:
-    """The network and its EMA."""
-    found = []
-    for name in code.nets:
-        net = getattr(model, name)
-        found.append(getattr(net, "ema_model", getattr(net, "module", net)))
-    return found
-
-
-def numbers(net: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in net.state_dict().items()}
-
-
-def away(a: Tensor, b: Tensor) -> float:
-    """max|a - b| / max|b|."""
-    return float((a - b).abs().max() / b.abs().max())
-
-
-def far(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """The largest difference of two state dicts; the keys have to be the same."""
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[key].double() - theirs[key].double()).abs().max()) for key in ours)
-
-
-@torch.no_grad()
-def run(net: nn.Module, x: Tensor) -> Tensor:
-    mode = net.training
-    y = net.eval()(x)
-    net.train(mode)
-    return y
-
-
-def check(code: Code) -> dict[str, float]:
-    """What comes out, as errors; what has to be exact is asserted."""
-    x, figures = images(999)[0], {}
-    plain = code.plain()
-    torch.save({"params": plain.state_dict()}, "plain_x2.pth")
-    model = code.model(None)
-    net, ema = nets_of(code, model)
-    assert net.state_dict().keys() != plain.state_dict().keys(), "no blocks"
-    figures["built"] = away(run(net, x), run(plain, x))
-    figures["EMA built"] = away(run(ema, x), run(plain, x))
-    with torch.no_grad():  # on the images of the calibration, whose statistics these are, but for their own n / (n - 1)
-        figures["in train mode"] = away(net.train()(calibration()), run(plain, calibration()))
-    net.load_state_dict(ema.state_dict())  # the statistics as they were
-    saved, straight, frozen = {}, {}, 0
-    for number in range(1, STEPS + 1):
-        before = numbers(net)
-        code.step(model, number)
-        is_frozen = {isinstance(bn, FrozenStatsBN) for part in (net, ema) for _, bn in norms(part)}
-        assert is_frozen == {number >= FROZEN}, f"step {number}: frozen {is_frozen}"
-        after = numbers(net)
-        still = {key: torch.equal(before[key], after[key]) for key in before if "running_" in key}
-        assert set(still.values()) == {number >= FROZEN}, f"step {number}: {still}"
-        assert not any(torch.equal(before[k], after[k]) for k in before if k.endswith("norm.weight")), "does not learn"
-        if number == RESUME:
-            code.save(model, number)
-            saved = {"net": numbers(net), "ema": numbers(ema)}
-    straight = {"net": numbers(net), "ema": numbers(ema)}
-    figures["EMA"] = away(run(ema, x), run(net, x))
-
-    fused = fuse(ema.eval())
-    untouched = code.plain()
-    untouched.load_state_dict(fused.state_dict(), strict=True)
-    figures["fused, in the untouched class"] = away(run(untouched, x), run(ema, x))
-    figures["learned"] = away(run(untouched, x), run(plain, x))
-
-    again = code.model(RESUME)
-    net, ema = nets_of(code, again)
-    start = saved["ema" if code.ema_is_saved_alone else "net"]
-    assert far(numbers(net), start) == 0 and far(numbers(ema), saved["ema"]) == 0, "resumed with other numbers"
-    for number in range(RESUME + 1, STEPS + 1):
-        code.step(again, number)
-        assert {isinstance(bn, FrozenStatsBN) for _, bn in norms(net)} == {number >= FROZEN}
-    figures["resumed and straight"] = max(far(numbers(net), straight["net"]), far(numbers(ema), straight["ema"]))
-
-    last = code.model(RESUME)
-    code.step(last, STEPS)  # a run that is resumed after the freeze
-    assert all(isinstance(bn, FrozenStatsBN) for part in nets_of(code, last) for _, bn in norms(part))
-    return figures
-
-
-def calibration() -> Tensor:
-    """Images to calibrate on, of eight bits."""
-    return (images(77, 8)[0] * 255).round() / 255
-
-
-def prepare() -> None:
-    """Writes them into the folder that the page names."""
-    from PIL import Image
-
-    Path("datasets/lr").mkdir(parents=True)
-    for number, image in enumerate(calibration()):
-        pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-        Image.fromarray(pixels).save(f"datasets/lr/{number}.png")
-
-
-def main(names: list[str]) -> int:
-    """Each in a process of its own."""
-    if len(names) > 1:
-        return max(subprocess.run([sys.executable, __file__, name], check=False).returncode for name in names)
-    (name,) = names
-    folder = os.environ.get(name.upper())
-    if folder:
-        os.environ[name.upper()] = folder = str(Path(folder).resolve())
-        sys.path.insert(0, folder)
-    said = io.StringIO()
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        prepare()
-        torch.manual_seed(0)
-        try:
-            with contextlib.redirect_stdout(said):
-                figures = check(CODES[name]())
-        except BaseException:
-            print(said.getvalue()[-3000:])
-            raise
-    print(f"{name}: " + ", ".join(f"{what} {figure:.1e}" for what, figure in figures.items()))
-    limits = {"built": 1e-5, "EMA built": 1e-5, "fused, in the untouched class": 1e-5, "in train mode": 1e-3}
-    wrong = [what for what, most in limits.items() if not figures[what] <= most]
-    wrong += [] if CODES[name].ema_is_saved_alone or figures["resumed and straight"] <= 1e-5 else ["resumed"]
-    print(f"{name}: " + (f"WRONG: {wrong}" if wrong else "right"))
-    return bool(wrong)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
