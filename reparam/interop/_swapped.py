@@ -54,12 +54,12 @@ def swapped(
             f"reparam_swapped has no option {', '.join(map(repr, unknown))}; it has net, block, weights, match and "
             "calibrate, and those of the network stand in its section net"
         )
+    make, patterns = _block(block), _patterns(match)
     model = _built(build, net, scale)
     if weights is not None:
         _load(model, weights)
-    patterns = _patterns(match)
     try:
-        report = swap_convs(model, _block(block), match=patterns, calibrate=_crops(model, calibrate))
+        report = swap_convs(model, make, match=patterns, calibrate=_crops(model, calibrate))
     except (ReparamError, OSError) as error:
         told = f"block={block!r}, match={match!r}" + ("" if calibrate is None else f", calibrate={calibrate!r}")
         raise SpecError(f"reparam_swapped with {told}: {error}") from error
@@ -90,18 +90,17 @@ def _load(model: nn.Module, weights: str | os.PathLike[str]) -> None:
         raise SpecError(f"reparam_swapped: weights={os.fspath(weights)!r} cannot be loaded: {error}") from error
 
 
-def _block(options: Any) -> Callable[..., ConvBlock]:
-    options = {"type": options} if isinstance(options, str) else options
-    name = options.get("type") if isinstance(options, Mapping) else None
-    kinds = {kind: getattr(blocks, kind) for kind in blocks.__all__}
+def _block(block: Any) -> Callable[..., ConvBlock]:
+    options = dict(block) if isinstance(block, Mapping) else {"type": block}
+    name = options.pop("type", None)
+    kinds = {kind: getattr(blocks, kind) for kind in blocks.__all__ if kind != "ConvBlock"}
     known = {key: kind for key, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, ConvBlock)}
-    known.pop(ConvBlock.__name__)
     if name not in known:
         raise SpecError(
-            f"block must be a block, or a section with one as its type, but got {options!r}; there are "
-            + ", ".join(known)
+            f"reparam_swapped: block must be the name of a block, or a section with it as its type, but got {block!r}; "
+            f"there are {', '.join(known)}"
         )
-    return partial(known[name], **{key: value for key, value in options.items() if key != "type"})
+    return partial(known[name], **options)
 
 
 def _patterns(match: Any) -> str | list[str] | None:

@@ -2,7 +2,7 @@
 
     BASICSR=../BasicSR NEOSR=../neosr TRAINNER=../traiNNer-redux KAIR=../KAIR python -m tests.hosts basicsr neosr
 
-Nothing is fetched: a code is found in the folder that a variable of its name in capitals names, or where it is installed,
+Nothing is fetched: a code is where a variable of its name in capitals says, or where it is installed,
 and so is what it imports. Each runs in a process of its own. What it reads its options with, its models, saving and
 resuming are its own; batches are made here, as three of them want a GPU for their loaders.
 """
