@@ -177,10 +177,10 @@ def _with_buffers(average: Callable[..., None]) -> Callable[..., None]:
 @torch.no_grad()
 def _copy_counters(model: Any) -> None:
     """Gives the EMA of ema_pytorch, which averages buffers of floats, the others as they are."""
-    ema = getattr(model, "net_g_ema", None)
-    if not hasattr(ema, "ema_model"):
+    if not hasattr(getattr(model, "net_g_ema", None), "ema_model"):
         return
-    ours = dict(_bare(model.net_g).named_buffers())
-    for name, buffer in _bare(ema).named_buffers():
+    nets = dict(_nets(model))
+    ours = dict(nets["net_g"].named_buffers())
+    for name, buffer in nets["net_g_ema"].named_buffers():
         if not buffer.is_floating_point():
             buffer.copy_(ours[name])
