@@ -1,6 +1,7 @@
-"""When statistics are frozen: the schedule by itself, resumed, and as a callback of Lightning."""
+"""When statistics are frozen: the schedule by itself, resumed, and as a callback of Lightning and transformers."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from reparam import (
     swap_convs,
 )
 from reparam.bn._norm import norms
+from reparam.interop import transformers
 from reparam.interop.lightning import BNFreezeCallback
 
 
@@ -170,6 +172,19 @@ def test_going_back_before_the_freeze_unfreezes_what_it_froze():
     assert not is_frozen(model) and not schedule.frozen
     schedule.step()
     assert is_frozen(model)
+
+
+@pytest.mark.parametrize("start", [0, 3, 9])
+def test_the_callback_of_transformers_counts_steps_of_the_optimizer(start):
+    """With what a Trainer calls it; `python -m tests.hosts transformers` does it in one."""
+    model, seen = net(), []
+    callback = transformers.BNFreezeCallback(0.75)
+    callback.on_train_begin(None, SimpleNamespace(max_steps=12), None, model=model, optimizer=None)
+    model(batch(0))
+    for step in range(start, 12):
+        callback.on_step_begin(None, SimpleNamespace(global_step=step), None, model=model)
+        seen.append(is_frozen(model))
+    assert seen == [step >= 9 for step in range(start, 12)]
 
 
 lightnings_own = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec:FutureWarning")

@@ -1,1 +1,1 @@
-"""Other people's training loops: BasicSR and Lightning."""
+"""Other people's training loops: BasicSR and its kin, KAIR, Lightning, transformers."""

@@ -1,0 +1,46 @@
+"""The networks that training codes build by name, from the options of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ..errors import SpecError
+from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, create_model
+from ._swapped import Build, swapped
+
+_NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)
+
+
+def networks(build: Build) -> dict[str, Callable[..., nn.Module]]:
+    """By name what makes a network of options.
+
+    Args:
+        build: of the training code, for the networks that blocks are swapped into.
+    """
+    makers: dict[str, Callable[..., nn.Module]] = {"reparam_model": _model}
+    makers |= {f"reparam_{network.__name__.lower()}": network for network in _NETWORKS}
+    makers["reparam_swapped"] = partial(swapped, build)
+    return {name: _named(name, make) for name, make in makers.items()}
+
+
+def _model(*, name: str, scale: int | None = None, **options: Any) -> nn.Module:
+    """A network of a name, whose scale a training code may repeat."""
+    net = create_model(name, **options)
+    if scale not in (None, net.scale):
+        raise SpecError(
+            f"reparam_model: the name {name!r} means scale {net.scale}, but the training code asks for scale={scale}; "
+            "change one of them"
+        )
+    return net
+
+
+def _named(name: str, make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def build(freeze_bn_at: float | None = None, **options: Any) -> nn.Module:
+        return make(**options)  # when to freeze is for the model class, which finds it where it stands
+
+    build.__name__ = build.__qualname__ = name
+    return build

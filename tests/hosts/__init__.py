@@ -1,0 +1,1 @@
+"""Other people's training codes, tried; see `__main__`."""
