@@ -2,14 +2,17 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
 from helpers import assert_close, image, randomise
-from hypothesis import given, settings
+from hypothesis import given
 from strategies import KINDS, cases
 from torch import nn
 from torch.func import functional_call
+from torch.nn.parallel import replicate
 from torch.utils.checkpoint import checkpoint
 
 from reparam import (
@@ -93,7 +96,6 @@ class TwoBlocks(nn.Module):
         return self.first(x) - 2 * self.second(x)
 
 
-@settings(max_examples=150)
 @given(cases())
 def test_any_branch_in_any_geometry_at_once_is_one_by_one(case: tuple):
     kind, spec, seed, size = case
@@ -294,6 +296,43 @@ def test_under_functional_transforms():
     set_fold(net, True)
     after = torch.func.grad(loss)(weights)
     same([after[name] for name in weights], [before[name] for name in weights])
+
+
+def replicas(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Two, as DataParallel makes them in every forward, except that nothing is sent to another device."""
+
+    def send(tensors: list[torch.Tensor], devices: list[int], detach: bool = False) -> list[list[torch.Tensor]]:
+        return [[tensor.detach().clone() if detach else tensor.clone() for tensor in tensors] for _ in devices]
+
+    monkeypatch.setitem(replicate.__globals__, "_broadcast_coalesced_reshape", send)
+    return replicate(net, [0, 1])
+
+
+@pytest.mark.parametrize("block", [RepSRBlock, ECB, DiverseBranchBlock])
+@pytest.mark.parametrize("beside", ["another", "the network"])
+def test_replicas_that_run_at_a_time(block: type[ConvBlock], beside: str, monkeypatch: pytest.MonkeyPatch):
+    """Each with copies of the parameters that lead back to these, and with all other attributes in common."""
+    net = network(block(4), nn.PReLU(), block(4))
+    set_fold(net, True)
+    whole = gradients(net, images())
+    meet = Barrier(2)
+
+    def wait(*_: object) -> None:
+        meet.wait(60)
+
+    for module in (net, net[1]):  # when both have begun, and before the second block of either
+        module.register_forward_pre_hook(wait)
+    both = replicas(net, monkeypatch)
+    ran = both if beside == "another" else [net, both[1]]
+    with ThreadPoolExecutor(2) as threads:
+        parts = list(threads.map(lambda one, x: one(x), ran, images().split(1)))
+    copies = [tensor for module in both[1].modules() for tensor in module._former_parameters.values()]
+    torch.autograd.grad(parts[1].sum(), copies, retain_graph=True)  # an error where they are not what it ran with
+    net.zero_grad()
+    y = torch.cat(parts)
+    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    same([y.detach(), *(p.grad for p in net.parameters())], whole)
+    assert [net[index]._share.among for index in (0, 2)] == [2, 2]  # which "auto" asks for: no replica changed it
 
 
 def test_second_derivatives():

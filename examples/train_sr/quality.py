@@ -8,15 +8,16 @@ rounded before and after, but not between; the same functions give these too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from bicubic_pytorch import imresize
+from skimage import metrics  # read when it is used: processes that make batches start sooner
 from skimage.color import rgb2ycbcr
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from reparam.sr import Network
+if TYPE_CHECKING:
+    from reparam.sr import Network
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Low and high resolution, (C, h, w) and (C, scale * h, scale * w), uint8."""
@@ -64,8 +65,8 @@ def quality(image: np.ndarray, original: np.ndarray, border: int) -> Quality:
     image, original = (y[0, border : height - border, border : width - border] for y in (image, original))
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return Quality(
-        float(peak_signal_noise_ratio(original, image, data_range=255)),
-        float(structural_similarity(original, image, data_range=255, **options)),
+        float(metrics.peak_signal_noise_ratio(original, image, data_range=255)),
+        float(metrics.structural_similarity(original, image, data_range=255, **options)),
     )
 
 
