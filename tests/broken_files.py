@@ -120,19 +120,20 @@ def of_integers(rng, sd, index):
 
 @kind(12)
 def mixed(rng, sd, index):
-    """Entries that are no tensors, keys that are no names, and state dicts deeper than looked for."""
+    """Entries that are no tensors, keys that are no names, and several state dicts of which none is better."""
+    key = list(sd)[rng.integers(len(sd))]
     contents = (
-        {**sd, "epoch": 3},
-        {**sd, 7: torch.rand(1)},
+        {**sd, key: 3},
+        {**{k: v for k, v in sd.items() if k != key}, 7: sd[key]},
         {("body", 0): torch.rand(1)},
-        {"state_dict": {"params": sd}},
+        {"state_dict": {"params": {**sd, key: "a text"}}},
         {"params": {}},
         {"model": {"body.0.weight": [1.0]}},
-        {"weights": sd},
-        [sd],
+        {"first": sd, "second": sd},
+        [sd, sd],
         torch.rand(3),
         "a text",
-        {**sd, "x" * 100_000: "y"},
+        {"x" * 100_000: "y"},
         None,
     )
     return of_torch(contents[index])

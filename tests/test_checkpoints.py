@@ -42,7 +42,7 @@ from reparam import (
     load_checkpoint,
     save_checkpoint,
 )
-from reparam.files._tensor_files import read_file
+from reparam.files._finder import read_file
 
 StateDict = dict[str, Tensor]
 
@@ -705,7 +705,7 @@ def test_unknown_files_list_what_was_looked_for(tmp_path):
     with pytest.raises(CheckpointError, match=rf"{looked}.*found 1 keys: 'stem.weight'"):
         load_checkpoint(tmp_path / "x.pth")
     torch.save({"n_averaged": torch.tensor(1)}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="found 0 keys: none"):
+    with pytest.raises(CheckpointError, match="holds no tensors by name, but\n  1 tensors: 'n_averaged'"):
         load_checkpoint(tmp_path / "x.pth")
 
 
@@ -737,14 +737,14 @@ REASONS = (
     "belongs nowhere",
     "is missing",
     "has shape",
-    "holds no tensors",
-    "holds a list, not a state dict",
-    "under 7 is a Tensor",
-    "under 'epoch' is a int",
+    "holds no tensors by name",
+    r"holds Tensor (3,), not a state dict",
+    "holds 2 networks: 'first', 'second'",
+    "holds 2 networks: '0', '1'",
     "holds a os.system with",
     "says num_blocks=1000000000",
     "says device=meta",
-    "it is empty",
+    "but empty",
 )
 
 
@@ -795,27 +795,36 @@ def test_what_is_no_file(tmp_path):
 
 
 NO_CHECKPOINTS = {
-    b"": "empty",
+    b"": "empty.*copy it again",
     b"\x89PNG\r\n\x1a\n": "a PNG image",
     b"\xff\xd8\xff\xe0\0\x10JFIF": "a JPEG image",
-    b"<!DOCTYPE html><html>404": "a page of HTML",
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:12": "a pointer of git-lfs",
-    b"\x08\x0e\x12\x07pytorch\x1a\x032.1:": "an ONNX model",
+    b"<!DOCTYPE html><html>404": "a page of HTML.*download the file itself",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:12": "a pointer of git-lfs.*git lfs pull",
+    b"\x08\x0e\x12\x07pytorch\x1a\x032.1:": "an ONNX model.*`reparam fuse` takes it",
     b"<?xml version='1.0'?><net>": "a text of XML",
     "Grüße".encode(): "a text",
+    b'{"weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}': "a text of JSON.*the files that it names",
     b"\0\0\0\0TFL3": "a TensorFlow Lite model",
+    b"\x93NUMPY\x01\0": "an array of numpy",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first",
+    b"\xfd7zXZ\0": "an xz archive; unpack it first",
+    b"BZh91AY": "a bzip2 archive; unpack it first",
+    b"\x28\xb5\x2f\xfd\x04": "a zstd archive; unpack it first",
+    b"Rar!\x1a\x07": "a RAR archive; unpack it first",
+    b"model.pth".ljust(257, b"\0") + b"ustar": "a tar archive; unpack it first",
     zipped({"a.npy": b"x"}): r"an archive of numpy \(.npz\)",
     zipped({"m/code/x.py": b"x", "m/constants.pkl": b"x", "m/data.pkl": b"x"}): "a TorchScript program.*torch.jit.load",
-    zipped({"m/models/model.json": b"x", "m/archive_format": b"pt2"}): "a program of torch.export",
-    zipped({"readme.txt": b"hello"}): "a zip archive that torch did not write",
+    zipped({"m/models/model.json": b"x", "m/archive_format": b"pt2"}): "a program of torch.export.*torch.export.load",
+    zipped({"readme.txt": b"hello"}): "a zip archive that torch did not write.*unpack it",
 }
 
 
 @pytest.mark.parametrize("content", NO_CHECKPOINTS, ids=NO_CHECKPOINTS.values())
 def test_a_file_is_called_what_it_is(content, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
+    match = f"cannot read .*x.pth: it is no checkpoint.*, but {NO_CHECKPOINTS[content]}"
     for read_it in (load_checkpoint, inspect_file):
-        with pytest.raises(CheckpointError, match=f"cannot read .*x.pth: it is {NO_CHECKPOINTS[content]}"):
+        with pytest.raises(CheckpointError, match=match):
             read_it(tmp_path / "x.pth")
 
 

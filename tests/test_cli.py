@@ -202,9 +202,11 @@ def test_a_network_with_weights_is_as_good_as_a_file(tmp_path):
     for name, command in commands().items():
         networks = [parameter for parameter in command.params if parameter.metavar == "NETWORK"]
         assert len(networks) == (name not in ("demo", "models", "bench")), name
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert len({"--wrapper", "--act"} & options) == 2 * len(networks), name
 
 
-@pytest.mark.parametrize(
+every_command = pytest.mark.parametrize(
     ("command", "rest"),
     [
         (("fuse",), ("out.pth",)),
@@ -217,6 +219,9 @@ def test_a_network_with_weights_is_as_good_as_a_file(tmp_path):
     ],
     ids=lambda words: words[0] if words else "",
 )
+
+
+@every_command
 def test_a_command_takes_a_name_and_a_file_alike(command, rest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("repsr_m4c16_x2").mkdir()  # as a training may have left it
@@ -231,6 +236,38 @@ def test_a_command_takes_a_name_and_a_file_alike(command, rest, tmp_path, monkey
     for missing in ("repsr_m4c16_x5", "none.pth"):
         result = run(*command, missing, *rest)
         assert result.exit_code == 1 and f"'{missing}'" in result.stderr and "repsr" in result.stderr, result.output
+
+
+@every_command
+def test_a_command_takes_a_wrapper_and_an_activation(command, rest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Image.effect_noise((16, 16), 50).save("photos/a.png")
+    nets = {name: randomise(create_model("repsr_m1c4_x2", act="relu"), seed) for seed, name in enumerate("ab")}
+    torch.save({"nets": {name: net.state_dict() for name, net in nets.items()}}, "two.pth")
+    result = run(*command, "two.pth", *rest)
+    assert result.exit_code == 1 and "2 networks: 'nets.a', 'nets.b'" in result.stderr, result.output
+    result = run(*command, "two.pth", *rest, "--wrapper", "nets.b")
+    if command != ("inspect",) and command != ("fuse",):
+        assert result.exit_code == 1 and "pass act='relu'" in result.stderr, result.output
+    told = ("--wrapper", "nets.b", "--act", "relu", *(["--overwrite"] if command == ("fuse",) else []))
+    result = run(*command, "two.pth", *rest, *told)
+    assert result.exit_code == 0, result.output
+    assert command != ("inspect",) or ("act=relu" in result.output and "problem" not in result.output)
+    assert command != ("fuse",) or same(read(Path("out.pth"))["nets"]["b"], fuse(nets["b"].eval()).state_dict())
+
+
+def test_what_is_no_checkpoint_takes_neither(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("export", "repsr_m4c16_x2", "net.onnx").exit_code == 0
+    result = run("upscale", "photos", "-o", "out", "--model", "net.onnx", "--act", "relu", "--wrapper", "params")
+    assert result.exit_code == 1 and "net.onnx is a graph.*leave out --wrapper and --act" in result.stderr.replace(
+        ", which says all of itself; ", ".*"
+    )
+    small = ("bench", "infer", "--height", "9", "--width", "9", "--rounds", "1", "--engine", "torch")
+    result = run(*small, "plain_m1c4_x2", "--wrapper", "params")
+    assert result.exit_code == 1 and "plain_m1c4_x2 is no file; leave out --wrapper" in result.stderr
+    assert run(*small, "plain_m1c4_x2", "--act", "relu").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -397,7 +434,7 @@ def not_a_number() -> dict[str, torch.Tensor]:
     ("content", "match"),
     [
         (None, "in.pth' is no file, and no network with weights; there are repsr_m4c16_x2"),
-        (b"", "it is empty, no checkpoint"),
+        (b"", "it is no checkpoint of torch or safetensors, but empty"),
         (b"PK\x03\x04", "a damaged archive"),
         (unseen(), r"block '' \(RepVGG\).*num_batches_tracked=0"),
         (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._tables import table
-from ._shared import MOST_PIXELS, NETWORK, Json, Threads, bar
+from ._shared import MOST_PIXELS, NETWORK, Act, Json, Threads, Wrapper, bar, load, refuse_told, told
 
 if TYPE_CHECKING:
     from .. import models
@@ -78,6 +78,8 @@ def infer(
     model: Annotated[
         str, typer.Argument(metavar="NETWORK", help=f"{NETWORK} Any other name of `reparam models`, untrained, too.")
     ] = "repsr_m4c16_x2",
+    wrapper: Wrapper = None,
+    act: Act = None,
     height: Side = 540,
     width: Side = 960,
     engine: Annotated[list[str] | None, typer.Option(help="Engines to measure; may be repeated. All, if none.")] = None,
@@ -92,7 +94,7 @@ def infer(
     """Measure a network on the engines that are installed: its train graph, and fused, beside the processor's limit."""
     from .. import bench
 
-    net = _network(model)
+    net = _network(model, wrapper, act)
     with bar("Measuring", rounds + 2) as advance:
         report = bench.bench_inference(
             net, height, width, engines=engine, files=file or (), rounds=rounds, threads=threads, progress=advance
@@ -100,17 +102,16 @@ def infer(
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else f"{model}, {report}")
 
 
-def _network(name: str) -> models.Network:
+def _network(name: str, wrapper: str | None, act: str | None) -> models.Network:
     """With its blocks, and with weights if there are some: of a file, or of the package."""
     import torch
 
-    from .. import files, models
+    from .. import models
 
-    pretrained = name in models.list_models(pretrained=True)
-    if not pretrained and Path(name).exists():
-        return files.load_checkpoint(name)
-    net = models.create_model(name, pretrained=pretrained)
-    if not pretrained:
-        with torch.no_grad():
-            net(torch.rand(2, net.colors, 16, 16))  # statistics for its batch norms
+    if name in models.list_models(pretrained=True) or Path(name).exists():
+        return load(name, wrapper, act)
+    refuse_told(name, "is no file", wrapper, None)
+    net = models.create_model(name, **told(act))
+    with torch.no_grad():
+        net(torch.rand(2, net.colors, 16, 16))  # statistics for its batch norms
     return net.eval()

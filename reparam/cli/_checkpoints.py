@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SpecError
-from ._shared import MOST_PIXELS, NETWORK, Act, Json, Network, Overwrite, Wrapper, load
+from ._shared import MOST_PIXELS, NETWORK, Act, Json, Network, Overwrite, Wrapper, load, told
 
 
 class Keys(str, Enum):
@@ -52,8 +52,7 @@ def fuse(
 
     layout: Any = {"eps": eps, "identity": identity, "with_13": with_13, "pool": pool}
     layout |= {"groups": groups, "dilations": dilations or None}
-    told: dict[str, Any] = {"act": act, "img_range": img_range}
-    options = {key: value for key, value in told.items() if value is not None}
+    options = told(act) | ({} if img_range is None else {"img_range": img_range})
     if _is_onnx(source):
         of_others = {"wrapper": wrapper, "keys": keys if keys is Keys.reparam else None, **layout, **options}
         _fuse_onnx(source, target, of_others, overwrite, as_json)
@@ -65,13 +64,13 @@ def fuse(
 
 
 def _is_onnx(source: str) -> bool:
-    from ..files._kinds import what_it_is
+    from ..files._kinds import ONNX, what_it_is
 
     path = Path(source)
     if path.suffix == ".onnx" or not path.is_file():
         return path.suffix == ".onnx"
     with path.open("rb") as file:
-        return what_it_is(path, file.read(512)) == "an ONNX model"
+        return (what_it_is(path, file.read(512)) or "").startswith(ONNX)
 
 
 def _fuse_onnx(source: str, target: Path, of_others: dict[str, Any], overwrite: bool, as_json: bool) -> None:
@@ -85,12 +84,12 @@ def _fuse_onnx(source: str, target: Path, of_others: dict[str, Any], overwrite: 
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else f"{report}\nwritten: {target}")
 
 
-def inspect(file: Network, wrapper: Wrapper = None, as_json: Json = False) -> None:
+def inspect(file: Network, wrapper: Wrapper = None, act: Act = None, as_json: Json = False) -> None:
     """Say what a checkpoint holds: network, blocks, sizes, and what stands in the way of fusing it."""
     from ..files import inspect_file
     from ..models._pretrained import network_file
 
-    report = inspect_file(network_file(file), wrapper=wrapper)
+    report = inspect_file(network_file(file), wrapper=wrapper, **told(act))
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else str(report))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .._tables import table
-from ._shared import NETWORK, Json, Overwrite, Threads, Tile, bar
+from ._shared import NETWORK, Act, Json, Overwrite, Threads, Tile, Wrapper, bar, load, refuse_told
 
 
 def demo(
@@ -60,6 +60,8 @@ def upscale(
     model: Annotated[
         str, typer.Option(metavar="NETWORK", help=f"{NETWORK} Files of `reparam export` and `quantize`, too.")
     ] = "repsr_m4c16_x2",
+    wrapper: Wrapper = None,
+    act: Act = None,
     engine: Annotated[
         str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16 or ncnn.")
     ] = "auto",
@@ -71,13 +73,18 @@ def upscale(
 ) -> None:
     """Enlarge images by a network: photo.png becomes photo_x2.png in the folder."""
     from .. import sr
+    from ..deploy import FILE_ENGINES
 
     try:
         from ..sr._upscale.batch import plan, upscale_files
     except ModuleNotFoundError as error:
         typer.echo(f"upscaling needs the package {error.name!r}: pip install 'reparam[upscale]'", err=True)
         raise typer.Exit(1) from None
-    upscaler = sr.Upscaler(model, engine=engine, tile=tile, threads=threads)
+    graph = Path(model).suffix in FILE_ENGINES
+    if graph:
+        refuse_told(model, "is a graph, which says all of itself", wrapper, act)
+    net = model if graph else load(model, wrapper, act, fused=True)
+    upscaler = sr.Upscaler(net, engine=engine, tile=tile, threads=threads)
     targets = plan(images, out, upscaler.scale, suffix, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[Path, str] = {}

@@ -34,6 +34,8 @@ def quantize(
     source: Network,
     target: Annotated[Path, typer.Argument(help="File to write: .onnx, or .xml (OpenVINO).")],
     images: Annotated[Path, typer.Option(help="Folder of images such as the network is to enlarge, to calibrate on.")],
+    wrapper: Wrapper = None,
+    act: Act = None,
     targets: Annotated[Path | None, typer.Option(help="Folder of the same images, large, in the same order.")] = None,
     per_tensor: Annotated[bool, typer.Option("--per-tensor", help="One scale for all channels of a weight.")] = False,
     weight_bits: Annotated[
@@ -48,7 +50,8 @@ def quantize(
     from ..deploy._exporter import targets_of
     from ..models._pretrained import network_file
 
-    file, bits = network_file(source), cast("Any", weight_bits)  # 7 or 8, which `min` and `max` saw to
-    targets_of(target, [file], overwrite)
-    report = sr.quantize(file, target, images, targets=targets, per_channel=not per_tensor, weight_bits=bits, tile=tile)
+    bits = cast("Any", weight_bits)  # 7 or 8, which `min` and `max` saw to
+    targets_of(target, [network_file(source)], overwrite)
+    net = load(source, wrapper, act)
+    report = sr.quantize(net, target, images, targets=targets, per_channel=not per_tensor, weight_bits=bits, tile=tile)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import ReparamError
+from ..errors import ReparamError, SpecError
 
 if TYPE_CHECKING:
     from .. import models
@@ -77,13 +77,24 @@ def _leaving_on_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def load(network: str, wrapper: str | None = None, act: str | None = None) -> models.Network:
-    """What a `Network` stands for."""
+def load(network: str, wrapper: str | None, act: str | None, *, fused: bool = False) -> models.Network:
+    """What a `Network` stands for; of one that comes with weights, `fused` takes those without blocks."""
     from .. import files
     from ..models._pretrained import network_file
 
-    options = {} if act is None else {"act": act}
-    return files.load_checkpoint(network_file(network), wrapper=wrapper, **options)
+    return files.load_checkpoint(network_file(network, fused=fused), wrapper=wrapper, **told(act))
+
+
+def told(act: str | None) -> dict[str, Any]:
+    """The options of a network that a command was given."""
+    return {} if act is None else {"act": act}
+
+
+def refuse_told(network: str, why: str, wrapper: str | None, act: str | None) -> None:
+    """Raises a SpecError for options of checkpoints that were given with something else."""
+    given = {"--wrapper": wrapper, "--act": act}
+    if names := [name for name, value in given.items() if value is not None]:
+        raise SpecError(f"{network} {why}; leave out {' and '.join(names)}")
 
 
 @contextmanager
@@ -99,7 +110,12 @@ def bar(what: str, total: int) -> Iterator[Callable[[], object]]:
 
 NETWORK = "Checkpoint (.pth, .pt or .safetensors), or a network with weights (see `reparam models --pretrained`)."
 Network = Annotated[str, typer.Argument(metavar="NETWORK", help=NETWORK)]
-Wrapper = Annotated[str | None, typer.Option(help="Key under which the file has its state dict.")]
+Wrapper = Annotated[
+    str | None,
+    typer.Option(
+        help="Where in the file the state dict is, such as params or state_dict.net_g; else it is looked for."
+    ),
+]
 Act = Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")]
 Tile = Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")]
 Threads = Annotated[int, typer.Option(help="How many are used; 0 leaves that to the engine.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -18,11 +18,11 @@ from ..fusing._fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._net import SRNet
 from ..models._registry import Network
+from ._finder import Contents, read_file
 from ._found_blocks import looked_for
-from ._keys import matched
-from ._networks import LAYOUTS, Blueprint, recognise
+from ._networks import LAYOUTS, Blueprint, in_our_names, recognise
 from ._state_dict import refuse_unsound
-from ._tensor_files import Contents, read_file, write_file
+from ._tensor_files import write_file
 
 _NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, EDSR)
 _CLASSES: dict[str, type[Network]] = {network.__name__: network for network in _NETWORKS}
@@ -41,8 +41,9 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
 
     Args:
         path: a `.safetensors` file or a file of torch.
-        wrapper: the key under which a torch file has the state dict; None looks for `params_ema`, `params`,
-            `state_dict` and `model`, in this order, and for a state dict without one.
+        wrapper: where in a torch file the state dict is: a key, several with dots between (`"state_dict.net_g"`), or
+            what its keys begin with. None looks through all of the file, and takes the network that is known; of
+            several an EMA, the generator, or what lies under `params`, `state_dict` or `model`, in this order.
         **options: arguments of the network's class which the layout leaves open, in place of their defaults: `act`
             where the file has no slopes of PReLU, `identity=None` for an ECBSR trained with `with_idt`, `res_scale`
             and `img_range` of EDSR. For the other networks `img_range` is the range of the images that the file was
@@ -54,9 +55,9 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, holds code, or no state dict of a known layout, or numbers that are not
-            finite or variances below zero, which are named. Where the layout
-            is known but does not fit, the first differing key and both shapes are named.
+        CheckpointError: if the file is damaged, holds code, or no state dict of a known layout, or several of which no
+            name tells the right one, or numbers that are not finite or variances below zero, which are named. Where the
+            layout is known but does not fit, the first differing key and both shapes are named.
 
     Example:
         >>> import tempfile
@@ -74,7 +75,7 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
         refuse_unsound(contents.state_dict)
         return network_of(contents, **options)
     except CheckpointError as error:
-        raise CheckpointError(f"cannot load {os.fspath(path)}: {error}") from error
+        raise CheckpointError(f"cannot load {os.fspath(path)}: {error}{contents.beside}") from error
 
 
 def network_of(contents: Contents, **options: Any) -> Network:
@@ -89,9 +90,7 @@ def network_of(contents: Contents, **options: Any) -> Network:
     _check_told(name, blueprint, options)
     blueprint = blueprint._replace(options={**blueprint.options, **options})
     try:
-        with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
-            wanted = blueprint.build().state_dict()
-        ours = matched(wanted, tensors, {key: key for key in tensors} if blueprint.names is None else blueprint.names)
+        ours = in_our_names(blueprint, tensors)
         net = blueprint.build()
         for place, bn in norms(net):
             bn.eps = _eps(contents.note.get("eps", {}).get(place, bn.eps))
@@ -168,6 +167,11 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
             file of a network that could not be told from another one; or if writing fails.
         FileNotFoundError: if there is no such directory.
     """
+    write_network(model, path, (wrapper,) if wrapper else ())
+
+
+def write_network(model: nn.Module, path: Path, keys: Sequence[str]) -> None:
+    """The same under several keys, one inside of the other."""
     model = unwrap(model)
     tensors, note = model.state_dict(), _note(model)
     if extra := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
@@ -175,9 +179,9 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
             f"cannot write {os.fspath(path)}: {', '.join(extra)} of {type(model).__name__} (get_extra_state) holds a "
             f"{type(tensors[extra[0]]).__name__}, and a file of weights holds tensors only; save it beside the weights"
         )
-    if not wrapper and not os.fspath(path).endswith(".safetensors"):
+    if not keys and not os.fspath(path).endswith(".safetensors"):
         _check_bare(model, note)
-    write_file(tensors, path, wrapper=wrapper, note=note)
+    write_file(tensors, path, keys=keys, note=note)
 
 
 def _check_bare(model: Any, note: Mapping[str, Any]) -> None:

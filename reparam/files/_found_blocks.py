@@ -14,7 +14,7 @@ from ..branches import Branch
 from ..errors import CheckpointError
 from ._keys import filled, translate
 from ._layouts import LAYOUTS, OWN, Layout, Options, Part, own_blocks
-from ._tensor_files import some_keys
+from ._tree import some_keys
 
 _NOTHING_TOLD = Options()
 

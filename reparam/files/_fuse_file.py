@@ -18,12 +18,13 @@ from ..fusing._fuse import fuse, made_up_image
 from ..models._registry import Network
 from ..modules._hooks import copy_module
 from ..numerics._precision import module_in_float64
-from ._checkpoint import Path, blueprint_of, check_target, network_of, save_checkpoint
+from ._checkpoint import Path, blueprint_of, check_target, network_of, write_network
+from ._finder import Contents, read_file
 from ._found_blocks import find_blocks_in, set_eps
 from ._layouts import Options
 from ._layouts.base import PerBlock
 from ._state_dict import fuse_found
-from ._tensor_files import Contents, read_file, write_file
+from ._tensor_files import write_file
 from ._writing import check_targets
 
 _MOST_ROUNDING = 100
@@ -87,7 +88,8 @@ def fuse_file(
 
     Args:
         source: the file to read, as for `load_checkpoint`.
-        target: the file to write, as for `save_checkpoint`, and not `source`; a torch file gets the wrapper of that.
+        target: the file to write, as for `save_checkpoint`, and not `source`; a torch file has the state dict under the
+            same keys.
         keys: "source" for those of the inference code that belongs to the file, as `fuse_state_dict` gives them, or
             "reparam" for those of our network, which are SRVGGNetCompact's where the network is of that kind.
         wrapper: as for `load_checkpoint`.
@@ -119,7 +121,7 @@ def fuse_file(
     for block in blocks:
         kernel = {key: fused[theirs] for key, theirs in block.kernel_keys().items()}
         rows.append(_row(block.name, block.kind, block.block, kernel))
-    write_file(fused, target, wrapper=_wrapper_for(target, contents))
+    write_file(fused, target, keys=_keys_for(target, contents))
     return FileReport(_network(contents), tuple(rows), numbers_of(contents.state_dict), numbers_of(fused))
 
 
@@ -159,7 +161,7 @@ def _fuse_network(net: Network, contents: Contents, target: Path, told: Options,
     ]
     if keys == "reparam":
         check_target(plain)
-    save_checkpoint(plain, target, wrapper=_wrapper_for(target, contents))
+    write_network(plain, target, _keys_for(target, contents))
     sizes = numbers_of(contents.state_dict), numbers_of(plain.state_dict())
     return FileReport(type(net).__name__, tuple(rows), *sizes)
 
@@ -190,5 +192,5 @@ def numbers_of(state_dict: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in state_dict.values() if tensor.is_floating_point())
 
 
-def _wrapper_for(target: Path, contents: Contents) -> str | None:
-    return None if str(target).endswith(".safetensors") else contents.wrapper
+def _keys_for(target: Path, contents: Contents) -> tuple[str, ...]:
+    return () if str(target).endswith(".safetensors") else contents.keys

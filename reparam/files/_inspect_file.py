@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from ..bn._norm import norms, why_unseen
 from ..errors import CheckpointError
@@ -11,9 +12,9 @@ from ..fusing._inspect import inspect_model
 from ..models._registry import Network
 from ..modules._sound import unsound
 from ._checkpoint import Path, blueprint_of, network_of
+from ._finder import Contents, read_file
 from ._found_blocks import find_blocks_in, recognised
 from ._fuse_file import numbers_of
-from ._tensor_files import Contents, read_file
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class FileInspection:
     """The result of `inspect_file`; printed, it is a few lines."""
 
     wrapper: str | None
-    """Key under which the state dict was found."""
+    """Where in the file the state dict was found, as `wrapper` asks for it; None if the file is one."""
     tensors: int
     """How many there are."""
     numbers: int
@@ -52,12 +53,13 @@ class FileInspection:
         return "as many after fusing, or not known" if self.blocks else "nothing to fuse"
 
 
-def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
+def inspect_file(path: Path, *, wrapper: str | None = None, **options: Any) -> FileInspection:
     """Says what a checkpoint holds: network, blocks, sizes, and what stands in the way of loading or fusing it.
 
     Args:
         path: as for `load_checkpoint`.
         wrapper: as for `load_checkpoint`.
+        **options: as for `load_checkpoint`; what no key tells is named as a problem where it is not among them.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -65,7 +67,7 @@ def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
     """
     contents = read_file(path, wrapper)
     problems = [f"{key}: {why}" for key, why in unsound(contents.state_dict).items()]
-    network, blocks, saved = _network(contents, problems)
+    network, blocks, saved = _network(contents, problems, options)
     if not blocks:
         blocks, saved = _blocks(contents, problems)
     real = [tensor.dtype for tensor in contents.state_dict.values() if tensor.is_floating_point()]
@@ -75,32 +77,34 @@ def inspect_file(path: Path, *, wrapper: str | None = None) -> FileInspection:
     return FileInspection(contents.wrapper, *sizes, dtypes, network, blocks, tuple(dict.fromkeys(problems)))
 
 
-def _network(contents: Contents, problems: list[str]) -> tuple[str | None, dict[str, int], int]:
+def _network(
+    contents: Contents, problems: list[str], options: dict[str, Any]
+) -> tuple[str | None, dict[str, int], int]:
     """Name, blocks by kind, and the numbers that fusing saves."""
     try:
         if blueprint_of(contents) is None:
             return None, {}, 0
-        net = _built(contents, problems)
+        net = _built(contents, problems, options)
     except CheckpointError as error:
         problems.append(str(error))
         return None, {}, 0
     report = inspect_model(net)
     for block in report.blocks:
         problems += [f"{name}: {why}" for name, why in block.problems.items()]
-    options = ", ".join(f"{key}={value}" for key, value in net.options.items())
+    listed = ", ".join(f"{key}={value}" for key, value in net.options.items())
     inside = sum(numbers_of(net.get_submodule(block.name).state_dict()) for block in report.blocks)
     saved = inside - sum(block.fused_parameters for block in report.blocks)
-    return f"{type(net).__name__}({options})", dict(Counter(block.kind for block in report.blocks)), saved
+    return f"{type(net).__name__}({listed})", dict(Counter(block.kind for block in report.blocks)), saved
 
 
-def _built(contents: Contents, problems: list[str]) -> Network:
+def _built(contents: Contents, problems: list[str], options: dict[str, Any]) -> Network:
     """The network; that its range must be told does not hide what it is."""
     try:
-        return network_of(contents)
+        return network_of(contents, **options)
     except CheckpointError as error:
-        if "img_range" not in str(error):
+        if "img_range" in options or "img_range" not in str(error):
             raise
-        net = network_of(contents, img_range=1)
+        net = network_of(contents, **options, img_range=1)
         problems.append(str(error))
         return net
 

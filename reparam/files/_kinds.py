@@ -18,6 +18,11 @@ _STARTS = (
     (b"version https://git-lfs", "a pointer of git-lfs, in place of the file; fetch it with `git lfs pull`"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\xfd7zXZ", "an xz archive; unpack it first"),
+    (b"BZh", "a bzip2 archive; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive; unpack it first"),
+    (b"Rar!", "a RAR archive; unpack it first"),
+    (b"\x93NUMPY", "an array of numpy (.npy)"),
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file, such as of Keras"),
     (b"7767517\n", "a graph of ncnn"),
@@ -26,17 +31,24 @@ _STARTS = (
 """How files that are no checkpoints begin, and what they are."""
 
 
+ONNX = "an ONNX model"
+_TAR = slice(257, 262)
+"""Where a tar archive says that it is one."""
+
+
 def what_it_is(path: Path, head: bytes) -> str | None:
     """What a file is that can be no checkpoint, by how it begins; None if it may be one."""
     if not head:
-        return "empty"
+        return "empty; download or copy it again"
     for start, what in _STARTS:
         if head.startswith(start) or (start == b"TFL3" and head[4:8] == start):
             return what
+    if head[_TAR] == b"ustar":
+        return "a tar archive; unpack it first"
     if head.startswith(b"PK"):
         return _what_archive(path)
     if head[8:9] != b"{" and re.match(rb"\x08[\x01-\x20][\x12\x1a\x22\x3a\x42]", head):  # version, then a field of text
-        return "an ONNX model"
+        return f"{ONNX}, which holds a graph; `reparam fuse` takes it"
     return _what_text(head)
 
 
@@ -53,7 +65,11 @@ def _what_archive(path: Path) -> str | None:
         return "a TorchScript program, which holds code; load it with torch.jit.load and save its state_dict()"
     if any(name.endswith(".npy") for name in names):
         return "an archive of numpy (.npz)"
-    return None if "data.pkl" in names else "a zip archive that torch did not write"
+    return (
+        None
+        if "data.pkl" in names
+        else "a zip archive that torch did not write; unpack it, if there is a checkpoint in it"
+    )
 
 
 def _what_text(head: bytes) -> str | None:
@@ -61,11 +77,13 @@ def _what_text(head: bytes) -> str | None:
         return None
     start = head.lstrip(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "a page of HTML, as a download that failed leaves behind"
+        return "a page of HTML, as a download that failed leaves behind; download the file itself"
     if start.startswith(b"<"):
         return "a text of XML, such as a graph of OpenVINO"
     try:
         head[: head.rfind(b"\n") + 1 or len(head)].decode("utf-8")
     except UnicodeDecodeError:
         return None
+    if start.startswith((b"{", b"[")):
+        return "a text of JSON, perhaps an index; load the files that it names"
     return "a text"

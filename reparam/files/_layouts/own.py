@@ -17,7 +17,7 @@ from ...blocks._conv_block import ConvBlock
 from ...branches import AvgPoolBranch, ConvBNBranch, IdentityBranch
 from ...branches._identity import has_identity
 from ...errors import CheckpointError, SpecError
-from .._tensor_files import some_keys
+from .._tree import some_keys
 from .base import Layout, Options, Part, Tensors
 from .own_branches import Reading, joined, kind_of, kind_of_class, norm_of, readings
 from .own_shapes import (
