@@ -173,10 +173,17 @@ def _stays_frozen(parent: nn.Module, name: str, module: nn.Module | None) -> Non
 def freeze_as_saved(model: nn.Module, metadata: dict[str, Any]) -> None:
     """Freezes the batch norms inside of a module that were frozen when the state dict with this metadata was saved."""
     modules = dict(model.named_modules(remove_duplicate=False)) if FROZEN in metadata else {}
-    for name in metadata.get(FROZEN, ()):
-        bn = modules.get(name)
-        if isinstance(bn, _BatchNorm) and bn.running_mean is not None and not why_unknown(bn):
-            make_frozen(bn)
+    found = [modules.get(name) for name in metadata.get(FROZEN, ())]
+    thawed = [bn for bn in found if isinstance(bn, _BatchNorm) and not isinstance(bn, FrozenStatsBN)]
+    ours = [bn for bn in thawed if bn.running_mean is not None and not why_unknown(bn)]
+    for bn in ours:
+        make_frozen(bn)
+    if ours:
+        warnings.warn(
+            f"{len(ours)} batch norms of {type(model).__name__} are frozen now, as they were when the state dict was "
+            "saved; unfreeze_bn_stats(model) begins another training on batch statistics",
+            stacklevel=2,
+        )
 
 
 def freezes_as_saved(model: nn.Module) -> None:
