@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import blocks
 from ..blocks import ConvBlock
 from ..errors import OptionError, ReparamError, SpecError
-from ..files._tensor_files import read_file
+from ..files._finder import read_file
 from ..fusing._swap import swap_convs
 from ..sr._quantize.pictures import listed, pixels_of
 from ..sr._upscale.arrays import floats_of, whole_of
