@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from reparam import CheckpointError, create_model, fuse, fuse_file, fuse_state_dict, inspect_file, load_checkpoint
 from reparam.files._finder import read_file
-from reparam.files._networks import LAYOUTS, fits
+from reparam.files._fits import fits
+from reparam.files._networks import LAYOUTS
 
 StateDict = dict[str, Tensor]
 

@@ -19,8 +19,9 @@ from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepS
 from ..models._net import SRNet
 from ..models._registry import Network
 from ._finder import Contents, read_file
+from ._fits import in_our_names
 from ._found_blocks import looked_for
-from ._networks import LAYOUTS, Blueprint, in_our_names, recognise
+from ._networks import LAYOUTS, Blueprint, recognise
 from ._state_dict import refuse_unsound
 from ._tensor_files import write_file
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ._networks import fits, prefixes_in
+from ._fits import fits, prefixes_in
 from ._places import DISCRIMINATOR, EMA, GENERATOR, Place, places_in, without_prefixes, words_of
 from ._tensor_files import read_content
 from ._tree import A_MODULE, drawn, inside_of, is_inner, kind_of, some_keys, tensors_of

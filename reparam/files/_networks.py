@@ -7,16 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..fusing._fuse import skeleton
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
-from ..models._net import SRNet
 from ..models._registry import Network
 from ._found_blocks import parts_in
-from ._keys import matched
 from ._layouts import Names, Options, Tensors
 
 
@@ -71,45 +68,6 @@ def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, Blueprint] | None:
             except CheckpointError as error:
                 raise CheckpointError(f"looks like {layout.name}, but does not fit: {error}") from error
     return None
-
-
-def prefixes_in(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes of keys under which the marks of a network are, none inside of another."""
-    found = dict.fromkeys(
-        key.removesuffix(layout.marks[0])
-        for layout in LAYOUTS
-        for key in state_dict
-        if key.endswith(layout.marks[0]) and _is_at(state_dict, layout, key.removesuffix(layout.marks[0]))
-    )
-    return [prefix for prefix in found if not any(prefix.startswith(other) for other in found if other != prefix)]
-
-
-def _is_at(t: Tensors, layout: NetworkLayout, prefix: str) -> bool:
-    return (not prefix or prefix.endswith(".")) and all(prefix + mark in t for mark in layout.marks)
-
-
-def in_our_names(blueprint: Blueprint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a state dict under the names of the network that is to be built, every shape compared.
-
-    Raises:
-        CheckpointError: for the first difference, see `matched`.
-    """
-    with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
-        wanted = blueprint.build().state_dict()
-    return matched(wanted, tensors, {key: key for key in tensors} if blueprint.names is None else blueprint.names)
-
-
-def fits(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of a known network, all of them and no others; what no key tells is left open."""
-    try:
-        known = recognise(state_dict)
-        if known is None:
-            return False
-        _, blueprint = known
-        untold = {"act": "relu"} if issubclass(blueprint.network, SRNet) else {}
-        return bool(in_our_names(blueprint._replace(options=untold | blueprint.options), state_dict))
-    except Exception:  # shapes that anyone may have written run torch into anything
-        return False
 
 
 def _conv(t: Tensors, key: str) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ._fits import fits, prefixes_in
 from ._found_blocks import recognised
-from ._networks import fits, prefixes_in
 from ._tensor_files import NOTE
 from ._tree import dicts_in, tensors_of
 
