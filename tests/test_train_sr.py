@@ -431,7 +431,11 @@ def test_processes_share_one_batch():
                 assert torch.equal(share[step][kind], whole[step][kind][rank::3])
 
 
-def test_workers_change_nothing():
+WORKERS = """
+import torch
+from test_train_sr import Batches, pairs_of_blocks
+
+if __name__ == "__main__":
     whole = Batches(pairs_of_blocks(2), 4, 9, seed=5)
     state = torch.get_rng_state()
     alone, helped = (list(whole.loader(2, 6, workers)) for workers in (0, 2))
@@ -439,6 +443,16 @@ def test_workers_change_nothing():
     assert len(alone) == len(helped) == 4
     for step, (one, other) in enumerate(zip(alone, helped), 2):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], whole[step][1])
+    print("the same")
+"""
+
+
+def test_workers_change_nothing(tmp_path):
+    (tmp_path / "workers.py").write_text(WORKERS)
+    environ = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = [sys.executable, str(tmp_path / "workers.py")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "the same", done.stderr
 
 
 def test_images_smaller_than_a_patch_are_left_out(photos):
