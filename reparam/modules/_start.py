@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bn._frozen import kind_before
 from ..bn._norm import norms
 from ..errors import OptionError, StatisticsError
 from ._constants import renew
@@ -64,7 +65,7 @@ def fresh_start(module: nn.Module) -> Callable[[], None]:
         StatisticsError: if a batch norm inside was frozen, so that its statistics would never fit again.
     """
     kind = type(module).__name__
-    if frozen := [name for name, bn in norms(module) if "_unfrozen_class" in vars(bn)]:
+    if frozen := [name for name, bn in norms(module) if kind_before(bn) is not type(bn)]:
         raise StatisticsError(
             f"cannot reset {kind}: the statistics of its batch norm {frozen[0]!r} are frozen, and a fresh start has "
             "none yet; call unfreeze_bn_stats(model) first"
