@@ -39,7 +39,8 @@ class Share:
 
     def give(self, kernel: Kernel, places: Sequence[Place]) -> None:
         """Puts in a kernel, and where that stands which it was read from."""
-        self._kernel, self._thread, self._taken = kernel, get_ident(), False
+        again = torch._C._current_graph_task_id() != -1  # a checkpoint runs the whole network again, as it ran before
+        self._kernel, self._thread, self._taken = kernel, get_ident(), again
         self._places, self._tensors = places, [table[name] for table, name in places]
         self._versions = [*map(_version, self._tensors)]
 

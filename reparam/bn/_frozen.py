@@ -88,7 +88,8 @@ class FrozenStatsBN(_NormBase):
                 nn.init.zeros_(self.bias)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("running_mean", "running_var") and not vars(self).get("_loads"):
+        its_own = {"_loads", "_is_replica"} & set(vars(self))  # DataParallel gives each replica copies
+        if name in ("running_mean", "running_var") and not its_own:
             _warn(f"setting {name}")
         else:
             super().__setattr__(name, value)

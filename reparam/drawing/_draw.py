@@ -90,7 +90,7 @@ def _parts(branch: Branch) -> list[Shape]:
     if isinstance(branch, SideBySide):
         return [_fork(_side_by_side(branch), "concat"), _box(branch.out, linear_op(branch.out, 0, branch.like))]
     if isinstance(branch, ScaledBranch):
-        return [*_parts(branch.branch), _box(branch.scale, linear_op(branch.scale, 0, branch.like))]
+        return [*_parts(branch.branch), _box(branch.scale, linear_op(branch.scale, branch.scale.channels, branch.like))]
     if isinstance(branch, SliceBranch):
         return [_some("channels", branch.channels), *_parts(branch.branch), _some("to channels", branch.outputs)]
     if isinstance(branch, ChainBranch):
