@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import image, randomise
+from helpers import assert_close, image, randomise
 from strategies import KINDS
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -360,13 +360,13 @@ class TestOthersWatch:
                 recorded = partial(lambda x: traced(dict(recorded_block.named_parameters()), x))
             recorded_block = block if how != "export" else recorded
             before = recorded(x)
-            torch.testing.assert_close(before, block(x), rtol=1e-5, atol=1e-5)
+            assert_close(before, block(x), 1e-6)
             for parameter in recorded_block.parameters():
                 parameter.mul_(1.5)
             if how == "export":
                 block.load_state_dict(recorded.state_dict())
             assert not torch.allclose(recorded(x), before)
-            torch.testing.assert_close(recorded(x), block(x), rtol=1e-5, atol=1e-5)
+            assert_close(recorded(x), block(x), 1e-6)  # of the largest: a sum of large terms may be small
 
     def test_a_counter_counts_the_same_each_time(self):
         block, x = built("RRRB")
