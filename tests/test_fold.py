@@ -474,6 +474,13 @@ class TestSurroundings:
         for gradient, p in zip(expected[1:], net.parameters()):
             torch.testing.assert_close(p.grad, gradient, rtol=1e-10, atol=1e-12)
 
+    def test_compiled_for_images_of_several_sizes(self):
+        block = RepSRBlock(4, fold=True)
+        compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+        for batch, height, width in ((2, 8, 8), (3, 8, 8), (2, 12, 9)):
+            x = torch.rand(batch, 4, height, width)
+            assert_close(compiled(x), block(x), 1e-6)
+
     def test_functional_call(self):
         net, x = self.net().double(), torch.rand(2, 4, 8, 8).double()
         halved = {name: p.detach() / 2 for name, p in net.named_parameters()}

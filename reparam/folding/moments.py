@@ -243,6 +243,7 @@ def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.d
     both = _by_taps((rows.sum(1)[:, None] * columns.sum(1)), kernel_size)
     seen, count = both.diagonal(), height * width
     covariance = (both * count - torch.outer(seen, seen)) / count**2
+    height, width = int(height), int(width)  # a compiler's symbols, of which the pairs below cannot be made
     around, distances = ring((height, width), kernel_size, device), _distances(kernel_size, device)
     beyond = distances - distances[0, 0]  # the distance 0
     pairs = torch.where(beyond >= 0, beyond, distances[0, 0] - beyond)
