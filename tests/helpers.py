@@ -111,3 +111,19 @@ def made(name: str, **options) -> nn.Module:
             parameter += 0.02 * torch.randn_like(parameter)
         net(torch.rand(4, net.colors, 16, 16))
     return net.eval()
+
+
+def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output, and the gradients of all parameters, of a loss that tells the numbers of an output apart."""
+    net.zero_grad()
+    y = net(x)
+    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    return [y.detach(), *(p.grad for p in net.parameters())]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> None:
+    """Each relative to the largest of all: some gradients are sums that cancel."""
+    assert len(a) == len(b)
+    scale = max(float(tensor.detach().abs().max()) for tensor in b)
+    for one, other in zip(a, b):
+        assert_close(one, other, scale=scale)

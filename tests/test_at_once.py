@@ -7,7 +7,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from helpers import assert_close, image, randomise
+from helpers import assert_close, gradients, image, randomise, same
 from hypothesis import given
 from strategies import KINDS, cases
 from torch import nn
@@ -49,21 +49,6 @@ def network(*blocks: nn.Module) -> nn.Sequential:
     randomise(net, 0)
     freeze_bn_stats(net)
     return net.double()
-
-
-def gradients(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    net.zero_grad()
-    y = net(x)
-    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
-    return [y.detach(), *(p.grad for p in net.parameters())]
-
-
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
-    """Each relative to the largest of all: some gradients are sums that cancel."""
-    assert len(a) == len(b)
-    scale = max(float(tensor.detach().abs().max()) for tensor in b)
-    for one, other in zip(a, b):
-        assert_close(one, other, scale=scale)
 
 
 def images(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -220,6 +205,24 @@ def test_a_part_of_the_network_with_checkpoints_of_its_own():
         checkpoint(net[0], images().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
         twin(images()).square().sum().backward()
         same([p.grad for p in net[0].parameters()], [p.grad for p in twin.parameters()])
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.net, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_network_that_is_one_checkpoint(reentrant: bool):
+    """It is run again as a whole, hook and all, and saves what it saved."""
+    net = network(RepSRBlock(4), nn.PReLU(), RepSRBlock(4), ECB(4))
+    alone = gradients(net, images().requires_grad_())
+    set_fold(net, True)
+    same(gradients(Checkpointed(net, reentrant), images().requires_grad_()), alone)
 
 
 def test_a_forward_without_gradients_between_a_forward_and_its_checkpoints():

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 import torch
-from helpers import assert_close, randomise
+from helpers import assert_close, gradients, randomise, same
 from torch import nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
@@ -67,20 +67,6 @@ def image(colors: int = 3) -> torch.Tensor:
 
 def hooks(net: nn.Module) -> int:
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in net.modules())
-
-
-def gradients(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    net.zero_grad()
-    y = net(x)
-    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
-    return [y.detach(), *(p.grad for p in net.parameters())]
-
-
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
-    scale = max(float(tensor.abs().max()) for tensor in b)
-    assert len(a) == len(b)
-    for one, other in zip(a, b):
-        assert_close(one, other, scale=scale)
 
 
 @pytest.fixture
