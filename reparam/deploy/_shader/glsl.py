@@ -1,0 +1,115 @@
+"""Passes as a user shader: GLSL with the headers that mpv and libplacebo read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from .arithmetic import Language, Lines, Value
+from .passes import Pass, Stored
+
+GLSL = Language(constant="vec4 {} = {};", variable="vec4 {} = {};", pair="ivec2")
+
+WORKGROUP = 8
+"""Threads of a workgroup, each way."""
+LARGER = 1.2
+"""By how much the picture must be enlarged for a shader to run that enlarges it."""
+
+
+def glsl(passes: tuple[Pass, ...], name: str, metadata: Mapping[str, str]) -> str:
+    """The text of a user shader: a compute shader for each pass.
+
+    Args:
+        passes: of a network with 1 colour, which then takes LUMA, or 3, which takes MAIN.
+        name: of the network, for the player's list of passes.
+        metadata: is written at the top, as comments.
+    """
+    notes = [f"// {key}: {value}" for key, value in metadata.items()]
+    blocks = ["\n".join(_block(one, passes, name)) for one in passes]
+    return "\n\n".join(["\n".join(notes), *blocks]) + "\n"
+
+
+def texture(number: int) -> str:
+    """The name of what a pass leaves."""
+    return f"REPARAM_{number}"
+
+
+def _block(one: Pass, passes: tuple[Pass, ...], name: str) -> Iterator[str]:
+    last = one is passes[-1]
+    (output,) = passes[-1].writes.values()
+    columns, rows = (output.parts, output.parts) if last else one.grid
+    yield from _headers(one, passes, name, output)
+    yield ""
+    for value, stored in one.reads.items():
+        yield _read(value, stored, passes, (columns * one.scale, rows * one.scale))
+    yield from ("void hook() {", "ivec2 p = ivec2(gl_GlobalInvocationID.xy);")
+    yield f"ivec2 size = imageSize(out_image) / ivec2({columns}, {rows});"
+    yield "if (any(greaterThanEqual(p, size))) return;"
+    lines = Lines(one, GLSL)
+    values = [lines.value(value) for value in one.writes]
+    yield from lines.text
+    yield from _shown(values[0], output) if last else _kept(values, columns, rows)
+    yield "}"
+
+
+def _headers(one: Pass, passes: tuple[Pass, ...], name: str, output: Stored) -> Iterator[str]:
+    last = one is passes[-1]
+    columns, rows = (output.parts, output.parts) if last else one.grid
+    layers = dict.fromkeys(step.layer for step in one.steps if step.layer)
+    yield f"//!HOOK {'LUMA' if output.channels == 1 else 'MAIN'}"
+    yield f"//!DESC {name} {one.number}/{len(passes)}{': ' if layers else ''}{', '.join(layers)}"
+    yield "//!BIND HOOKED"
+    yield from (f"//!BIND {texture(number)}" for number in one.textures)
+    if not last:
+        yield f"//!SAVE {texture(one.number)}"
+        yield "//!COMPONENTS 4"
+    yield f"//!WIDTH HOOKED.w {columns * one.scale} *"
+    yield f"//!HEIGHT HOOKED.h {rows * one.scale} *"
+    if output.scale > 1:
+        yield f"//!WHEN OUTPUT.w HOOKED.w {LARGER} * > OUTPUT.h HOOKED.h {LARGER} * > *"
+    yield f"//!COMPUTE {columns * WORKGROUP} {rows * WORKGROUP} {WORKGROUP} {WORKGROUP}"
+
+
+def _read(name: str, stored: Stored, passes: tuple[Pass, ...], written: tuple[int, int]) -> str:
+    """The function that reads a value, of a pixel of it and a group."""
+    if not stored.writer:
+        return _read_image(name, written)
+    columns, rows = passes[stored.writer - 1].grid
+    raw, parts = f"{texture(stored.writer)}_raw", stored.parts
+    place = f"{stored.first} + (q.y % {parts} * {parts} + q.x % {parts}) * {stored.groups} + group"
+    return (
+        f"vec4 at_{name}(ivec2 q, int group) {{\n"
+        f"if (any(lessThan(q, ivec2(0))) || any(greaterThanEqual(q, textureSize({raw}, 0) / ivec2({columns}, {rows}) * "
+        f"{parts}))) return vec4(0.0);\n"
+        f"int texel = {place};\n"
+        f"return texelFetch({raw}, q / {parts} * ivec2({columns}, {rows}) + ivec2(texel % {columns}, texel / {columns}), 0);\n"
+        "}"
+    )
+
+
+def _read_image(name: str, written: tuple[int, int]) -> str:
+    """The player's own functions know how it is turned, and by what its numbers are to be multiplied.
+
+    HOOKED_map takes a texel of what the pass writes, which is larger than the image.
+    """
+    return (
+        f"vec4 at_{name}(ivec2 q, int group) {{\n"
+        f"if (any(lessThan(q, ivec2(0))) || any(greaterThanEqual(q, imageSize(out_image) / ivec2({written[0]}, "
+        f"{written[1]})))) return vec4(0.0);\n"
+        f"return HOOKED_tex(HOOKED_map((vec2(q) + 0.5) * vec2({written[0]}, {written[1]}) - 0.5));\n"
+        "}"
+    )
+
+
+def _kept(values: list[Value], columns: int, rows: int) -> Iterator[str]:
+    texels = (group for value in values for pixel in value for group in pixel)
+    for index, numbers in enumerate(texels):
+        place = f"p * ivec2({columns}, {rows}) + ivec2({index % columns}, {index // columns})"
+        yield f"imageStore(out_image, {place}, {numbers});"
+
+
+def _shown(value: Value, output: Stored) -> Iterator[str]:
+    """The output of the network, with the alpha of the pixel that it came from."""
+    for index, (numbers, *_) in enumerate(value):
+        place = f"p * {output.parts} + ivec2({index % output.parts}, {index // output.parts})"
+        color = f"{numbers}.x, 0.0, 0.0, 1.0" if output.channels == 1 else f"{numbers}.xyz, 1.0"
+        yield f"imageStore(out_image, {place}, vec4({color}));"
