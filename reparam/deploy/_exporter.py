@@ -22,6 +22,7 @@ from ..modules._hooks import copy_module
 from ._formats import FORMATS, Format
 from ._receptive import locality
 from ._runners import Run
+from ._shader.trial import Trial
 
 _TOLERANCE = 1e-5
 _SIZES = ((1, 1, 1), (1, 3, 5), (2, 8, 9), (1, 17, 4), (1, 4, 33))
@@ -40,10 +41,17 @@ class ExportReport:
     """Of the inputs that it was checked on."""
     error: float
     """The largest difference from the fused network in torch, over the largest value of its output."""
+    psnr_db: float | None = None
+    """Of what a player shows, to what torch gives: the smallest of the shapes. Only a player's file has it."""
+    unchecked: str = ""
+    """Why nothing ran the file, if nothing here could."""
 
     def __str__(self) -> str:
         names = " and ".join(map(str, self.files))
-        return f"{names}: {self.format}, differs by {self.error:.0e} in {self.engine} ({len(self.shapes)} shapes)"
+        if self.unchecked:
+            return f"{names}: {self.format}, NOT RUN: {self.unchecked}"
+        found = f"differs by {self.error:.0e}" if self.psnr_db is None else f"{self.psnr_db:.1f} dB to torch"
+        return f"{names}: {self.format}, {found} in {self.engine} ({len(self.shapes)} shapes)"
 
 
 def export(
@@ -59,6 +67,7 @@ def export(
     | `.pt2` | `torch.export` | |
     | `.xml` (and `.bin`) | OpenVINO IR, by OpenVINO's converter from ONNX | `reparam[openvino]` |
     | `.ncnn.param` (and `.ncnn.bin`) | ncnn, by pnnx | `reparam[ncnn]` |
+    | `.glsl` | a user shader for mpv, libplacebo and ffmpeg | |
 
     The network is fused with proof, on the example, where it runs in float64 (see `fuse`).
 
@@ -66,10 +75,14 @@ def export(
     on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does
     not, an existing file stays as it was; if it does, that is replaced, as by `torch.save`.
 
+    A user shader is run by ffmpeg, with a Vulkan driver and libplacebo, on three pictures, and must show them at 65 dB
+    or more to what torch gives, as numbers between its passes are float16. Where there is no such ffmpeg it is written
+    all the same, and the report says that it was not run.
+
     All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
     network has one), `period` (tiles begin on its multiples; 1 for convolutions), `range` ("0 to 1"), `order` ("RGB" or
     "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as `rt_info` under "reparam" of
-    OpenVINO, as extra files of `torch.export`.
+    OpenVINO, as extra files of `torch.export`, in comments of a shader.
 
     In ONNX and OpenVINO, networks of this library add the image enlarged by nearest neighbour before the pixel shuffle,
     s² times for each channel, and not after it: the same numbers, for fewer passes over the large image.
@@ -108,9 +121,13 @@ def export(
     _output(net, first)  # what it cannot do is said here, and not by a converter
     with written(path) as file:
         write_as(kind, net, first, dynamic, file)
-        engine, error = _check(kind, file, net, shapes)
+        if kind.tried:
+            found = kind.tried(file, net)
+        else:
+            engine, error = _check(kind, file, net, shapes)
+            found = Trial(engine, shapes, error)
         files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
-    return ExportReport(files, kind.name, engine, shapes, error)
+    return ExportReport(files, kind.name, *found)
 
 
 def holds(file: Path, net: nn.Module) -> bool:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ._lean import Gather, lean, one_by_one
 from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino, run_program, run_reference
+from ._shader.files import read_glsl, try_glsl, write_glsl
+from ._shader.trial import Trial
 
 Metadata = Mapping[str, str]
 
@@ -37,6 +39,8 @@ class Format(NamedTuple):
     write: Callable[[nn.Module, Tensor, bool, Path, Metadata], None]
     read: Callable[[Path], tuple[str, Run]]
     """Gives the name of the program that runs the file, and what does."""
+    tried: Callable[[Path, nn.Module], Trial] | None = None
+    """Compares the file with the network where that is not by the digits of float32."""
 
 
 def _dynamic(example: Tensor) -> tuple[dict[int, Any], ...]:
@@ -145,6 +149,7 @@ FORMATS = (
         _write_ncnn,
         lambda file: ("ncnn", run_ncnn(file)),
     ),
+    Format("user shader", (".glsl",), "", (), write_glsl, read_glsl, try_glsl),
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._plain import Step
 from .known import FUNCTIONS
-from .passes import Pass, Stored, is_spatial
+from .passes import Pass, is_spatial
 
 Groups = list[str]
 """Of one pixel: the variables that hold its channels, four in each; what is left of the last one is never used."""
@@ -55,7 +55,10 @@ class Lines:
             stored = self._pass.reads[name]
             parts = stored.scale // self._pass.scale
             self._values[name] = [
-                [self.constant(self.at(name, f"p * {parts} + {self.pair(x, y)}", group)) for group in range(stored.groups)]
+                [
+                    self.constant(self.at(name, f"p * {parts} + {self.pair(x, y)}", group))
+                    for group in range(stored.groups)
+                ]
                 for y, x in product(range(parts), repeat=2)
             ]
         return self._values[name]
@@ -181,9 +184,7 @@ def _dense(step: Step) -> Tensor:
 
 def _prelu(lines: Lines, step: Step) -> Value:
     slopes = step.settings["slopes"]
-    return lines.each(
-        step, lambda group, x: f"max({x}, vec4(0.0)) + {four(slopes, group)} * min({x}, vec4(0.0))"
-    )
+    return lines.each(step, lambda group, x: f"max({x}, vec4(0.0)) + {four(slopes, group)} * min({x}, vec4(0.0))")
 
 
 def _clamp(lines: Lines, step: Step) -> Value:
@@ -222,9 +223,7 @@ def _gather(lines: Lines, step: Step) -> Value:
 def _shuffle(lines: Lines, step: Step) -> Value:
     factor = step.settings["factor"]
     pixels = lines.channels(step.inputs[0])
-    return [
-        lines.gathered(pixels[old][place :: factor**2]) for old, place in _finer(len(pixels), factor)
-    ]
+    return [lines.gathered(pixels[old][place :: factor**2]) for old, place in _finer(len(pixels), factor)]
 
 
 def _resize(lines: Lines, step: Step) -> Value:
@@ -248,7 +247,9 @@ def _bilinear(lines: Lines, name: str, factor: int) -> Value:
     return [
         [
             lines.constant(
-                " + ".join(f"{number(a * b)} * {near[y, x][group]}" for (y, a), (x, b) in product(down.items(), right.items()))
+                " + ".join(
+                    f"{number(a * b)} * {near[y, x][group]}" for (y, a), (x, b) in product(down.items(), right.items())
+                )
             )
             for group in range(len(near[0, 0]))
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ...errors import ExportError
 from .._lean import Gather, lean
 from .._plain import plain_steps
 from .._runners import Run
@@ -15,6 +16,7 @@ from .glsl import glsl
 from .known import check_passes, check_steps
 from .passes import Pass, passes_of
 from .player import player, run_player
+from .trial import Trial, tried
 
 
 def write_glsl(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Mapping[str, str]) -> None:
@@ -43,9 +45,28 @@ def shader_passes(net: nn.Module, example: Tensor) -> tuple[Pass, ...]:
 
 
 def read_glsl(file: Path) -> tuple[str, Run]:
-    """What runs a user shader, and the function that does."""
-    name, reason = player()
-    if reason:
-        raise NotRun(reason)
-    match = re.search(r"^// scale: (\d+)$", file.read_text(), re.MULTILINE)
-    return name, run_player(file, int(match[1]) if match else 1)
+    """What can run a user shader of `write_glsl`, and the function that does, of images of 0 to 1.
+
+    Raises:
+        ExportError: if nothing here can.
+    """
+    name, missing = player()
+    if missing:
+        raise ExportError(f"nothing here runs a user shader: {missing}")
+    return name, run_player(file, _note(file, "scale"))
+
+
+def try_glsl(file: Path, net: nn.Module) -> Trial:
+    """A file of `write_glsl` compared with its network.
+
+    Raises:
+        ExportError: if it fails, or shows something else.
+    """
+    return tried(file, net, _note(file, "colors"), _note(file, "scale"))
+
+
+def _note(file: Path, key: str) -> int:
+    found = re.search(rf"^// {key}: (\d+)$", file.read_text(), re.MULTILINE)
+    if found is None:
+        raise ExportError(f"{file.name} does not say its {key}, as the user shaders of `export` do")
+    return int(found[1])

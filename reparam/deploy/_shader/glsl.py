@@ -23,7 +23,7 @@ def glsl(passes: tuple[Pass, ...], name: str, metadata: Mapping[str, str]) -> st
         name: of the network, for the player's list of passes.
         metadata: is written at the top, as comments.
     """
-    notes = [f"// {key}: {value}" for key, value in metadata.items()]
+    notes = [f"// {key}: {value.replace('//!', '//')}" for key, value in metadata.items()]  # where headers begin
     blocks = ["\n".join(_block(one, passes, name)) for one in passes]
     return "\n\n".join(["\n".join(notes), *blocks]) + "\n"
 
@@ -36,18 +36,18 @@ def texture(number: int) -> str:
 def _block(one: Pass, passes: tuple[Pass, ...], name: str) -> Iterator[str]:
     last = one is passes[-1]
     (output,) = passes[-1].writes.values()
-    columns, rows = (output.parts, output.parts) if last else one.grid
+    columns, rows = grid = (output.parts, output.parts) if last else one.grid
+    written = _pair((columns * one.scale, rows * one.scale))
     yield from _headers(one, passes, name, output)
     yield ""
-    for value, stored in one.reads.items():
-        yield _read(value, stored, passes, (columns * one.scale, rows * one.scale))
+    yield from (_read(value, stored, passes, written) for value, stored in one.reads.items())
     yield from ("void hook() {", "ivec2 p = ivec2(gl_GlobalInvocationID.xy);")
-    yield f"ivec2 size = imageSize(out_image) / ivec2({columns}, {rows});"
+    yield f"ivec2 size = imageSize(out_image) / {_pair(grid)};"
     yield "if (any(greaterThanEqual(p, size))) return;"
     lines = Lines(one, GLSL)
     values = [lines.value(value) for value in one.writes]
     yield from lines.text
-    yield from _shown(values[0], output) if last else _kept(values, columns, rows)
+    yield from _shown(values[0], output) if last else _kept(values, grid)
     yield "}"
 
 
@@ -69,47 +69,38 @@ def _headers(one: Pass, passes: tuple[Pass, ...], name: str, output: Stored) -> 
     yield f"//!COMPUTE {columns * WORKGROUP} {rows * WORKGROUP} {WORKGROUP} {WORKGROUP}"
 
 
-def _read(name: str, stored: Stored, passes: tuple[Pass, ...], written: tuple[int, int]) -> str:
-    """The function that reads a value, of a pixel of it and a group."""
-    if not stored.writer:
-        return _read_image(name, written)
-    columns, rows = passes[stored.writer - 1].grid
-    raw, parts = f"{texture(stored.writer)}_raw", stored.parts
-    place = f"{stored.first} + (q.y % {parts} * {parts} + q.x % {parts}) * {stored.groups} + group"
-    return (
-        f"vec4 at_{name}(ivec2 q, int group) {{\n"
-        f"if (any(lessThan(q, ivec2(0))) || any(greaterThanEqual(q, textureSize({raw}, 0) / ivec2({columns}, {rows}) * "
-        f"{parts}))) return vec4(0.0);\n"
-        f"int texel = {place};\n"
-        f"return texelFetch({raw}, q / {parts} * ivec2({columns}, {rows}) + ivec2(texel % {columns}, texel / {columns}), 0);\n"
-        "}"
-    )
+def _read(name: str, stored: Stored, passes: tuple[Pass, ...], written: str) -> str:
+    """The function that reads a value, of a pixel of it and a group, and gives zeros outside."""
+    if stored.writer:
+        grid, raw = _pair(passes[stored.writer - 1].grid), f"{texture(stored.writer)}_raw"
+        parts, columns = stored.parts, passes[stored.writer - 1].grid[0]
+        size = f"textureSize({raw}, 0) / {grid} * {parts}"
+        within = f"(q.y % {parts} * {parts} + q.x % {parts}) * {stored.groups} + " if parts > 1 else ""
+        texel = f"ivec2(texel % {columns}, texel / {columns})"
+        found = f"texelFetch({raw}, q / {parts} * {grid} + {texel}, 0)"
+        lines = [f"int texel = {stored.first} + {within}group;", f"return {found};"]
+    else:  # the player knows how it is turned, and what its numbers are to be multiplied by
+        size = f"imageSize(out_image) / {written}"
+        # HOOKED_map is from a texel of what this pass writes, and not from one of the image.
+        lines = [f"return HOOKED_tex(HOOKED_map((vec2(q) + 0.5) * vec2({written}) - 0.5));"]
+    outside = f"any(lessThan(q, ivec2(0))) || any(greaterThanEqual(q, {size}))"
+    return "\n".join([f"vec4 at_{name}(ivec2 q, int group) {{", f"if ({outside}) return vec4(0.0);", *lines, "}"])
 
 
-def _read_image(name: str, written: tuple[int, int]) -> str:
-    """The player's own functions know how it is turned, and by what its numbers are to be multiplied.
-
-    HOOKED_map takes a texel of what the pass writes, which is larger than the image.
-    """
-    return (
-        f"vec4 at_{name}(ivec2 q, int group) {{\n"
-        f"if (any(lessThan(q, ivec2(0))) || any(greaterThanEqual(q, imageSize(out_image) / ivec2({written[0]}, "
-        f"{written[1]})))) return vec4(0.0);\n"
-        f"return HOOKED_tex(HOOKED_map((vec2(q) + 0.5) * vec2({written[0]}, {written[1]}) - 0.5));\n"
-        "}"
-    )
+def _pair(numbers: tuple[int, int]) -> str:
+    return f"ivec2({numbers[0]}, {numbers[1]})"
 
 
-def _kept(values: list[Value], columns: int, rows: int) -> Iterator[str]:
+def _kept(values: list[Value], grid: tuple[int, int]) -> Iterator[str]:
     texels = (group for value in values for pixel in value for group in pixel)
     for index, numbers in enumerate(texels):
-        place = f"p * ivec2({columns}, {rows}) + ivec2({index % columns}, {index // columns})"
+        place = f"p * {_pair(grid)} + {_pair((index % grid[0], index // grid[0]))}"
         yield f"imageStore(out_image, {place}, {numbers});"
 
 
 def _shown(value: Value, output: Stored) -> Iterator[str]:
-    """The output of the network, with the alpha of the pixel that it came from."""
+    """The output of the network."""
     for index, (numbers, *_) in enumerate(value):
-        place = f"p * {output.parts} + ivec2({index % output.parts}, {index // output.parts})"
+        place = f"p * {output.parts} + {_pair((index % output.parts, index // output.parts))}"
         color = f"{numbers}.x, 0.0, 0.0, 1.0" if output.channels == 1 else f"{numbers}.xyz, 1.0"
         yield f"imageStore(out_image, {place}, vec4({color}));"

@@ -99,7 +99,7 @@ def _against_conv(settings: Any) -> Iterator[str]:
     if settings["stride"] != (1, 1):
         yield f"a convolution of stride {settings['stride']}"
     elif tuple(padding) != same:
-        yield f"a convolution {kernel[0]}x{kernel[1]} of padding {padding}, where {same} keeps the size,"
+        yield f"a convolution {kernel[0]}x{kernel[1]} of padding {padding}, which changes the size and"
 
 
 def _against_resize(settings: Any) -> Iterator[str]:

@@ -70,7 +70,7 @@ def passes_of(plain: Plain) -> tuple[Pass, ...]:
 
     Every other step is in the pass of the last of its inputs, so that activations, sums, choices of channels and
     convolutions of 1x1 cost no pass. What depends on single pixels of the image alone is computed where it is needed.
-    A pass keeps in one texture what later passes take from it, so that a shuffle is only another way of counting texels.
+    A pass keeps in one texture what later passes take from it, so that a shuffle only counts texels in another way.
 
     Args:
         plain: of steps that `check_steps` found to be known.
@@ -86,8 +86,9 @@ def passes_of(plain: Plain) -> tuple[Pass, ...]:
             steps, reads = plan.needed(level, wanted[level])
             found.append((level, steps, reads))
             for name in reads:
-                if name != plain.input and name not in wanted.setdefault(plan.level[name], []):
-                    wanted[plan.level[name]].append(name)
+                earlier = wanted.setdefault(plan.level[name], []) if name != plain.input else [name]
+                if name not in earlier:
+                    earlier.append(name)
     stored = {plain.input: Stored(0, 0, plain.input_shape[1], 1, 1)}
     passes = []
     for number, (level, steps, reads) in enumerate(reversed(found), 1):

@@ -21,7 +21,7 @@ _FORMATS = {1: ("gray16le", "bt709", 1), 3: ("rgba64le", "gbr", 4)}
 
 @cache
 def player() -> tuple[str, str]:
-    """What can run a shader, or "" and why nothing can.
+    """What can run a shader here, or "" and why nothing can.
 
     Example:
         >>> name, reason = player()
@@ -67,10 +67,17 @@ def _rendered(image: np.ndarray, shader: Path | None, scale: int) -> np.ndarray:
             folder,
         )
     shape = (height * scale, width * scale, channels)
-    if done.returncode or len(done.stdout) != 2 * np.prod(shape):
-        raise ExportError(done.stderr.decode(errors="replace").strip()[-400:] or "it gives no image")
+    if done.returncode or b"Failed" in done.stderr or len(done.stdout) != 2 * np.prod(shape):
+        raise ExportError(f"ffmpeg fails for {colors} colours of {height}x{width} pixels: {_said(done.stderr)}")
     shown = np.frombuffer(done.stdout, "<u2").reshape(shape)[..., :colors]
     return shown.transpose(2, 0, 1).astype(np.float32) / 65535
+
+
+def _said(log: bytes) -> str:
+    """What a log of ffmpeg says of what went wrong: it shows the whole shader around it."""
+    lines = log.decode(errors="replace").strip().splitlines()
+    errors = [line for line in lines if "error" in line.lower()] or lines
+    return "; ".join(errors)[:400] or "it gives no image and no reason"
 
 
 def _called(
