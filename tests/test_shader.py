@@ -94,7 +94,7 @@ def test_what_a_pass_reads_is_bound_and_was_saved(written):
         assert set(headers["BIND"]) <= {"HOOKED", *saved} and len(headers["BIND"]) <= 16
         assert set(re.findall(r"REPARAM_\d+(?=_raw)", code)) == set(headers["BIND"]) - {"HOOKED"}
         called = set(re.findall(r"= (at_\w+)\(", code))
-        assert called == set(re.findall(r"^vec4 (at_\w+)\(ivec2 q, int group\)", code, re.MULTILINE)), "by name"
+        assert called == set(re.findall(r"^vec4 (at_\w+)\(ivec2 wanted, int group\)", code, re.MULTILINE)), "by name"
         assert not set(headers.get("SAVE", ())) & set(saved)
         saved += headers.get("SAVE", [])
 
@@ -228,7 +228,10 @@ REFUSED = {
         "0 .*of the image|0 is a bilinear resize with align_corners=True",
     ),
     "one way": (nn.Sequential(nn.Upsample(scale_factor=(2, 1))), "0 is a resize by 2 and 1"),
-    "colours": (nn.Sequential(conv(1, 3)), "as many colours as they gave, 1, .* gives 3 colours and sides times 1 and 1"),
+    "colours": (
+        nn.Sequential(conv(1, 3)),
+        "as many colours as they gave, 1, .* gives 3 colours and sides times 1 and 1",
+    ),
 }
 
 
@@ -310,7 +313,9 @@ def program(folder: Path, monkeypatch, script: str) -> None:
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin" if script else str(folder))
 
 
-VERSION = 'case "$*" in *-version*) echo "ffmpeg version 6.1 Copyright"; exit;; *-filters*) echo " ..C {} V->V x"; exit;;'
+VERSION = (
+    'case "$*" in *-version*) echo "ffmpeg version 6.1 Copyright"; exit;; *-filters*) echo " ..C {} V->V x"; exit;;'
+)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +324,7 @@ VERSION = 'case "$*" in *-version*) echo "ffmpeg version 6.1 Copyright"; exit;; 
         (VERSION.format("scale") + " esac", "^ffmpeg 6.1 has no libplacebo$"),
         (
             VERSION.format("libplacebo") + ' *) echo "Device creation error: none" >&2; exit 1;; esac',
-            "^ffmpeg 6.1 finds no Vulkan driver, such as .*mesa-vulkan-drivers: .*2x2 pixels: Device creation error: none$",
+            "^ffmpeg 6.1 finds no Vulkan driver, .*mesa-vulkan-drivers: .*2x2 pixels: Device creation error: none$",
         ),
         (
             VERSION.format("libplacebo") + " *) exit 0;; esac",
