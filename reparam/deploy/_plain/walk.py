@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import ExportError
 from . import read_arithmetic, read_layers  # noqa: F401  # which fill the table of readers
-from .moves import MOVES, moved, places
+from .moves import MOVES, as_moves, moved, places
 from .steps import Plain, Step
 from .writer import LOST, READERS, Writer
 
@@ -133,7 +133,7 @@ class _Walk(TorchDispatchMode):
             )
         images = {id(one): self.writer.image_of(one, operation in _OF_TWO) for one in taken}
         reader = READERS.get(operation)
-        if reader is None or None in images.values():
+        if reader is None or any(one is None for one in images.values()):
             return False
         arguments = tree_map(lambda one: images.get(id(one), one), arguments)
         read = reader(self.writer, result, **arguments)
@@ -143,12 +143,17 @@ class _Walk(TorchDispatchMode):
         return read
 
     def _move(self, func: Any, operation: str, tensor: Tensor, result: Any, arguments: dict[str, Any]) -> bool:
-        value = self.writer.values[tensor]
-        index = places(value.shape) if value.where is None else value.where
-        after = moved(operation, func, index, arguments) if value.step else None
-        if after is None:
-            return False
-        for one, index in zip(tree_leaves(result), tree_leaves(after)):
+        results = tree_leaves(result)
+        for _ in range(2):
+            value = self.writer.values[tensor]
+            index = places(value.shape) if value.where is None else value.where
+            after = moved(operation, func, index, arguments) if value.step else None
+            if after is None:
+                return False
+            if result is tensor or all(as_moves(one, value.shape) is not None for one in tree_leaves(after)):
+                break
+            self.writer.image_of(tensor)  # this move alone may be a step, where all so far are none
+        for one, index in zip(results, tree_leaves(after)):
             self.writer.move(one, value, index)
         return True
 
