@@ -41,7 +41,7 @@ def write_tflite(
 
 
 def run_litert(file: Path | bytes, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-    """A file of TFLite in LiteRT: from (N, C, H, W) to the same, in float32."""
+    """A file of TFLite in LiteRT: from (N, C, H, W) to the same, in float32 whatever the file takes and gives."""
     from ai_edge_litert.interpreter import Interpreter
 
     given: dict[str, Any] = {"model_content": file} if isinstance(file, bytes) else {"model_path": str(file)}
@@ -50,13 +50,27 @@ def run_litert(file: Path | bytes, threads: int = 0) -> Callable[[np.ndarray], n
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(x: np.ndarray) -> np.ndarray:
-        image = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        image = np.ascontiguousarray(_as_told(x.transpose(0, 2, 3, 1), source))
         if tuple(interpreter.get_input_details()[0]["shape"]) != image.shape:
             interpreter.resize_tensor_input(source["index"], image.shape)
             interpreter.allocate_tensors()
         interpreter.set_tensor(source["index"], image)
         interpreter.invoke()
-        y = interpreter.get_tensor(target["index"])
+        y = _as_numbers(interpreter.get_tensor(target["index"]), target)
         return np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if y.ndim == 4 else y
 
     return run
+
+
+def _as_told(x: np.ndarray, told: Mapping[str, Any]) -> np.ndarray:
+    """In the type of an input."""
+    scale, zero = told["quantization"]
+    if not scale:
+        return x
+    ends = np.iinfo(told["dtype"])
+    return (np.rint(x / scale) + zero).clip(ends.min, ends.max).astype(told["dtype"])
+
+
+def _as_numbers(y: np.ndarray, told: Mapping[str, Any]) -> np.ndarray:
+    scale, zero = told["quantization"]
+    return (y.astype(np.float32) - zero) * np.float32(scale) if scale else y
