@@ -15,7 +15,9 @@ from ._shared import Act, Json, Network, Overwrite, Tile, Wrapper, load
 
 def export(
     source: Network,
-    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO) or .ncnn.param.")],
+    target: Annotated[
+        Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO), .ncnn.param or .tflite.")
+    ],
     wrapper: Wrapper = None,
     act: Act = None,
     size: Annotated[
@@ -26,6 +28,9 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; 18, if none.")] = None,
     half: Annotated[bool, typer.Option("--half", help="In float16.")] = False,
+    shuffle_as_conv: Annotated[
+        bool, typer.Option("--shuffle-as-conv", help="Of TFLite, where DEPTH_TO_SPACE is refused.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -38,7 +43,7 @@ def export(
     pixels = _pixels(size, batch)
     net = load(source, wrapper, act)
     sizes = _sizes(net.colors, pixels, batch) if pixels else {}
-    report = deploy.export(net, target, opset=opset, half=half, **sizes)
+    report = deploy.export(net, target, opset=opset, half=half, shuffle_as_conv=shuffle_as_conv, **sizes)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
 
 

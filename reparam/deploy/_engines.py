@@ -28,6 +28,7 @@ from ._cache import cached, keep
 from ._exporter import export, holds
 from ._notes import about, told_shape
 from ._runners import Run, program_in, run_ncnn, run_onnxruntime, run_openvino
+from ._tflite import run_litert
 from ._threads import check_threads, torch_threads
 
 _EXPORT = 2
@@ -58,7 +59,7 @@ class _Kind:
 
     def __init__(self, package: str, make: Callable[..., Run], suffix: str = "", *options: object) -> None:
         self.package, self.make, self.suffix, self.options = package, make, suffix, options
-        self.extra = "onnx" if package == "onnxruntime" else package
+        self.extra = {"onnxruntime": "onnx", "ai_edge_litert": "litert"}.get(package, package)
 
 
 ENGINES = {
@@ -68,6 +69,7 @@ ENGINES = {
     "openvino": _Kind("openvino", run_openvino, ".xml"),
     "openvino-bf16": _Kind("openvino", run_openvino, ".xml", "bf16"),
     "ncnn": _Kind("ncnn", run_ncnn, ".ncnn.param"),
+    "litert": _Kind("ai_edge_litert", run_litert, ".tflite"),
 }
 
 
@@ -110,6 +112,7 @@ FILE_ENGINES = {
     ".xml": ("openvino", "openvino-bf16"),
     ".param": ("ncnn",),
     ".pt2": ("torch",),
+    ".tflite": ("litert",),
 }
 """The engines that run a file, by its suffix; the usual one first."""
 

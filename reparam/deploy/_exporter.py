@@ -67,6 +67,7 @@ def export(
     dynamic: Dynamic = True,
     opset: int | None = None,
     half: bool = False,
+    shuffle_as_conv: bool = False,
 ) -> ExportReport:
     r"""Writes a network for inference elsewhere: fused first, so that no branch is ever exported, in float32.
 
@@ -78,20 +79,26 @@ def export(
     | `.pt2` | `torch.export` | |
     | `.xml` (and `.bin`) | OpenVINO IR, by OpenVINO's converter from ONNX | `reparam[openvino]` |
     | `.ncnn.param` (and `.ncnn.bin`) | ncnn, by pnnx | `reparam[ncnn]` |
+    | `.tflite` | TFLite, whose runtime is called LiteRT now; written here | `reparam[litert]` |
 
     The network is fused with proof, on the example, where it runs in float64 (see `fuse`).
 
-    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; by OpenVINO; by ncnn)
-    on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does
-    not, an existing file stays as it was; if it does, that is replaced, as by `torch.save`.
+    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; by OpenVINO; by ncnn;
+    by LiteRT) on images of awkward sizes, and must give
+    $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does not, an existing file stays as it was; if it
+    does, that is replaced, as by `torch.save`.
 
     All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
     network has one), `period` (tiles begin on its multiples; 1 for convolutions), `range` ("0 to 1"), `order` ("RGB" or
     "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as `rt_info` under "reparam" of
-    OpenVINO, as extra files of `torch.export`.
+    OpenVINO, as extra files of `torch.export`, as JSON in the metadata of TFLite.
 
-    In ONNX and OpenVINO, networks of this library add the image enlarged by nearest neighbour before the pixel shuffle,
-    s² times for each channel, and not after it: the same numbers, for fewer passes over the large image.
+    TFLite has the axes (N, H, W, C). It is written here, and not converted: operators for convolutions, pooling,
+    borders, enlarging, functions, arithmetic and whatever moves pixels; a network that computes something else is
+    refused, by the name of the layer.
+
+    In ONNX, OpenVINO and TFLite, networks of this library add the image enlarged by nearest neighbour before the pixel
+    shuffle, s² times for each channel, and not after it: the same numbers, for fewer passes over the large image.
 
     In float16, no number may pass 65504. So the largest value that any layer gives is measured first, on the example
     and, of a network with `colors`, on pictures that are soft, of hard edges, white and black; what passes a sixteenth
@@ -104,7 +111,10 @@ def export(
         dynamic: whether batch, height and width of the input are free; if not, they are those of the example. "batch"
             leaves how many images there are free, and nothing else.
         opset: of ONNX, the version of the operators, for programs that want an older or a newer one than 18.
-        half: of ONNX, whether weights, input and output are float16; the file may then differ by 4e-3.
+        half: of ONNX, whether weights, input and output are float16, of TFLite, whether weights are; the file may then
+            differ by 4e-3.
+        shuffle_as_conv: of TFLite, whether pixel shuffles are transposed convolutions of zeros and ones, which compute
+            the same, for programs that refuse `DEPTH_TO_SPACE`.
 
     Raises:
         SpecError: for an unknown suffix, an option that its format does not have, or a missing example.
@@ -125,7 +135,7 @@ def export(
     """
     path = Path(path)
     kind = format_of(path)
-    options = _chosen(kind, opset=opset, half=half)
+    options = _chosen(kind, opset=opset, half=half, shuffle_as_conv=shuffle_as_conv)
     targets_of(path)
     shapes = _shapes(unwrap(model), example, dynamic)
     first = torch.rand(2, *shapes[0][1:-2], 8, 9) if example is None else example.detach().float().cpu()

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,11 @@ from ..errors import ExportError
 from ..modules._hooks import copy_module
 from ._lean import Gather, lean, one_by_one
 from ._opset import OPSET, in_opset
+from ._plain import Dynamic
 from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino, run_program, run_reference
+from ._tflite import run_litert, write_tflite
 
 Metadata = Mapping[str, str]
-
-Dynamic = bool | Literal["batch"]
-"""Which sizes of the input are free: all but the channels, none, or how many images there are."""
 
 
 class Format(NamedTuple):
@@ -168,5 +167,14 @@ FORMATS = (
         ("ncnn", "pnnx"),
         _write_ncnn,
         lambda file: ("ncnn", run_ncnn(file)),
+    ),
+    Format(
+        "TFLite",
+        (".tflite",),
+        "litert",
+        ("ai_edge_litert",),
+        write_tflite,
+        lambda file: ("litert", run_litert(file)),
+        ("half", "shuffle_as_conv"),
     ),
 )

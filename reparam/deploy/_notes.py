@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._tflite import about_tflite
+
 KEYS = ("scale", "colors", "radius", "period", "range", "order", "reparam")
 """Of the note that `export` writes."""
 
@@ -66,9 +68,18 @@ def _of_program(file: Path) -> About:
     return About({key: text for key, text in texts.items() if text}, _numbers(image.shape))
 
 
+def _of_tflite(file: Path) -> About:
+    return About(*about_tflite(file))
+
+
 def _numbers(shape: Any) -> tuple[int | None, ...]:
     """What is a name or a symbol is free."""
     return tuple(size if isinstance(size, int) else None for size in shape)
 
 
-_READERS: dict[str, Callable[[Path], About]] = {".onnx": _of_onnx, ".xml": _of_openvino, ".pt2": _of_program}
+_READERS: dict[str, Callable[[Path], About]] = {
+    ".onnx": _of_onnx,
+    ".xml": _of_openvino,
+    ".pt2": _of_program,
+    ".tflite": _of_tflite,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,14 @@ from .moves import MOVES, as_moves, moved, places
 from .steps import Plain, Step
 from .writer import LOST, READERS, Writer
 
+Dynamic = bool | Literal["batch"]
+"""Which sizes of the input are free: all but the channels, none, or how many images there are."""
+
 _OF_TWO = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum")
 """They take one pixel for many, so that an expanded one is as good as it was."""
 
 
-def plain_steps(net: nn.Module, example: Tensor, dynamic: bool = True) -> Plain:
+def plain_steps(net: nn.Module, example: Tensor, dynamic: Dynamic = True) -> Plain:
     r"""Takes a network apart into the steps that `Step` lists.
 
     The network runs on the example, and each operation that torch is asked for is written down; a tensor that does not
@@ -33,7 +36,8 @@ def plain_steps(net: nn.Module, example: Tensor, dynamic: bool = True) -> Plain:
     Args:
         net: fused, in eval mode.
         example: an input (N, C, H, W).
-        dynamic: whether batch, height and width are free; if so, the shapes of the steps are for one image.
+        dynamic: whether batch, height and width are free, or "batch" alone; if so, the shapes of the steps are for one
+            image.
 
     Raises:
         ExportError: for an operation that is none of these steps, or that depends on the size of the image; the message
@@ -50,7 +54,8 @@ def plain_steps(net: nn.Module, example: Tensor, dynamic: bool = True) -> Plain:
     first = example[:1] if dynamic else example
     plain = _walked(net, first)
     # Divisible by whatever the example is, and of other values: what was read out of them is no constant.
-    other = _walked(net, 0.9 * first.repeat(2, 1, 2, 3) if dynamic else 0.9 * first)
+    times = {True: (2, 1, 2, 3), "batch": (2, 1, 1, 1), False: (1, 1, 1, 1)}[dynamic]
+    other = _walked(net, 0.9 * first.repeat(times))
     for one, again in zip(plain.steps, other.steps):
         if not _same(one, again):
             raise ExportError(f"{_told(one.layer)} computes {one.kind} from the size or the values of the image")

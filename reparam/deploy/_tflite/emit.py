@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from .._plain import Plain, Step, with_small_sums
+from .._plain import Dynamic, Plain, Step, with_small_sums
 from . import emit_arithmetic, emit_convs, emit_sizes  # noqa: F401  # which fill the table of what puts operators down
 from .emitter import ACTIVATIONS, EMITS, Emitter
 from .graph import Graph
@@ -15,12 +15,12 @@ _ACTIVATE = ("conv", "add", "multiply", "divide", "average", "largest")
 """Steps whose last operator does an activation at its end."""
 
 
-def graph_of(plain: Plain, dynamic: bool, shuffle_as_conv: bool = False) -> Graph:
+def graph_of(plain: Plain, dynamic: Dynamic, shuffle_as_conv: bool = False) -> Graph:
     """The operators for a network, in float32.
 
     Args:
         plain: the network.
-        dynamic: whether batch, height and width are free.
+        dynamic: which sizes are free.
         shuffle_as_conv: whether pixel shuffles are transposed convolutions of ones and zeros.
 
     Raises:

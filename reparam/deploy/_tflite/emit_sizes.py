@@ -107,7 +107,7 @@ def _unshuffle(to: Emitter, x: str, factor: int) -> str:
 def _resize(to: Emitter, x: str, factor: tuple[float, float], mode: str, align_corners: bool) -> str:
     if mode == "bicubic":
         raise to.refusal("bicubic interpolation")
-    if to.dynamic and not all(float(one).is_integer() for one in factor):
+    if to.dynamic is True and not all(float(one).is_integer() for one in factor):
         raise to.refusal(f"an image enlarged by {factor} where sizes are free")
     size = scaled_size(to, x, factor, (0, 0))
     if mode == "nearest":
@@ -119,7 +119,7 @@ def scaled_size(to: Emitter, x: str, factor: Sequence[float], more: Sequence[int
     """The name of the sizes of an image, times factors, and more: four of them, or two for height and width."""
     batch, channels, height, width = to.shape(x)
     size = [height, width] if len(factor) == 2 else [batch, height, width, channels]
-    if not to.dynamic:
+    if not to.dynamic or (to.dynamic == "batch" and len(factor) == 2):
         return to.constant([round(one * by) + rest for one, by, rest in zip(size, factor, more)], np.int32)
     name = to.integers("SHAPE", x, count=4, outType=2)
     if len(size) == 2:

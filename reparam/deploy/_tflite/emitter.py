@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import ExportError
-from .._plain import Step
+from .._plain import Dynamic, Step
 from .graph import Array, Graph, Operator
 
-FREE = (0, 1, 2)
+_FREE: Mapping[Dynamic, tuple[int, ...]] = {True: (0, 1, 2), "batch": (0,), False: ()}
 """The axes of (N, H, W, C) that may have any size."""
 ACTIVATIONS: Mapping[tuple[Any, Any], str] = {(0.0, None): "RELU", (-1.0, 1.0): "RELU_N1_TO_1", (0.0, 6.0): "RELU6"}
 """By the limits, the operators that others do at their end, in the order in which the schema counts them."""
@@ -23,11 +23,11 @@ class Emitter:
 
     Args:
         graph: where to.
-        dynamic: whether batch, height and width are free.
+        dynamic: which sizes are free.
         shuffle_as_conv: whether pixel shuffles are transposed convolutions of ones and zeros.
     """
 
-    def __init__(self, graph: Graph, dynamic: bool, shuffle_as_conv: bool) -> None:
+    def __init__(self, graph: Graph, dynamic: Dynamic, shuffle_as_conv: bool) -> None:
         self.graph, self.dynamic, self.shuffle_as_conv = graph, dynamic, shuffle_as_conv
         self.step = Step("", "", (), {}, (), "")
         """Whose operators are put down."""
@@ -37,7 +37,7 @@ class Emitter:
     def image(self, name: str, shape: tuple[int, ...]) -> str:
         """Adds an image, of shape (N, C, H, W)."""
         batch, channels, height, width = shape
-        free = (FREE if height * width > 1 else FREE[:1]) if self.dynamic else ()
+        free = _FREE[self.dynamic][: None if height * width > 1 else 1]
         self.graph.arrays[name] = Array((batch, height, width, channels), np.dtype(np.float32), free)
         return name
 

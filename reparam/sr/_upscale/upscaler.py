@@ -53,8 +53,9 @@ class Upscaler:
             have `scale` and `colors` (1 or 3), and take values of 0 to 1. A file that takes one size only is run on
             tiles of that size, and an image that is smaller is continued by its last pixels.
         engine: "torch" (on the network's device), "torch-compile", "onnxruntime", "openvino", "openvino-bf16" (faster
-            where the processor has it, and less exact), "ncnn", or "auto" for the fastest of torch, onnxruntime and
-            openvino that are installed: they are timed once, and the outcome is kept beside torch's cache.
+            where the processor has it, and less exact), "ncnn", "litert", or "auto" for the fastest of torch,
+            onnxruntime and openvino that are installed: they are timed once, and the outcome is kept beside torch's
+            cache.
         tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once, as a network
             that has no receptive radius (global pooling, attention) needs.
         threads: how many the engine may use; 0 leaves that to it.
