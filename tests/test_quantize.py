@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from reparam import ECB, ExportError, SpecError, Upscaler, create_model, fuse, quantize
 from reparam.cli import app
-from reparam.deploy._formats import read_note
+from reparam.deploy import read_note
 from reparam.sr._psnr import psnr_db
 from reparam.sr._quantize import quantizer
 from reparam.sr._quantize.integers import write_int8

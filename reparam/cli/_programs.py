@@ -9,14 +9,28 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from ..errors import SpecError
 from ._shared import Act, Json, Network, Overwrite, Tile, Wrapper, load
 
 
 def export(
     source: Network,
-    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO) or .ncnn.param.")],
+    target: Annotated[
+        Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO), .ncnn.param or .tflite.")
+    ],
     wrapper: Wrapper = None,
     act: Act = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width of all images, such as 720x1280; else any.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=0, help="With --size: how many images; 0 is any. 1, if none.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; 18, if none.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="In float16.")] = False,
+    shuffle_as_conv: Annotated[
+        bool, typer.Option("--shuffle-as-conv", help="Of TFLite, where DEPTH_TO_SPACE is refused.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -26,8 +40,31 @@ def export(
     from ..models._pretrained import network_file
 
     targets_of(target, [network_file(source)], overwrite)
-    report = deploy.export(load(source, wrapper, act), target)
+    pixels = _pixels(size, batch)
+    net = load(source, wrapper, act)
+    sizes = _sizes(net.colors, pixels, batch) if pixels else {}
+    report = deploy.export(net, target, opset=opset, half=half, shuffle_as_conv=shuffle_as_conv, **sizes)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
+
+
+def _pixels(size: str | None, batch: int | None) -> tuple[int, int] | None:
+    """Height and width, of such as 720x1280."""
+    if size is None:
+        if batch is not None:
+            raise SpecError(f"--batch {batch} needs --size; without, all sizes are free")
+        return None
+    height, cross, width = size.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise SpecError(f"--size is height x width in pixels, such as 720x1280, but got {size!r}")
+    return int(height), int(width)
+
+
+def _sizes(colors: int, pixels: tuple[int, int], batch: int | None) -> dict[str, Any]:
+    """What `export` is told."""
+    import torch
+
+    images = 1 if batch is None else batch
+    return {"example": torch.rand(images or 1, colors, *pixels), "dynamic": False if images else "batch"}
 
 
 def quantize(

@@ -2,6 +2,6 @@
 
 from .small import with_small_sums
 from .steps import FUNCTIONS, Plain, Step
-from .walk import plain_steps
+from .walk import Dynamic, plain_steps
 
-__all__ = ["FUNCTIONS", "Plain", "Step", "plain_steps", "with_small_sums"]
+__all__ = ["FUNCTIONS", "Dynamic", "Plain", "Step", "plain_steps", "with_small_sums"]

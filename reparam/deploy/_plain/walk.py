@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import ExportError
 from . import read_arithmetic, read_layers  # noqa: F401  # which fill the table of readers
-from .moves import MOVES, moved, places
+from .moves import MOVES, as_moves, moved, places
 from .steps import Plain, Step
 from .writer import LOST, READERS, Writer
+
+Dynamic = bool | Literal["batch"]
+"""Which sizes of the input are free: all but the channels, none, or how many images there are."""
 
 _OF_TWO = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum")
 """They take one pixel for many, so that an expanded one is as good as it was."""
 
 
-def plain_steps(net: nn.Module, example: Tensor, dynamic: bool = True) -> Plain:
+def plain_steps(net: nn.Module, example: Tensor, dynamic: Dynamic = True) -> Plain:
     r"""Takes a network apart into the steps that `Step` lists.
 
     The network runs on the example, and each operation that torch is asked for is written down; a tensor that does not
@@ -33,7 +36,8 @@ def plain_steps(net: nn.Module, example: Tensor, dynamic: bool = True) -> Plain:
     Args:
         net: fused, in eval mode.
         example: an input (N, C, H, W).
-        dynamic: whether batch, height and width are free; if so, the shapes of the steps are for one image.
+        dynamic: whether batch, height and width are free, or "batch" alone; if so, the shapes of the steps are for one
+            image.
 
     Raises:
         ExportError: for an operation that is none of these steps, or that depends on the size of the image; the message
@@ -50,7 +54,8 @@ def plain_steps(net: nn.Module, example: Tensor, dynamic: bool = True) -> Plain:
     first = example[:1] if dynamic else example
     plain = _walked(net, first)
     # Divisible by whatever the example is, and of other values: what was read out of them is no constant.
-    other = _walked(net, 0.9 * first.repeat(2, 1, 2, 3) if dynamic else 0.9 * first)
+    times = {True: (2, 1, 2, 3), "batch": (2, 1, 1, 1), False: (1, 1, 1, 1)}[dynamic]
+    other = _walked(net, 0.9 * first.repeat(times))
     for one, again in zip(plain.steps, other.steps):
         if not _same(one, again):
             raise ExportError(f"{_told(one.layer)} computes {one.kind} from the size or the values of the image")
@@ -133,7 +138,7 @@ class _Walk(TorchDispatchMode):
             )
         images = {id(one): self.writer.image_of(one, operation in _OF_TWO) for one in taken}
         reader = READERS.get(operation)
-        if reader is None or None in images.values():
+        if reader is None or any(one is None for one in images.values()):
             return False
         arguments = tree_map(lambda one: images.get(id(one), one), arguments)
         read = reader(self.writer, result, **arguments)
@@ -143,12 +148,17 @@ class _Walk(TorchDispatchMode):
         return read
 
     def _move(self, func: Any, operation: str, tensor: Tensor, result: Any, arguments: dict[str, Any]) -> bool:
-        value = self.writer.values[tensor]
-        index = places(value.shape) if value.where is None else value.where
-        after = moved(operation, func, index, arguments) if value.step else None
-        if after is None:
-            return False
-        for one, index in zip(tree_leaves(result), tree_leaves(after)):
+        results = tree_leaves(result)
+        for _ in range(2):
+            value = self.writer.values[tensor]
+            index = places(value.shape) if value.where is None else value.where
+            after = moved(operation, func, index, arguments) if value.step else None
+            if after is None:
+                return False
+            if result is tensor or all(as_moves(one, value.shape) is not None for one in tree_leaves(after)):
+                break
+            self.writer.image_of(tensor)  # this move alone may be a step, where all so far are none
+        for one, index in zip(results, tree_leaves(after)):
             self.writer.move(one, value, index)
         return True
 
