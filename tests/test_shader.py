@@ -1,5 +1,6 @@
-"""User shaders as text: what any of them must keep to, and what is refused. `pytest tests/players` runs them."""
+"""Shaders as text: what any of them must keep to, and what is refused. `pytest tests/players` runs them."""
 
+import json
 import re
 import stat
 from pathlib import Path
@@ -12,17 +13,23 @@ from helpers import made
 from torch import nn
 
 from reparam import ExportError, export
+from reparam.deploy._shader import files as shaders
 from reparam.deploy._shader import player as players
-from reparam.deploy._shader import trial
-from reparam.deploy._shader.files import read_glsl, shader_passes, try_glsl
+from reparam.deploy._shader import webgpu as gpus
+from reparam.deploy._shader.files import read_glsl, read_wgsl, shader_passes, try_glsl
 
 NUMBER = r"-?\d+\.?\d*(?:e[-+]\d+)?"
+
+
+def nothing_there(patch):
+    patch.setattr(shaders, "player", lambda: ("", "there is no ffmpeg"))
+    patch.setattr(shaders, "webgpu", lambda: ("", "there is no wgpu"))
 
 
 @pytest.fixture(autouse=True)
 def _no_player(monkeypatch):
     """Whether a player is there does not change what is written."""
-    monkeypatch.setattr(trial, "player", lambda: ("", "there is no ffmpeg"))
+    nothing_there(monkeypatch)
 
 
 class Calls(nn.Module):
@@ -71,7 +78,7 @@ def written(request, tmp_path_factory):
     """The name, the file and the report."""
     file = tmp_path_factory.mktemp("shader") / "net.glsl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "player", lambda: ("", "there is no ffmpeg"))
+        nothing_there(patch)
         report = export(made(request.param), file)
     return request.param, file.read_text(), report
 
@@ -273,13 +280,13 @@ def test_more_textures_than_a_player_binds_are_refused():
 
 def shows(answer, monkeypatch):
     """A player that shows what a function makes of the image."""
-    monkeypatch.setattr(trial, "player", lambda: ("player 1.0", ""))
+    monkeypatch.setattr(shaders, "player", lambda: ("player 1.0", ""))
 
     @torch.no_grad()
     def run(x):
         return answer(torch.from_numpy(x)).numpy()
 
-    monkeypatch.setattr(trial, "run_player", lambda file, scale: run)
+    monkeypatch.setattr(shaders, "run_player", lambda file, scale: run)
 
 
 def test_a_file_is_in_place_when_it_shows_the_same(tmp_path, monkeypatch):
@@ -300,7 +307,7 @@ def test_a_file_that_shows_something_else_is_not_put_in_place(twist, tmp_path, m
     }
     shows(lambda x: twists[twist](net(x).clamp(0, 1)), monkeypatch)
     (tmp_path / "net.glsl").write_text("old")
-    with pytest.raises(ExportError, match=r"player 1.0 shows 3x5 pixels at \d+.\d dB to .* where 65 dB is asked"):
+    with pytest.raises(ExportError, match=r"player 1.0 shows .*\(1, 1, 3, 5\) at \d+.\d dB .* where 65 dB is asked"):
         export(net, tmp_path / "net.glsl")
     assert (tmp_path / "net.glsl").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
@@ -324,7 +331,7 @@ VERSION = (
         (VERSION.format("scale") + " esac", "^ffmpeg 6.1 has no libplacebo$"),
         (
             VERSION.format("libplacebo") + ' *) echo "Device creation error: none" >&2; exit 1;; esac',
-            "^ffmpeg 6.1 finds no Vulkan driver, .*mesa-vulkan-drivers: .*2x2 pixels: Device creation error: none$",
+            "^ffmpeg 6.1 finds no Vulkan driver, .*mesa-vulkan-drivers: Device creation error: none$",
         ),
         (
             VERSION.format("libplacebo") + " *) exit 0;; esac",
@@ -344,17 +351,101 @@ def test_without_ffmpeg(tmp_path, monkeypatch):
     assert players.player.__wrapped__() == ("", "there is no ffmpeg")
 
 
+def test_a_player_that_fails(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("so it is")
+
+    shows(broken, monkeypatch)
+    with pytest.raises(ExportError, match=r"player 1.0 fails for an input of \(1, 1, 3, 5\): so it is"):
+        export(made("plain_m1c4_x2_y"), tmp_path / "net.glsl")
+    monkeypatch.setattr(shaders, "run_player", broken)
+    with pytest.raises(ExportError, match="player 1.0 cannot load what was written: so it is"):
+        export(made("plain_m1c4_x2_y"), tmp_path / "net.glsl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_shows_no_numbers_is_not_put_in_place(tmp_path, monkeypatch):
+    shows(lambda x: x.repeat(1, 1, 2, 2) * float("nan"), monkeypatch)
+    with pytest.raises(ExportError, match="at nan dB to what torch gives"):
+        export(made("plain_m1c4_x2_y"), tmp_path / "net.glsl")
+
+
 def test_reading_a_file_by_itself(tmp_path, monkeypatch):
     file = tmp_path / "net.glsl"
     export(made("plain_m1c4_x2"), file)
-    files = "reparam.deploy._shader.files.player"
-    monkeypatch.setattr(files, lambda: ("", "there is no ffmpeg"))
-    with pytest.raises(ExportError, match="nothing here runs a user shader: there is no ffmpeg"):
-        read_glsl(file)
-    monkeypatch.setattr(files, lambda: ("player 1.0", ""))
+    for read, missing in ((read_glsl, "there is no ffmpeg"), (read_wgsl, "there is no wgpu")):
+        with pytest.raises(ExportError, match=f"nothing here runs the shader: {missing}"):
+            read(file)
+    monkeypatch.setattr(shaders, "player", lambda: ("player 1.0", ""))
+    monkeypatch.setattr(shaders, "webgpu", lambda: ("wgpu", ""))
     assert read_glsl(file)[0] == "player 1.0"
     file.write_text("//!HOOK LUMA\n")
-    with pytest.raises(ExportError, match="net.glsl does not say its scale, as the user shaders of `export` do"):
+    with pytest.raises(ExportError, match="net.glsl does not say its scale, as the shaders of `export` do"):
         read_glsl(file)
     with pytest.raises(ExportError, match="net.glsl does not say its colors"):
         try_glsl(file, nn.Identity())
+    with pytest.raises(ExportError, match="net.glsl does not say its plan"):
+        read_wgsl(file)
+
+
+def test_why_nothing_runs_webgpu(monkeypatch):
+    monkeypatch.setattr(gpus, "find_spec", lambda name: None)
+    assert gpus.webgpu() == ("", "there is no package wgpu: pip install 'reparam[webgpu]'")
+
+    def none():
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr(gpus, "find_spec", lambda name: True)
+    monkeypatch.setattr(gpus, "_adapter", none)
+    assert re.fullmatch("wgpu finds no graphics card, .*mesa-vulkan-drivers: no adapter", gpus.webgpu()[1])
+
+
+# The same passes in WGSL
+
+
+@pytest.fixture(scope="module", params=["repsr_m1c5_x3_y", "edsr_m1c4_x4"])
+def module(request, tmp_path_factory):
+    """The text in both languages."""
+    folder = tmp_path_factory.mktemp("shader")
+    with pytest.MonkeyPatch.context() as patch:
+        nothing_there(patch)
+        for suffix in ("glsl", "wgsl"):
+            export(made(request.param), folder / f"net.{suffix}")
+    return [(folder / f"net.{suffix}").read_text() for suffix in ("glsl", "wgsl")]
+
+
+def plan_of(text: str) -> list[dict]:
+    return json.loads(re.search(r"^// plan: (.*)$", text, re.MULTILINE)[1])
+
+
+def test_both_languages_compute_the_same(module):
+    """Line by line, but for how they declare a name."""
+    spelled = {"vec4 ": "let ", "ivec2": "vec2i"}
+    glsl, wgsl = ([line for line in text.splitlines() if re.match(r"(vec4 |let |var |)v\d+ ", line)] for text in module)
+    for old, new in spelled.items():
+        glsl = [re.sub(rf"^{old}" if old == "vec4 " else old, new, line) for line in glsl]
+    assert glsl == [line.replace("var ", "let ") for line in wgsl] and len(glsl) > 100
+
+
+def test_a_plan_runs_entries_on_textures_that_were_written(module):
+    _, text = module
+    there = {0: 1}
+    for one in plan_of(text):
+        code = re.search(rf"fn {one['entry']}\(.*?^}}", text, re.DOTALL | re.MULTILINE)[0]
+        assert set(one["reads"]) <= set(there) and one["writes"] not in there
+        stores = re.findall(rf"textureStore\(written_{one['writes']}, ", code)
+        assert len(stores) == (
+            one["layers"] if one["writes"] < len(plan_of(text)) else (one["scale"] // one["threads"]) ** 2
+        )
+        there[one["writes"]] = one["layers"]
+        for name in re.findall(r"= (at_\w+)\(", code):
+            source = re.search(rf"fn {name}\(.*?textureLoad\(texture_(\d+)", text, re.DOTALL)
+            assert int(source[1]) in one["reads"]
+    bound = re.findall(r"@group\(0\) @binding\((\d+)\) var texture_(\d+)", text)
+    assert all(one == other for one, other in bound) and len(bound) == len(there) - 1
+
+
+def test_what_wgsl_says_of_itself(module):
+    lines = module[1].splitlines()
+    assert lines[0].startswith("// reparam: {") and any(line.startswith("// scale: ") for line in lines)
+    assert plan_of(module[1])[-1]["layers"] == 1

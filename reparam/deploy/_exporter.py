@@ -91,6 +91,7 @@ def export(
     | `.ncnn.param` (and `.ncnn.bin`) | ncnn, by pnnx | `reparam[ncnn]` |
     | `.tflite` | TFLite, whose runtime is called LiteRT now; written here | `reparam[litert]` |
     | `.glsl` | a user shader for mpv, libplacebo and ffmpeg | |
+    | `.wgsl` | a module for WebGPU | |
 
     The network is fused with proof, on the example, where it runs in float64 (see `fuse`).
 
@@ -99,14 +100,14 @@ def export(
     $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does not, an existing file stays as it was; if it
     does, that is replaced, as by `torch.save`.
 
-    A user shader is run by ffmpeg, with a Vulkan driver and libplacebo, on three pictures, and must show them at 65 dB
-    or more to what torch gives, as numbers between its passes are float16. Where there is no such ffmpeg it is written
-    all the same, and the report says that it was not run.
+    A user shader is run by ffmpeg, with libplacebo and a Vulkan driver, a module for WebGPU by the package wgpu, on
+    three pictures, and must show them at 65 dB or more to what torch gives, as numbers between the passes are float16.
+    Where these are missing the file is written all the same, and the report says that it was not run.
 
     All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
     network has one), `period` (tiles begin on its multiples; 1 for convolutions), `range` ("0 to 1"), `order` ("RGB" or
     "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as `rt_info` under "reparam" of
-    OpenVINO, as extra files of `torch.export`, as JSON in the metadata of TFLite, as comments in a user shader.
+    OpenVINO, as extra files of `torch.export`, as JSON in the metadata of TFLite, as comments in shaders.
 
     TFLite has the axes (N, H, W, C). It is written here, and not converted: operators for convolutions, pooling,
     borders, enlarging, functions, arithmetic and whatever moves pixels; a network that computes something else is

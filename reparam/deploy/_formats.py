@@ -21,7 +21,7 @@ from ._lean import Gather, lean, one_by_one
 from ._opset import OPSET, in_opset
 from ._plain import Dynamic
 from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino, run_program, run_reference
-from ._shader.files import read_glsl, try_glsl, write_glsl
+from ._shader.files import read_glsl, read_wgsl, try_glsl, try_wgsl, write_glsl, write_wgsl
 from ._shader.trial import Trial
 from ._tflite import run_litert, write_tflite
 
@@ -182,4 +182,5 @@ FORMATS = (
         ("half", "shuffle_as_conv"),
     ),
     Format("user shader", (".glsl",), "", (), write_glsl, read_glsl, tried=try_glsl),
+    Format("WGSL", (".wgsl",), "webgpu", (), write_wgsl, read_wgsl, tried=try_wgsl),
 )

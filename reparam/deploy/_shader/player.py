@@ -68,7 +68,7 @@ def _rendered(image: np.ndarray, shader: Path | None, scale: int) -> np.ndarray:
         )
     shape = (height * scale, width * scale, channels)
     if done.returncode or b"Failed" in done.stderr or len(done.stdout) != 2 * np.prod(shape):
-        raise ExportError(f"ffmpeg fails for {colors} colours of {height}x{width} pixels: {_said(done.stderr)}")
+        raise ExportError(_said(done.stderr))
     shown = np.frombuffer(done.stdout, "<u2").reshape(shape)[..., :colors]
     return shown.transpose(2, 0, 1).astype(np.float32) / 65535
 

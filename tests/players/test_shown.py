@@ -1,6 +1,6 @@
-"""User shaders in ffmpeg's libplacebo, which is also the renderer of mpv: `pytest tests/players`.
+"""Shaders run: in ffmpeg's libplacebo, the renderer of mpv, and in WebGPU. `pytest tests/players`.
 
-They need `apt-get install ffmpeg mesa-vulkan-drivers`; the driver computes on the processor.
+They need `apt-get install ffmpeg mesa-vulkan-drivers`, whose driver computes on the processor, and the package wgpu.
 """
 
 import subprocess
@@ -15,13 +15,16 @@ from torch import nn
 from reparam import create_model, export
 from reparam.deploy._shader.player import player, run_player
 from reparam.deploy._shader.trial import picture
+from reparam.deploy._shader.webgpu import run_webgpu, webgpu
 from reparam.sr import list_models
+
+ENGINES = {".glsl": "libplacebo", ".wgsl": "wgpu"}
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _player():
-    name, missing = player()
-    assert name, f"these tests run a user shader, but {missing}: apt-get install ffmpeg mesa-vulkan-drivers"
+    for name, missing in (player(), webgpu()):
+        assert name, f"these tests run shaders, but {missing}: apt-get install ffmpeg mesa-vulkan-drivers"
 
 
 class Calls(nn.Module):
@@ -49,10 +52,11 @@ def shown(net: nn.Module, x: torch.Tensor) -> np.ndarray:
         return net(x).clamp(0, 1).numpy()
 
 
+@pytest.mark.parametrize("suffix", ENGINES)
 @pytest.mark.parametrize("name", list_models(pretrained=True))
-def test_every_shipped_network(name, tmp_path):
-    report = export(create_model(name, pretrained=True), tmp_path / "net.glsl")
-    assert report.psnr_db > 66 and len(report.shapes) == 3 and "libplacebo" in report.engine
+def test_every_shipped_network(name, suffix, tmp_path):
+    report = export(create_model(name, pretrained=True), tmp_path / f"net{suffix}")
+    assert report.psnr_db > 66 and len(report.shapes) == 3 and ENGINES[suffix] in report.engine
 
 
 NETWORKS = {
@@ -92,20 +96,23 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("suffix", ENGINES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_kind_of_step(name, tmp_path):
+def test_every_kind_of_step(name, suffix, tmp_path):
     net = NETWORKS[name]().eval()
     colors = next((layer.in_channels for layer in net.modules() if isinstance(layer, nn.Conv2d)), 3)
-    report = export(net, tmp_path / "net.glsl", example=picture(colors, 8, 9))
+    report = export(net, tmp_path / f"net{suffix}", example=picture(colors, 8, 9))
     assert report.psnr_db > 65
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 1), (2, 16)])
 def test_tiny_images_are_all_border(size, tmp_path):
     net = made("plain_m2c4_x2_y")
-    export(net, tmp_path / "net.glsl")
     x = picture(1, *size)
-    assert psnr_db(run_player(tmp_path / "net.glsl", 2)(x.numpy()), shown(net, x)) > 60
+    for suffix in ENGINES:
+        export(net, tmp_path / f"net{suffix}")
+    for run in (run_player(tmp_path / "net.glsl", 2), run_webgpu(tmp_path / "net.wgsl")):
+        assert psnr_db(run(x.numpy()).clip(0, 1), shown(net, x)) > 60
 
 
 def played(file, planes: bytes, size: str, larger: str, options: str = "") -> list[np.ndarray]:
