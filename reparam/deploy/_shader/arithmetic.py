@@ -1,10 +1,10 @@
-"""The steps of a pass as lines that GLSL and WGSL write alike: four channels at a time, numbers in full."""
+"""Arithmetic on images as lines that GLSL and WGSL write alike: four channels at a time, numbers in full."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from math import ceil, floor
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from .._plain import Step
-from .known import FUNCTIONS
-from .passes import Pass, is_spatial
+from .passes import Pass
 
 Groups = list[str]
 """Of one pixel: the variables that hold its channels, four in each; what is left of the last one is never used."""
@@ -45,9 +44,11 @@ class Lines:
         self._values: dict[str, Value] = {}
         self._channels = {name: stored.channels for name, stored in one.reads.items()}
         self._count = 0
-        for step in one.steps:
-            self._channels[step.name] = step.shape[1]
-            self._values[step.name] = _WRITERS[step.kind](self, step)
+
+    def know(self, step: Step, value: Value) -> None:
+        """Keeps what a step gave."""
+        self._channels[step.name] = step.shape[1]
+        self._values[step.name] = value
 
     def value(self, name: str) -> Value:
         """The variables of what this pass computes, or reads where its own pixels are."""
@@ -154,127 +155,3 @@ def matrix_times(block: Tensor, x: str) -> str:
         return f"{four(columns.diag(), 0)} * {x}"
     numbers = ", ".join(map(number, columns.T.flatten().tolist()))
     return f"mat{width}x4({numbers}) * {x}{'.xyzw'[: width + 1] if width < 4 else ''}"
-
-
-def _conv(lines: Lines, step: Step) -> Value:
-    weight, bias = _dense(step), step.settings["bias"]
-    if is_spatial(step):
-        return [lines.sums(bias, _taps(lines, step, weight))]
-    return [lines.sums(bias, iter([(weight[:, :, 0, 0], groups)])) for groups in lines.value(step.inputs[0])]
-
-
-def _taps(lines: Lines, step: Step, weight: Tensor) -> Iterator[tuple[Tensor, Groups]]:
-    height, width = weight.shape[2:]
-    down, right = step.settings["dilation"]
-    for row, column in product(range(height), range(width)):
-        x, y = (column - width // 2) * right, (row - height // 2) * down
-        yield weight[:, :, row, column], lines.around(step.inputs[0], x, y)
-
-
-def _dense(step: Step) -> Tensor:
-    """The weight as if there was one group."""
-    weight, groups = step.settings["weight"], step.settings["groups"]
-    outputs, inputs = len(weight) // groups, weight.shape[1]
-    dense = weight.new_zeros(len(weight), inputs * groups, *weight.shape[2:])
-    for group in range(groups):
-        rows = slice(group * outputs, (group + 1) * outputs)
-        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
-    return dense
-
-
-def _prelu(lines: Lines, step: Step) -> Value:
-    slopes = step.settings["slopes"]
-    return lines.each(step, lambda group, x: f"max({x}, vec4(0.0)) + {four(slopes, group)} * min({x}, vec4(0.0))")
-
-
-def _clamp(lines: Lines, step: Step) -> Value:
-    low, high = step.settings["low"], step.settings["high"]
-
-    def expression(group: int, x: str) -> str:
-        x = x if low is None else f"max({x}, vec4({number(low)}))"
-        return x if high is None else f"min({x}, vec4({number(high)}))"
-
-    return lines.each(step, expression)
-
-
-def _function(lines: Lines, step: Step) -> Value:
-    return lines.each(step, lambda group, x: FUNCTIONS[step.settings["name"]].format(x=x))
-
-
-def _affine(lines: Lines, step: Step) -> Value:
-    scale, shift = step.settings["scale"], step.settings["shift"]
-    return lines.each(step, lambda group, x: f"{four(scale, group)} * {x} + {four(shift, group)}")
-
-
-def _of_two(expression: str) -> Callable[[Lines, Step], Value]:
-    return lambda lines, step: lines.each(step, lambda group, one, other: expression.format(one, other))
-
-
-def _concat(lines: Lines, step: Step) -> Value:
-    parts = zip(*map(lines.channels, step.inputs))
-    return [lines.gathered([channel for part in pixel for channel in part]) for pixel in parts]
-
-
-def _gather(lines: Lines, step: Step) -> Value:
-    index = step.settings["index"].tolist()
-    return [lines.gathered([pixel[channel] for channel in index]) for pixel in lines.channels(step.inputs[0])]
-
-
-def _shuffle(lines: Lines, step: Step) -> Value:
-    factor = step.settings["factor"]
-    pixels = lines.channels(step.inputs[0])
-    return [lines.gathered(pixels[old][place :: factor**2]) for old, place in _finer(len(pixels), factor)]
-
-
-def _resize(lines: Lines, step: Step) -> Value:
-    factor = int(step.settings["factor"][0])
-    if step.settings["mode"] == "nearest":
-        pixels = lines.value(step.inputs[0])
-        return [pixels[old] for old, _ in _finer(len(pixels), factor)]
-    return _bilinear(lines, step.inputs[0], factor)
-
-
-def _finer(pixels: int, factor: int) -> Iterator[tuple[int, int]]:
-    """For each pixel of a finer grid: which of the old ones it is in, and its number within that one."""
-    side = round(pixels**0.5)
-    for y, x in product(range(side * factor), repeat=2):
-        yield (y // factor) * side + x // factor, (y % factor) * factor + x % factor
-
-
-def _bilinear(lines: Lines, name: str, factor: int) -> Value:
-    near = {(y, x): lines.border(name, x, y) for y, x in product((-1, 0, 1), repeat=2)}
-    shares = [dict(_shares((2 * index + 1) / (2 * factor) - 0.5)) for index in range(factor)]
-    return [
-        [
-            lines.constant(
-                " + ".join(
-                    f"{number(a * b)} * {near[y, x][group]}" for (y, a), (x, b) in product(down.items(), right.items())
-                )
-            )
-            for group in range(len(near[0, 0]))
-        ]
-        for down, right in product(shares, repeat=2)
-    ]
-
-
-def _shares(place: float) -> Iterator[tuple[int, float]]:
-    """How much of which neighbour a place between two of them takes."""
-    first = floor(place)
-    yield from ((pixel, share) for pixel, share in ((first, first + 1 - place), (first + 1, place - first)) if share)
-
-
-_WRITERS: dict[str, Callable[[Lines, Step], Value]] = {
-    "conv": _conv,
-    "prelu": _prelu,
-    "clamp": _clamp,
-    "function": _function,
-    "affine": _affine,
-    "add": _of_two("{} + {}"),
-    "multiply": _of_two("{} * {}"),
-    "maximum": _of_two("max({}, {})"),
-    "minimum": _of_two("min({}, {})"),
-    "concat": _concat,
-    "gather": _gather,
-    "shuffle": _shuffle,
-    "resize": _resize,
-}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from .arithmetic import Language, Lines, Value
+from .arithmetic import Language, Value
+from .kinds import lines_of
 from .passes import Pass, Stored
 
 GLSL = Language(constant="vec4 {} = {};", variable="vec4 {} = {};", pair="ivec2")
@@ -44,7 +45,7 @@ def _block(one: Pass, passes: tuple[Pass, ...], name: str) -> Iterator[str]:
     yield from ("void hook() {", "ivec2 p = ivec2(gl_GlobalInvocationID.xy);")
     yield f"ivec2 size = imageSize(out_image) / {_pair(grid)};"
     yield "if (any(greaterThanEqual(p, size))) return;"
-    lines = Lines(one, GLSL)
+    lines = lines_of(one, GLSL)
     values = [lines.value(value) for value in one.writes]
     yield from lines.text
     yield from _shown(values[0], output) if last else _kept(values, grid)

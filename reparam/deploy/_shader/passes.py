@@ -65,6 +65,13 @@ def is_spatial(step: Step) -> bool:
     return step.kind == "resize" and step.settings["mode"] != "nearest"
 
 
+def growth(step: Step) -> int:
+    """How much larger, each way, it makes an image."""
+    if step.kind == "resize":
+        return int(step.settings["factor"][0])
+    return int(step.settings["factor"]) if step.kind == "shuffle" else 1
+
+
 def passes_of(plain: Plain) -> tuple[Pass, ...]:
     r"""The fewest passes: a step that looks at neighbours is in the pass after the one that made what it looks at.
 
@@ -121,8 +128,7 @@ class _Plan:
             level += 1
             while self.scales.setdefault(level, scale) != scale:
                 level += 1
-        grown = {"shuffle": lambda: step.settings["factor"], "resize": lambda: int(step.settings["factor"][0])}
-        self.scale[step.name] = scale * grown.get(step.kind, lambda: 1)()
+        self.scale[step.name] = scale * growth(step)
         self.channels[step.name] = step.shape[1]
         self.level[step.name] = level
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from .arithmetic import Language, Lines
+from .arithmetic import Language
+from .kinds import lines_of
 from .passes import Pass, Stored
 
 WGSL = Language(constant="let {} = {};", variable="var {} = {};", pair="vec2i")
@@ -87,7 +88,7 @@ def _entry(one: Pass, last: bool) -> Iterator[str]:
     yield "let p = vec2i(thread.xy);"
     yield f"let size = vec2i(textureDimensions({written})) / {output.parts if last else 1};"
     yield "if (any(p >= size)) { return; }"
-    lines = Lines(one, WGSL)
+    lines = lines_of(one, WGSL)
     values = [lines.value(value) for value in one.writes]
     yield from lines.text
     texels = [group for value in values for pixel in value for group in pixel]
