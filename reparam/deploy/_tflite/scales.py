@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,7 @@ _AS_THEY_CAME = (
 """Operators that give integers of the scale of those that they take."""
 _FIRM = {"LOGISTIC": Scale(np.array([1 / 256]), -128), "TANH": Scale(np.array([1 / 128]), 0)}
 """Operators that give integers of one scale only."""
-IN_INTEGERS = (
+_IN_INTEGERS = (
     *_AS_THEY_CAME,
     *_FIRM,
     "ADD",
@@ -51,7 +51,19 @@ IN_INTEGERS = (
 """Operators that compute in 8 bits."""
 
 
-def with_scales(graph: Graph, ranges: Mapping[str, Range]) -> tuple[Graph, dict[str, Scale]]:
+def in_integers(operator: Operator, exact: Collection[str] = ()) -> bool:
+    """Whether an operator computes in 8 bits.
+
+    Args:
+        operator: of a graph in float32.
+        exact: names of what is to be computed in float32.
+    """
+    return operator.kind in _IN_INTEGERS and operator.output not in exact
+
+
+def with_scales(
+    graph: Graph, ranges: Mapping[str, Range], exact: Collection[str] = ()
+) -> tuple[Graph, dict[str, Scale]]:
     """Finds a scale for every image of a graph.
 
     Where an operator takes images of two scales and can do but one, one of them is brought to the other's first.
@@ -59,14 +71,18 @@ def with_scales(graph: Graph, ranges: Mapping[str, Range]) -> tuple[Graph, dict[
     Args:
         graph: in float32.
         ranges: the smallest and the largest value of every image; those of its input and output stand firm.
+        exact: names of what is to be computed in float32.
 
     Returns:
-        The graph, in which `QUANTIZE` are new, and the scales by the names of images and of numbers beside them.
+        The graph, in which some `QUANTIZE` are new, and the scales by the names of images and of numbers beside them.
     """
     groups = _Groups(graph, dict(ranges))
     groups.firm[graph.input] = scale_of(*ranges[graph.input])
     for operator in graph.operators:
-        groups.add(operator)
+        if in_integers(operator, exact):
+            groups.add(operator)
+        else:
+            groups.graph.operators.append(operator)
     groups.end(scale_of(*ranges[graph.output]))
     return groups.graph, groups.scales()
 
@@ -98,7 +114,7 @@ class _Groups:
         """Gives the output its scale."""
         graph, first = self.graph, self._first(self.graph.output)
         if first in self.firm:
-            graph.arrays["last"] = graph.arrays[graph.output]
+            graph.arrays["last"], self.ranges["last"] = graph.arrays[graph.output], self.ranges[graph.output]
             graph.operators[-1] = replace(graph.operators[-1], output="last")
             self._join("last", first)
             self.above.pop(graph.output, None)
