@@ -112,14 +112,18 @@ class _Groups:
 
     def end(self, scale: Scale) -> None:
         """Gives the output its scale."""
-        graph, first = self.graph, self._first(self.graph.output)
-        if first in self.firm:
-            graph.arrays["last"], self.ranges["last"] = graph.arrays[graph.output], self.ranges[graph.output]
-            graph.operators[-1] = replace(graph.operators[-1], output="last")
-            self._join("last", first)
-            self.above.pop(graph.output, None)
-            graph.operators.append(Operator("QUANTIZE", ("last",), graph.output, {}))
-        self.firm[self._first(graph.output)] = scale
+        name = self.graph.output
+        if self._first(name) in self.firm:
+            self._rename(name, f"{name}/loose")
+            self.graph.operators.append(Operator("QUANTIZE", (f"{name}/loose",), name, {}))
+        self.firm[self._first(name)] = scale
+
+    def _rename(self, old: str, new: str) -> None:
+        """Gives what the last operator gives another name."""
+        self.graph.operators[-1] = replace(self.graph.operators[-1], output=new)
+        self.graph.arrays[new], self.ranges[new] = self.graph.arrays[old], self.ranges[old]
+        self.above = {new if one == old else one: new if first == old else first for one, first in self.above.items()}
+        self.firm = {new if one == old else one: scale for one, scale in self.firm.items()}
 
     def scales(self) -> dict[str, Scale]:
         """By the names of images."""
@@ -162,7 +166,7 @@ class _Groups:
 def scale_of(low: float, high: float) -> Scale:
     """Of activations: 256 steps from low to high, and zero is one of them."""
     low, high = min(low, 0.0), max(high, 0.0)
-    step = max(high - low, 1e-8) / 255
+    step = ((high - low) or 1.0) / 255  # of channels that are always zero, any
     return Scale(np.array([step]), round(-128 - low / step))
 
 
