@@ -21,7 +21,12 @@ _ONNX = FORMATS[0]
 
 
 def write_int8(
-    net: nn.Module, file: Path, samples: Iterator[np.ndarray], per_channel: bool, weight_bits: int, io: str
+    net: nn.Module,
+    file: Path,
+    samples: Iterator[np.ndarray],
+    per_channel: bool,
+    weight_bits: int = 8,
+    io: str = "float32",
 ) -> None:
     """Writes a fused network in 8 bits, as .onnx, .xml or .tflite.
 
