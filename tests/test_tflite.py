@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import flatbuffers
@@ -32,6 +33,7 @@ from reparam.deploy._tflite.graph import packed
 from reparam.models._pretrained import network_file
 from reparam.sr import list_models
 
+TWICE = partial(F.pixel_shuffle, upscale_factor=2)
 SIZES = ((1, 8, 12), (2, 12, 16), (1, 20, 36))
 
 
@@ -130,17 +132,13 @@ def test_a_function(name):
 def test_channels_are_ordered_inside_of_the_weights():
     """Where there is a convolution beside the shuffle; else a gather stays."""
     few = {
-        lambda x, a, b: F.pixel_shuffle((a(x) + b(x)).relu().mul(2), 2): {"CONV_2D": 2, "ADD": 1, "MUL": 1},
-        lambda x, a, b: F.pixel_shuffle(a(x) + x.repeat(1, 4, 1, 1), 2): {"CONV_2D": 1, "GATHER": 1, "ADD": 1},
-        lambda x, a, b: F.pixel_shuffle(a(x) * b(x).mean((2, 3), True), 2): {
-            "CONV_2D": 2,
-            "MEAN": 1,
-            "MUL": 1,
-            "GATHER": 1,
-        },
-        lambda x, a, b: F.pixel_shuffle(a(x) * b(x)[:, :1], 2): {"CONV_2D": 2, "STRIDED_SLICE": 1, "MUL": 1},
-        lambda x, a, b: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2): {"GATHER": 1},
-        lambda x, a, b: F.pixel_shuffle(a(x), 2) + F.pixel_shuffle(a(x).sin(), 2): {"CONV_2D": 2, "SIN": 1, "ADD": 1},
+        lambda x, a, b: TWICE((a(x) + b(x)).relu().mul(2)): {"CONV_2D": 2, "ADD": 1, "MUL": 1},
+        lambda x, a, b: TWICE(a(x) + x.repeat(1, 4, 1, 1)): {"CONV_2D": 1, "GATHER": 1, "ADD": 1},
+        lambda x, a, b: TWICE(a(x) * b(x).mean((2, 3), True)): {"CONV_2D": 2, "MEAN": 1, "MUL": 1},
+        lambda x, a, b: TWICE(a(x) * b(x)[:, :1]): {"CONV_2D": 2, "MUL": 1},
+        lambda x, a, b: TWICE(F.avg_pool2d(a(x), 2)): {"CONV_2D": 1, "AVERAGE_POOL_2D": 1},
+        lambda x, a, b: TWICE(x.repeat(1, 4, 1, 1)): {"GATHER": 1},
+        lambda x, a, b: TWICE(a(x)) + TWICE(a(x).sin()): {"CONV_2D": 2, "SIN": 1, "ADD": 1},
     }
     for function, kinds in few.items():
         assert assert_equal_there(Of(function, conv(3, 12), conv(3, 12))) == {**kinds, "DEPTH_TO_SPACE": 1}
