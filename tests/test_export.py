@@ -38,7 +38,7 @@ from reparam.deploy._lean import Gather, lean, one_by_one
 from reparam.deploy._notes import about
 from reparam.models import PlainSR
 
-SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param")
+SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param", ".tflite")
 
 
 @pytest.fixture(scope="module")
@@ -290,9 +290,9 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
 
 def test_bad_arguments(net, tmp_path, monkeypatch):
     with pytest.raises(
-        SpecError, match=r"'net.tflite'; there are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
+        SpecError, match=r"'net.tfl'; there are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
     ):
-        export(net, tmp_path / "net.tflite")
+        export(net, tmp_path / "net.tfl")
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         export(net, tmp_path / "no" / "net.onnx")
     with pytest.raises(SpecError, match="Conv2d does not say its input: pass example="):

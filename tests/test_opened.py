@@ -25,7 +25,7 @@ IMAGE = np.random.default_rng(0).random((20, 30, 3), dtype=np.float32)
 def folder(tmp_path_factory):
     """With the network in every format, and `bare.onnx` without a note."""
     folder = tmp_path_factory.mktemp("opened")
-    for suffix in (".onnx", ".xml", ".pt2", ".ncnn.param"):
+    for suffix in (".onnx", ".xml", ".pt2", ".ncnn.param", ".tflite"):
         export(NET, folder / f"net{suffix}")
     model = onnx.load(folder / "net.onnx")
     del model.metadata_props[:]
@@ -48,6 +48,7 @@ def assert_enlarges(upscaler, wanted, image=IMAGE, error=1e-5):
         *(("net.onnx", engine) for engine in ("auto", "onnxruntime", "openvino")),
         *(("net.xml", engine) for engine in ("auto", "openvino")),
         *(("net.pt2", engine) for engine in ("auto", "torch")),
+        *(("net.tflite", engine) for engine in ("auto", "litert")),
         ("bare.onnx", "auto"),
     ],
 )
@@ -199,13 +200,13 @@ def test_the_commands(folder, tmp_path):
 
 
 def test_every_format_is_measured(folder, fixed):
-    names = ("net.onnx", "net.xml", "net.pt2", "net.ncnn.param")
-    engines = ["onnxruntime", "openvino", "torch", "ncnn"]
+    names = ("net.onnx", "net.xml", "net.pt2", "net.ncnn.param", "net.tflite")
+    engines = ["onnxruntime", "openvino", "torch", "ncnn", "litert"]
     report = bench_inference(NET, 9, 12, engines=engines, files=[folder / name for name in names], rounds=1)
     rows = [(row.graph, row.engine) for row in report.rows if row.graph.startswith("net")]
     assert rows == [
         ("net.onnx", "onnxruntime"), ("net.onnx", "openvino"), ("net.xml", "openvino"), ("net.pt2", "torch"),
-        ("net.ncnn.param", "ncnn"),
+        ("net.ncnn.param", "ncnn"), ("net.tflite", "litert"),
     ]  # fmt: skip
     with pytest.raises(SpecError, match=r"net.onnx takes 3 x 3 x 14 x 17, but got an image of 1 x 3 x 9 x 12"):
         bench_inference(NET, 9, 12, engines=["onnxruntime"], files=[fixed / "net.onnx"], rounds=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -69,7 +69,7 @@ def _sizes(colors: int, pixels: tuple[int, int], batch: int | None) -> dict[str,
 
 def quantize(
     source: Network,
-    target: Annotated[Path, typer.Argument(help="File to write: .onnx, or .xml (OpenVINO).")],
+    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .xml (OpenVINO) or .tflite.")],
     images: Annotated[Path, typer.Option(help="Folder of images such as the network is to enlarge, to calibrate on.")],
     wrapper: Wrapper = None,
     act: Act = None,
@@ -78,6 +78,9 @@ def quantize(
     weight_bits: Annotated[
         int | None, typer.Option(min=7, max=8, help="7 is right on every processor; else the better one here is taken.")
     ] = None,
+    io: Annotated[
+        str, typer.Option(help="Of .tflite, what goes in and comes out: float32, uint8 or int8.")
+    ] = "float32",
     tile: Tile = 256,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -87,8 +90,8 @@ def quantize(
     from ..deploy._exporter import targets_of
     from ..models._pretrained import network_file
 
-    bits = cast("Any", weight_bits)  # 7 or 8, which `min` and `max` saw to
+    some: Any = {"targets": targets, "per_channel": not per_tensor, "weight_bits": weight_bits, "io": io, "tile": tile}
     targets_of(target, [network_file(source)], overwrite)
     net = load(source, wrapper, act)
-    report = sr.quantize(net, target, images, targets=targets, per_channel=not per_tensor, weight_bits=bits, tile=tile)
+    report = sr.quantize(net, target, images, **some)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))

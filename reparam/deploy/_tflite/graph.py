@@ -57,7 +57,6 @@ _VERSIONS = {
         "CONCATENATION": 2,
         "CONV_2D": 3,
         "DEPTHWISE_CONV_2D": 3,
-        "DEPTH_TO_SPACE": 2,
         "DEQUANTIZE": 2,
         "GATHER": 2,
         "LEAKY_RELU": 2,

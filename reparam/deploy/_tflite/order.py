@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._plain import Plain, Step
 
-_POINTWISE = ("prelu", "clamp", "function", "affine", "power")
+_BY_CHANNEL = ("prelu", "clamp", "function", "affine", "power", "pad", "crop", "resize", "average", "largest", "mean")
+"""Steps that do the same to all channels, or have numbers for each."""
 _OF_TWO = ("add", "multiply", "divide", "maximum", "minimum")
 
 
@@ -99,7 +100,7 @@ def _takes_order(net: Plain, name: str) -> bool:
     step = next((step for step in net.steps if step.name == name), None)
     if step is None or name == net.output or sum(one.inputs.count(name) for one in net.steps) != 1:
         return False
-    if step.kind in (*_POINTWISE, *_OF_TWO):
+    if step.kind in (*_BY_CHANNEL, *_OF_TWO):
         return any(_takes_order(net, one) for one in step.inputs)
     return step.kind == "gather" or _is_dense(step)
 

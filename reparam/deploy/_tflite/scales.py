@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,7 @@ _AS_THEY_CAME = (
 """Operators that give integers of the scale of those that they take."""
 _FIRM = {"LOGISTIC": Scale(np.array([1 / 256]), -128), "TANH": Scale(np.array([1 / 128]), 0)}
 """Operators that give integers of one scale only."""
-IN_INTEGERS = (
+_IN_INTEGERS = (
     *_AS_THEY_CAME,
     *_FIRM,
     "ADD",
@@ -51,7 +51,19 @@ IN_INTEGERS = (
 """Operators that compute in 8 bits."""
 
 
-def with_scales(graph: Graph, ranges: Mapping[str, Range]) -> tuple[Graph, dict[str, Scale]]:
+def in_integers(operator: Operator, exact: Collection[str] = ()) -> bool:
+    """Whether an operator computes in 8 bits.
+
+    Args:
+        operator: of a graph in float32.
+        exact: names of what is to be computed in float32.
+    """
+    return operator.kind in _IN_INTEGERS and operator.output not in exact
+
+
+def with_scales(
+    graph: Graph, ranges: Mapping[str, Range], exact: Collection[str] = ()
+) -> tuple[Graph, dict[str, Scale]]:
     """Finds a scale for every image of a graph.
 
     Where an operator takes images of two scales and can do but one, one of them is brought to the other's first.
@@ -59,14 +71,18 @@ def with_scales(graph: Graph, ranges: Mapping[str, Range]) -> tuple[Graph, dict[
     Args:
         graph: in float32.
         ranges: the smallest and the largest value of every image; those of its input and output stand firm.
+        exact: names of what is to be computed in float32.
 
     Returns:
-        The graph, in which `QUANTIZE` are new, and the scales by the names of images and of numbers beside them.
+        The graph, in which some `QUANTIZE` are new, and the scales by the names of images and of numbers beside them.
     """
     groups = _Groups(graph, dict(ranges))
     groups.firm[graph.input] = scale_of(*ranges[graph.input])
     for operator in graph.operators:
-        groups.add(operator)
+        if in_integers(operator, exact):
+            groups.add(operator)
+        else:
+            groups.graph.operators.append(operator)
     groups.end(scale_of(*ranges[graph.output]))
     return groups.graph, groups.scales()
 
@@ -96,14 +112,18 @@ class _Groups:
 
     def end(self, scale: Scale) -> None:
         """Gives the output its scale."""
-        graph, first = self.graph, self._first(self.graph.output)
-        if first in self.firm:
-            graph.arrays["last"] = graph.arrays[graph.output]
-            graph.operators[-1] = replace(graph.operators[-1], output="last")
-            self._join("last", first)
-            self.above.pop(graph.output, None)
-            graph.operators.append(Operator("QUANTIZE", ("last",), graph.output, {}))
-        self.firm[self._first(graph.output)] = scale
+        name = self.graph.output
+        if self._first(name) in self.firm:
+            self._rename(name, f"{name}/loose")
+            self.graph.operators.append(Operator("QUANTIZE", (f"{name}/loose",), name, {}))
+        self.firm[self._first(name)] = scale
+
+    def _rename(self, old: str, new: str) -> None:
+        """Gives what the last operator gives another name."""
+        self.graph.operators[-1] = replace(self.graph.operators[-1], output=new)
+        self.graph.arrays[new], self.ranges[new] = self.graph.arrays[old], self.ranges[old]
+        self.above = {new if one == old else one: new if first == old else first for one, first in self.above.items()}
+        self.firm = {new if one == old else one: scale for one, scale in self.firm.items()}
 
     def scales(self) -> dict[str, Scale]:
         """By the names of images."""
@@ -146,7 +166,7 @@ class _Groups:
 def scale_of(low: float, high: float) -> Scale:
     """Of activations: 256 steps from low to high, and zero is one of them."""
     low, high = min(low, 0.0), max(high, 0.0)
-    step = max(high - low, 1e-8) / 255
+    step = ((high - low) or 1.0) / 255  # of channels that are always zero, any
     return Scale(np.array([step]), round(-128 - low / step))
 
 
