@@ -63,7 +63,7 @@ def upscale(
     wrapper: Wrapper = None,
     act: Act = None,
     engine: Annotated[
-        str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16 or ncnn.")
+        str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16, ncnn or executorch.")
     ] = "auto",
     tile: Tile = 256,
     threads: Threads = 0,

@@ -15,7 +15,9 @@ from ._shared import Act, Json, Network, Overwrite, Tile, Wrapper, load
 
 def export(
     source: Network,
-    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO) or .ncnn.param.")],
+    target: Annotated[
+        Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO), .ncnn.param, .pte, .mlpackage.")
+    ],
     wrapper: Wrapper = None,
     act: Act = None,
     size: Annotated[

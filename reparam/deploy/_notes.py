@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._coreml import about_coreml
+from ._executorch import about_executorch
+
 KEYS = ("scale", "colors", "radius", "period", "range", "order", "reparam")
 """Of the note that `export` writes."""
 
@@ -66,9 +69,23 @@ def _of_program(file: Path) -> About:
     return About({key: text for key, text in texts.items() if text}, _numbers(image.shape))
 
 
+def _of_executorch(file: Path) -> About:
+    return About(*about_executorch(file))
+
+
+def _of_coreml(file: Path) -> About:
+    return About(*about_coreml(file))
+
+
 def _numbers(shape: Any) -> tuple[int | None, ...]:
     """What is a name or a symbol is free."""
     return tuple(size if isinstance(size, int) else None for size in shape)
 
 
-_READERS: dict[str, Callable[[Path], About]] = {".onnx": _of_onnx, ".xml": _of_openvino, ".pt2": _of_program}
+_READERS: dict[str, Callable[[Path], About]] = {
+    ".onnx": _of_onnx,
+    ".xml": _of_openvino,
+    ".pt2": _of_program,
+    ".pte": _of_executorch,
+    ".mlpackage": _of_coreml,
+}
