@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ExportError
+from ..errors import ExportError, SpecError
 from ._lean import lean, one_by_one
 from ._runners import Run
 
@@ -44,12 +45,9 @@ def write_executorch(net: nn.Module, example: Tensor, dynamic: Any, file: Path, 
 
 def run_executorch(file: Path, threads: int = 0) -> Run:
     """A file in ExecuTorch, which takes one image at a time."""
-    method = _program(file).load_method("forward")
-    if threads:
-        from executorch.extension.pybindings import portable_lib
-
-        portable_lib._unsafe_reset_threadpool(threads)  # there is no other way, and none for one file alone
-    return lambda x: np.stack([_executed(method, image) for image in x])
+    _use(threads)
+    method = _Method(_program(file).load_method("forward"))
+    return lambda x: np.stack([method(image) for image in x])
 
 
 def about_executorch(file: Path) -> tuple[dict[str, str], tuple[int, ...] | None]:
@@ -61,24 +59,51 @@ def about_executorch(file: Path) -> tuple[dict[str, str], tuple[int, ...] | None
     return note, tuple(shape) if fixed else None
 
 
+class _Method:
+    """What runs one image."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+        _running.add(self)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of outputs that are smaller than the largest
+            try:
+                (y,) = self.method.execute([torch.from_numpy(image[None])])
+            except RuntimeError as problem:
+                raise ExportError(
+                    f"ExecuTorch fails for an image of {image.shape} ({problem}); sizes that are free are so up to "
+                    f"{LARGEST_SIDE} pixels a side"
+                ) from problem
+        return y[0].numpy().copy()  # the next call has the same memory
+
+
+_running: weakref.WeakSet[_Method] = weakref.WeakSet()
+"""All that there are."""
+
+
+def _use(threads: int) -> None:
+    """Sets the size of ExecuTorch's one pool of threads, which nothing that was loaded before survives."""
+    with _without_notes():
+        from executorch.extension.pybindings import portable_lib
+
+    there = portable_lib._threadpool_get_thread_count()
+    if threads in (0, there):
+        return
+    if _running:
+        raise SpecError(
+            f"ExecuTorch has one pool of threads for all files of a process, of {there} while one is open, but got "
+            f"threads={threads}; leave it at 0"
+        )
+    portable_lib._unsafe_reset_threadpool(threads)
+
+
 def _program(file: Path) -> Any:
     with _without_notes():
         from executorch.runtime import Runtime
 
         return Runtime.get().load_program(file)
-
-
-def _executed(method: Any, image: np.ndarray) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of outputs that are smaller than the largest
-        try:
-            (y,) = method.execute([torch.from_numpy(image[None])])
-        except RuntimeError as problem:
-            raise ExportError(
-                f"ExecuTorch fails for an image of {image.shape} ({problem}); sizes that are free are so up to "
-                f"{LARGEST_SIDE} pixels a side"
-            ) from problem
-    return y[0].numpy().copy()  # the next call has the same memory
 
 
 def _free(image: Tensor) -> tuple[dict[int, Any], ...]:

@@ -1,6 +1,8 @@
 """Files of ExecuTorch: `pip install -e '.[executorch]' && pytest tests/programs`."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,7 +78,7 @@ def test_the_note_and_the_size(file, tmp_path):
 
 def test_upscaler_and_commands(file, tmp_path):
     whole = Upscaler(NET, engine="torch")(IMAGE)
-    upscaler = Upscaler(file, tile=9, threads=1)
+    upscaler = Upscaler(file, tile=9)
     assert (upscaler.engine, upscaler.scale, upscaler.radius) == ("executorch", 2, 3)
     assert np.abs(upscaler(IMAGE) - whole).max() < 1e-5
     Image.fromarray((255 * IMAGE).astype(np.uint8)).save(tmp_path / "photo.png")
@@ -84,6 +86,28 @@ def test_upscaler_and_commands(file, tmp_path):
     assert CliRunner().invoke(app, command).exit_code == 0 and (tmp_path / "photo_x2.png").exists()
     report = bench_inference(NET, 9, 12, engines=["executorch"], files=[file], rounds=1)
     assert [(row.graph, row.engine) for row in report.rows[-1:]] == [("net.pte", "executorch")]
+
+
+def test_threads_of_one_file_are_those_of_all(file):
+    code = f"""
+import numpy as np, torch
+from pathlib import Path
+from reparam import SpecError
+from reparam.deploy import open_engine
+file, x = Path({str(file)!r}), np.random.rand(1, 3, 64, 64).astype(np.float32)
+one = open_engine(file, "executorch", threads=1)
+wanted = one(x)
+two = [open_engine(file, "executorch", threads=threads) for threads in (1, 0)]
+assert all([np.array_equal(run(x), wanted) for run in two])
+try:
+    open_engine(file, "executorch", threads=3)
+except SpecError as error:
+    print(error)
+del one, two
+assert np.array_equal(open_engine(file, "executorch", threads=3)(x), wanted)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert "of 1 while one is open, but got threads=3; leave it at 0" in done.stdout
 
 
 def test_larger_images_than_it_has_memory_for(file):
