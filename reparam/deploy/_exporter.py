@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -173,8 +173,8 @@ def export(
             found = Trial(engine, shapes, error)
         files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
     peak, rescaled = (held.peak, held.rescaled) if held else (None, ())
-    engine, shapes, error, *shown = found
-    return ExportReport(files, kind.name, engine, shapes, error, bound, peak, rescaled, remark, *shown)
+    report = ExportReport(files, kind.name, found.engine, found.shapes, found.error, bound, peak, rescaled, remark)
+    return replace(report, psnr_db=found.psnr_db, unchecked=found.unchecked)
 
 
 def holds(file: Path, net: nn.Module) -> bool:
