@@ -100,6 +100,8 @@ def why_hooked(module: nn.Module) -> str | None:
                 f"a hook of this {kind} computes its {name} anew each time; {remedy.format(name=name)} makes it plain"
             )
     if hooks := that_matter(module._forward_pre_hooks, module._forward_hooks):
+        if any(getattr(hook, "__module__", "").startswith("torch.distributed") for hook in hooks):
+            return f"this {kind} is sharded by itself; shard the block that it is part of, or what is around that"
         names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
         return f"{kind} has forward hooks ({names}), which may change what it computes; remove them first"
     return None
