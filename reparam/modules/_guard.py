@@ -29,7 +29,7 @@ _REMEDIES = {  # by the module of the hook's class
 
 
 _of_a_class = (
-    torch.compiler.assume_constant_result  # of a module it would tie a graph to that one, and blocks that are alike share one
+    torch.compiler.assume_constant_result  # asked of a module, it would tie the graph to that one
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
     else torch.compiler.disable  # before, the graph breaks here
 )
