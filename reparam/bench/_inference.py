@@ -109,7 +109,7 @@ def bench_inference(
         height: of the image, in pixels.
         width: likewise.
         engines: of `Upscaler`; None takes all that are installed.
-        files: of the same network, in ONNX or OpenVINO, such as `quantize` writes; on the engines that run them.
+        files: of the same network, such as `export` and `quantize` write; on the engines that run them.
         rounds: how often every way runs.
         threads: of every engine; 0 leaves that to them.
         progress: called after each round; there are `rounds` + 2.
@@ -187,7 +187,7 @@ def _engines(
 def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads: int) -> dict[Way, Pass]:
     """Each file on each engine that runs it."""
     if wrong := [file for file in files if file.suffix not in FILE_ENGINES]:
-        raise SpecError(f"files of {' and '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
+        raise SpecError(f"files of {', '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
     return {
         (file.name, name): partial(open_engine(file, name, threads), x.numpy())
         for file in files

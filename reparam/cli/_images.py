@@ -63,10 +63,15 @@ def upscale(
     wrapper: Wrapper = None,
     act: Act = None,
     engine: Annotated[
-        str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16 or ncnn.")
+        str,
+        typer.Option(
+            help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16, ncnn, litert or executorch."
+        ),
     ] = "auto",
     tile: Tile = 256,
     threads: Threads = 0,
+    scale: Annotated[int | None, typer.Option(min=1, help="Of a graph of another program, if not measured.")] = None,
+    colors: Annotated[int | None, typer.Option(help="Likewise: 1 (luma) or 3 (RGB).")] = None,
     suffix: Annotated[str, typer.Option(help="Format of the results, such as .png; if not given, the source's.")] = "",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -84,7 +89,7 @@ def upscale(
     if graph:
         refuse_told(model, "is a graph, which says all of itself", wrapper, act)
     net = model if graph else load(model, wrapper, act, fused=True)
-    upscaler = sr.Upscaler(net, engine=engine, tile=tile, threads=threads)
+    upscaler = sr.Upscaler(net, engine=engine, tile=tile, threads=threads, scale=scale, colors=colors)
     targets = plan(images, out, upscaler.scale, suffix, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[Path, str] = {}

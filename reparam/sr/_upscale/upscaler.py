@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...deploy._engines import FILE_ENGINES, fastest_engine, make_engine, open_engine
-from ...deploy._formats import read_note
+from ...deploy._engines import FILE_ENGINES, fastest_engine, make_engine
 from ...deploy._receptive import locality
 from ...deploy._runners import Run
 from ...errors import SpecError
@@ -26,7 +25,8 @@ from ...modules._like import tensor_like
 from .arrays import arrays_of, file_reader, floats_of, largest_of, of_pil, whole_of
 from .color import Coloring, coloring
 from .guard import check_weights, checked, seam
-from .tiles import Span, scaled, spans
+from .opened import opened
+from .tiles import Span, fixed_spans, scaled, spans
 
 Image = TypeVar("Image")
 
@@ -48,15 +48,19 @@ class Upscaler:
     A grey image goes through an RGB network as three equal colours, and their mean is the result.
 
     Args:
-        model: a name of `list_models(pretrained=True)`, a checkpoint that `load_checkpoint` reads, a file of ONNX or
-            OpenVINO that `export` wrote, or a network. A network is copied; it must have `scale` and `colors` (1 or 3),
-            and take values of 0 to 1.
+        model: a name of `list_models(pretrained=True)`, a checkpoint that `load_checkpoint` reads, a file that `export`
+            or another program wrote (`FILE_ENGINES` lists the suffixes), or a network. A network is copied; it must
+            have `scale` and `colors` (1 or 3), and take values of 0 to 1. A file that takes one size only is run on
+            tiles of that size, and an image that is smaller is continued by its last pixels.
         engine: "torch" (on the network's device), "torch-compile", "onnxruntime", "openvino", "openvino-bf16" (faster
-            where the processor has it, and less exact), "ncnn", or "auto" for the fastest of torch, onnxruntime and
-            openvino that are installed: they are timed once, and the outcome is kept beside torch's cache.
+            where the processor has it, and less exact), "ncnn", "litert", "executorch", or "auto" for the fastest of
+            torch, onnxruntime and openvino that are installed: they are timed once, and the outcome is kept beside
+            torch's cache.
         tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once, as a network
             that has no receptive radius (global pooling, attention) needs.
         threads: how many the engine may use; 0 leaves that to it.
+        scale: of a file of another program that does not say it; else it is measured.
+        colors: likewise; most files say how many channels they take.
 
     Attributes:
         scale: the factor by which height and width grow.
@@ -76,19 +80,32 @@ class Upscaler:
     """
 
     def __init__(
-        self, model: nn.Module | str | os.PathLike[str], *, engine: str = "auto", tile: int = _TILE, threads: int = 0
+        self,
+        model: nn.Module | str | os.PathLike[str],
+        *,
+        engine: str = "auto",
+        tile: int = _TILE,
+        threads: int = 0,
+        scale: int | None = None,
+        colors: int | None = None,
     ) -> None:
         if tile < 0 or threads < 0:
             raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
         again: Callable[[], Run] | None = None
+        self._size: tuple[int, int] | None = None  # of all that a file takes, if it takes but one
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
-            self.scale, self.colors, self.radius, self.period = _noted(Path(model), tile)
             self.engine = FILE_ENGINES[Path(model).suffix][0] if engine == "auto" else engine
             self._name, self._rounding = Path(model).name, _COARSE_ROUNDING
-            run = open_engine(Path(model), self.engine, threads)
+            found = opened(Path(model), self.engine, threads, tile, scale, colors)
+            run, self.scale, self.colors, self.radius, self.period, self._size = found
         else:
             net = _ready(model)
             self.scale, self.colors = _sizes(net)
+            if (scale, colors) != (None, None):
+                raise SpecError(
+                    f"{type(net).__name__} says its scale={self.scale} and colors={self.colors} itself, but got "
+                    f"scale={scale}, colors={colors}; leave them out"
+                )
             self.radius, self.period = locality(net, self.colors) if tile else (0, 1)
             self.engine = fastest_engine(net, self.colors, threads) if engine == "auto" else engine
             run = make_engine(net, self.engine, threads)
@@ -174,7 +191,7 @@ class Upscaler:
         height, width, channels = whole.shape
         way = coloring(channels, self.colors, self.scale)
         large = np.empty((self.scale * height, self.scale * width, channels), whole.dtype)
-        if 0 < self._tile < max(height, width):
+        if 0 < self._tile < max(height, width) and not self._size:
             self._prove(height % self.period, width % self.period)
         for rows, columns in self._tiles(whole):
             part = self._enlarge(whole[rows.read, columns.read], way)
@@ -184,7 +201,9 @@ class Upscaler:
 
     def _tiles(self, whole: np.ndarray) -> Iterator[tuple[Span, Span]]:
         """Rows and columns of each."""
-        rows, columns = (spans(size, self._tile or size, self._overlap, self.period) for size in whole.shape[:2])
+        cut = fixed_spans if self._size and self._tile else spans
+        reads = (self._size or (self._tile, self._tile)) if self._tile else whole.shape[:2]
+        rows, columns = (cut(length, read, self._overlap, self.period) for length, read in zip(whole.shape[:2], reads))
         return itertools.product(rows, columns)
 
     def _prove(self, *rest: int) -> None:
@@ -231,17 +250,3 @@ def _sizes(net: nn.Module) -> tuple[int, int]:
             "number, and colors, 1 or 3"
         )
     return scale, colors
-
-
-def _noted(file: Path, tile: int) -> tuple[int, int, int, int]:
-    """Scale, colours, radius and period, of what `export` wrote beside a network."""
-    if not file.exists():
-        raise SpecError(f"there is no file {file}")
-    note = read_note(file)
-    try:
-        scale, colors = int(note["scale"]), int(note["colors"])
-        return scale, colors, *((int(note["radius"]), int(note.get("period", 1))) if tile else (0, 1))
-    except KeyError as error:
-        advice = "a network without one takes whole images: tile=0" if error.args[0] == "radius" else ""
-        advice = advice or "export the network with that"
-        raise SpecError(f"{file} does not say its {error.args[0]}, as the files of `export` do; {advice}") from None
