@@ -63,7 +63,10 @@ def upscale(
     wrapper: Wrapper = None,
     act: Act = None,
     engine: Annotated[
-        str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16, ncnn or litert.")
+        str,
+        typer.Option(
+            help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16, ncnn, litert or executorch."
+        ),
     ] = "auto",
     tile: Tile = 256,
     threads: Threads = 0,

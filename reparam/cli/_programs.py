@@ -16,7 +16,8 @@ from ._shared import Act, Json, Network, Overwrite, Tile, Wrapper, load
 def export(
     source: Network,
     target: Annotated[
-        Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO), .ncnn.param or .tflite.")
+        Path,
+        typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO), .ncnn.param, .tflite, .pte, .mlpackage."),
     ],
     wrapper: Wrapper = None,
     act: Act = None,

@@ -25,6 +25,7 @@ from ..errors import SpecError
 from ..modules._hooks import copy_module
 from ..modules._like import tensor_like
 from ._cache import cached, keep
+from ._executorch import run_executorch
 from ._exporter import export, holds
 from ._notes import about, told_shape
 from ._runners import Run, program_in, run_ncnn, run_onnxruntime, run_openvino
@@ -70,6 +71,7 @@ ENGINES = {
     "openvino-bf16": _Kind("openvino", run_openvino, ".xml", "bf16"),
     "ncnn": _Kind("ncnn", run_ncnn, ".ncnn.param"),
     "litert": _Kind("ai_edge_litert", run_litert, ".tflite"),
+    "executorch": _Kind("executorch", run_executorch, ".pte"),
 }
 
 
@@ -113,6 +115,7 @@ FILE_ENGINES = {
     ".param": ("ncnn",),
     ".pt2": ("torch",),
     ".tflite": ("litert",),
+    ".pte": ("executorch",),
 }
 """The engines that run a file, by its suffix; the usual one first."""
 

@@ -48,15 +48,17 @@ class ExportReport:
     """In float16, the largest value inside on the example and on test pictures: 65504 is the largest that there is."""
     rescaled: tuple[str, ...] = ()
     """The layers whose numbers were multiplied by powers of two for that."""
+    remark: str = ""
+    """What else there is to know of the file: what of it ran where."""
 
     def __str__(self) -> str:
-        names = " and ".join(map(str, self.files))
+        names, precision = " and ".join(map(str, self.files)), "" if self.peak is None else " in float16"
         done = f"differs by {self.error:.0e} in {self.engine} ({len(self.shapes)} shapes)"
-        if self.peak is None:
-            return f"{names}: {self.format}, {done}"
-        scaled = f", after rescaling {', '.join(self.rescaled)}" if self.rescaled else ""
-        half = f"{done}, where {self.bound:.0e} is allowed; the largest value inside is {self.peak:.3g}{scaled}"
-        return f"{names}: {self.format} in float16, {half}"
+        lines = [f"{names}: {self.format}{precision}, {done}"]
+        if self.peak is not None:
+            scaled = f", after rescaling {', '.join(self.rescaled)}" if self.rescaled else ""
+            lines[0] += f", where {self.bound:.0e} is allowed; the largest value inside is {self.peak:.3g}{scaled}"
+        return "\n".join([*lines, *([self.remark] if self.remark else [])])
 
 
 def export(
@@ -80,18 +82,22 @@ def export(
     | `.xml` (and `.bin`) | OpenVINO IR, by OpenVINO's converter from ONNX | `reparam[openvino]` |
     | `.ncnn.param` (and `.ncnn.bin`) | ncnn, by pnnx | `reparam[ncnn]` |
     | `.tflite` | TFLite, whose runtime is called LiteRT now; written here | `reparam[litert]` |
+    | `.pte` | ExecuTorch, with XNNPACK | `reparam[executorch]` |
+    | `.mlpackage` (a folder) | Core ML, by coremltools | `reparam[coreml]` |
 
     The network is fused with proof, on the example, where it runs in float64 (see `fuse`).
 
-    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; by OpenVINO; by ncnn;
-    by LiteRT) on images of awkward sizes, and must give
-    $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. If it does not, an existing file stays as it was; if it
-    does, that is replaced, as by `torch.save`.
+    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; OpenVINO; ncnn;
+    LiteRT; ExecuTorch) on images of awkward sizes, and must give
+    $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$.
+    If it does not, an existing file stays as it was; if it does, that is replaced, as by `torch.save`. Core ML runs on
+    Apple's machines only, and is run nowhere here: what is in its package is read back, and computed by torch.
 
     All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
     network has one), `period` (tiles begin on its multiples; 1 for convolutions), `range` ("0 to 1"), `order` ("RGB" or
     "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as `rt_info` under "reparam" of
-    OpenVINO, as extra files of `torch.export`, as JSON in the metadata of TFLite.
+    OpenVINO, as extra files of `torch.export`, as JSON in the metadata of TFLite, as methods of ExecuTorch, as metadata
+    of Core ML.
 
     TFLite has the axes (N, H, W, C). It is written here, and not converted: operators for convolutions, pooling,
     borders, enlarging, functions, arithmetic and whatever moves pixels; a network that computes something else is
@@ -111,8 +117,8 @@ def export(
         dynamic: whether batch, height and width of the input are free; if not, they are those of the example. "batch"
             leaves how many images there are free, and nothing else.
         opset: of ONNX, the version of the operators, for programs that want an older or a newer one than 18.
-        half: of ONNX, whether weights, input and output are float16, of TFLite, whether weights are; the file may then
-            differ by 4e-3.
+        half: of ONNX and Core ML, whether weights, input and output are float16, of TFLite, whether weights are; the
+            file may then differ by 4e-3.
         shuffle_as_conv: of TFLite, whether pixel shuffles are transposed convolutions of zeros and ones, which compute
             the same, for programs that refuse `DEPTH_TO_SPACE`.
 
@@ -146,11 +152,11 @@ def export(
     held = held_in_half(net, _pictures(net, example)) if half else None
     bound = _HALF_BOUND if half else _BOUND
     with written(path) as file:
-        write_as(kind, held.net if held else net, first, dynamic, file, **options)
+        remark = write_as(kind, held.net if held else net, first, dynamic, file, **options)
         engine, error = _check(kind, file, net, shapes, bound)
         files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
     peak, rescaled = (held.peak, held.rescaled) if held else (None, ())
-    return ExportReport(files, kind.name, engine, shapes, error, bound, peak, rescaled)
+    return ExportReport(files, kind.name, engine, shapes, error, bound, peak, rescaled, remark)
 
 
 def holds(file: Path, net: nn.Module) -> bool:
@@ -240,10 +246,10 @@ def metadata_of(net: nn.Module) -> dict[str, str]:
     return metadata
 
 
-def write_as(kind: Format, net: nn.Module, first: Tensor, dynamic: Dynamic, file: Path, **options: Any) -> None:
-    """Writes a file, or says what the network is that cannot be written."""
+def write_as(kind: Format, net: nn.Module, first: Tensor, dynamic: Dynamic, file: Path, **options: Any) -> str:
+    """Writes a file and gives the remark on it, or says what the network is that cannot be written."""
     try:
-        kind.write(net, first, dynamic, file, metadata_of(net), **options)
+        return kind.write(net, first, dynamic, file, metadata_of(net), **options) or ""
     except ReparamError:
         raise
     except Exception as problem:  # exporters raise whatever they met

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..modules._hooks import copy_module
+from ._coreml import run_read_back, write_coreml
+from ._executorch import run_executorch, write_executorch
 from ._lean import Gather, lean, one_by_one
 from ._opset import OPSET, in_opset
 from ._plain import Dynamic
@@ -35,8 +37,9 @@ class Format(NamedTuple):
     extra: str
     """What to install: `pip install 'reparam[extra]'`."""
     packages: tuple[str, ...]
-    write: Callable[..., None]
-    """Of a network in float32, an example, `Dynamic`, the file, `Metadata`, and `options` by their names."""
+    write: Callable[..., str | None]
+    """Of a network in float32, an example, `Dynamic`, the file, `Metadata`, and `options` by their names; it may give a
+    remark for the report."""
     read: Callable[[Path], tuple[str, Run]]
     """Gives the name of the program that runs the file, and what does."""
     options: tuple[str, ...] = ()
@@ -176,5 +179,22 @@ FORMATS = (
         write_tflite,
         lambda file: ("litert", run_litert(file)),
         ("half", "shuffle_as_conv"),
+    ),
+    Format(
+        "ExecuTorch",
+        (".pte",),
+        "executorch",
+        ("executorch",),
+        write_executorch,
+        lambda file: ("executorch", run_executorch(file)),
+    ),
+    Format(
+        "Core ML",
+        (".mlpackage",),
+        "coreml",
+        ("coremltools",),
+        write_coreml,
+        lambda file: ("torch, read back", run_read_back(file)),
+        ("half",),
     ),
 )

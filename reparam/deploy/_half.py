@@ -58,7 +58,7 @@ def held_in_half(net: nn.Module, images: Sequence[Tensor]) -> Held:
         >>> held.peak, held.rescaled, held.net[0].weight.item(), bool(held.net(torch.ones(1, 1, 4, 4)).eq(1).all())
         (2048.0, ('0', '2'), 2048.0, True)
     """
-    peaks, rescaled = _peaks(net, images), ()
+    peaks, rescaled = _peaks(net, images), tuple[str, ...]()
     if any(not peak <= _ROOM for peak in peaks.values()):
         net = copy_module(net)
         rescaled = _rescale(net, images, peaks)

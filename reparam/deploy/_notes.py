@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._coreml import about_coreml
+from ._executorch import about_executorch
 from ._tflite import about_tflite
 
 KEYS = ("scale", "colors", "radius", "period", "range", "order", "reparam")
@@ -72,6 +74,14 @@ def _of_tflite(file: Path) -> About:
     return About(*about_tflite(file))
 
 
+def _of_executorch(file: Path) -> About:
+    return About(*about_executorch(file))
+
+
+def _of_coreml(file: Path) -> About:
+    return About(*about_coreml(file))
+
+
 def _numbers(shape: Any) -> tuple[int | None, ...]:
     """What is a name or a symbol is free."""
     return tuple(size if isinstance(size, int) else None for size in shape)
@@ -82,4 +92,6 @@ _READERS: dict[str, Callable[[Path], About]] = {
     ".xml": _of_openvino,
     ".pt2": _of_program,
     ".tflite": _of_tflite,
+    ".pte": _of_executorch,
+    ".mlpackage": _of_coreml,
 }

@@ -53,9 +53,9 @@ class Upscaler:
             have `scale` and `colors` (1 or 3), and take values of 0 to 1. A file that takes one size only is run on
             tiles of that size, and an image that is smaller is continued by its last pixels.
         engine: "torch" (on the network's device), "torch-compile", "onnxruntime", "openvino", "openvino-bf16" (faster
-            where the processor has it, and less exact), "ncnn", "litert", or "auto" for the fastest of torch,
-            onnxruntime and openvino that are installed: they are timed once, and the outcome is kept beside torch's
-            cache.
+            where the processor has it, and less exact), "ncnn", "litert", "executorch", or "auto" for the fastest of
+            torch, onnxruntime and openvino that are installed: they are timed once, and the outcome is kept beside
+            torch's cache.
         tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once, as a network
             that has no receptive radius (global pooling, attention) needs.
         threads: how many the engine may use; 0 leaves that to it.
@@ -202,9 +202,9 @@ class Upscaler:
     def _tiles(self, whole: np.ndarray) -> Iterator[tuple[Span, Span]]:
         """Rows and columns of each."""
         cut = fixed_spans if self._size and self._tile else spans
-        reads = self._size or (self._tile, self._tile)
-        axes = zip(whole.shape[:2], reads if self._tile else whole.shape[:2])
-        return itertools.product(*(cut(length, read, self._overlap, self.period) for length, read in axes))
+        reads = (self._size or (self._tile, self._tile)) if self._tile else whole.shape[:2]
+        rows, columns = (cut(length, read, self._overlap, self.period) for length, read in zip(whole.shape[:2], reads))
+        return itertools.product(rows, columns)
 
     def _prove(self, *rest: int) -> None:
         """Runs a small image whole and in tiles, before the first image of which the period leaves such a rest."""
