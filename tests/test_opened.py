@@ -1,6 +1,7 @@
 """Files of networks that `Upscaler` runs: of every format that `export` writes, of one size, and of other programs."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -208,5 +209,13 @@ def test_every_format_is_measured(folder, fixed):
         ("net.onnx", "onnxruntime"), ("net.onnx", "openvino"), ("net.xml", "openvino"), ("net.pt2", "torch"),
         ("net.ncnn.param", "ncnn"), ("net.tflite", "litert"),
     ]  # fmt: skip
+    # Four convolutions, three PReLUs, and the enlarged image, its sum and the shuffle in the words of each.
+    assert {size.name: size.operators for size in report.files} == {
+        "net.onnx": 10, "net.xml": 14, "net.pt2": 10, "net.ncnn.param": 11, "net.tflite": 10,
+    }  # fmt: skip
+    kilobytes = {path.name: path.stat().st_size / 1000 for path in folder.iterdir()}
+    assert report.files[0].kilobytes == kilobytes["net.onnx"]
+    assert report.files[1].kilobytes == pytest.approx(kilobytes["net.xml"] + kilobytes["net.bin"])
+    assert re.search(rf"net.pt2 +{report.files[2].kilobytes:.1f} +10\n", str(report))
     with pytest.raises(SpecError, match=r"net.onnx takes 3 x 3 x 14 x 17, but got an image of 1 x 3 x 9 x 12"):
         bench_inference(NET, 9, 12, engines=["onnxruntime"], files=[fixed / "net.onnx"], rounds=1)

@@ -18,6 +18,7 @@ from .._tables import table
 from .._timing import race, ratio
 from ..blocks._set_fold import set_fold
 from ..deploy._engines import FILE_ENGINES, installed_engines, make_engine, open_engine
+from ..deploy._sizes import FileSize, file_size
 from ..deploy._threads import torch_threads
 from ..errors import ExportError, SpecError
 from ..fusing._fuse import plain_copy
@@ -76,6 +77,8 @@ class InferenceReport:
     """Of the image, (1, C, H, W)."""
     threads: int
     """Of torch; the engines have their own count where it was left to them."""
+    files: tuple[FileSize, ...] = ()
+    """How large those are that were given."""
 
     def __str__(self) -> str:
         titles = {"graph": "", "engine": "", "ms": ".1f", "Mpixel/s": ".1f", "speed": ".2f", "GFLOP/s": ".0f"}
@@ -84,7 +87,8 @@ class InferenceReport:
         size = f"{width}x{height}, {self.operations / 1e9:.1f} GFLOP, {self.threads} threads of torch"
         failed = [f"{name} is installed and cannot run this network: {why}" for name, why in self.failed.items()]
         limit = f"limit: {self.limit_gflops:.0f} GFLOP/s, a product of float32 matrices in the same run"
-        return "\n".join([size, table(titles, map(astuple, self.rows)), *failed, limit])
+        sizes = [table({"": "", "kB": ".1f", "operators": "d"}, self.files)] if self.files else []
+        return "\n".join([size, table(titles, map(astuple, self.rows)), *failed, limit, *sizes])
 
 
 def bench_inference(
@@ -150,7 +154,8 @@ def bench_inference(
         seconds, speed = median(times[way]), 1 / ratio(times, way, ("fused", EAGER))
         rate, megapixels = operations / seconds / 1e9, prod(size) / seconds / 1e6
         rows.append(InferenceCost(*way, 1000 * seconds, megapixels, speed, rate, rate / limit, errors[way]))
-    return InferenceReport(tuple(rows), failed, operations, limit, tuple(x.shape), used)
+    sizes = tuple(map(file_size, files))
+    return InferenceReport(tuple(rows), failed, operations, limit, tuple(x.shape), used, sizes)
 
 
 def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Pass]:

@@ -86,6 +86,7 @@ def test_upscaler_and_commands(file, tmp_path):
     assert CliRunner().invoke(app, command).exit_code == 0 and (tmp_path / "photo_x2.png").exists()
     report = bench_inference(NET, 9, 12, engines=["executorch"], files=[file], rounds=1)
     assert [(row.graph, row.engine) for row in report.rows[-1:]] == [("net.pte", "executorch")]
+    assert report.files[0].operators == 1  # all of it is one call of XNNPACK
 
 
 def test_threads_of_one_file_are_those_of_all(file):

@@ -184,6 +184,13 @@ def note_in(file: bytes) -> dict[str, str]:
     return json.loads(bytes(model.buffers[places[0]].data)) if places else {}
 
 
+def operators_in(file: bytes) -> int:
+    """How many there are in the bytes of a file."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.Model.GetRootAs(file).Subgraphs(0).OperatorsLength()
+
+
 def _version(graph: Graph, operator: Operator) -> int:
     dtypes = [graph.arrays[name].dtype for name in (*operator.inputs, operator.output)]
     first = next((dtype for dtype in dtypes if dtype in _VERSIONS), None)

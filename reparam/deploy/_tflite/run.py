@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import note_in
+from .graph import note_in, operators_in
 
 
 def run_litert(file: Path | bytes, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
@@ -55,3 +55,8 @@ def about_tflite(file: Path) -> tuple[dict[str, str], tuple[int | None, ...]]:
     sizes = [None if size < 0 else int(size) for size in source["shape_signature"]]
     shape = (sizes[0], sizes[3], sizes[1], sizes[2]) if len(sizes) == 4 else tuple(sizes)
     return note_in(file.read_bytes()), shape
+
+
+def operators_of_tflite(file: Path) -> int:
+    """How many operators there are in a file."""
+    return operators_in(file.read_bytes())

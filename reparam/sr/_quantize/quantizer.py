@@ -90,8 +90,9 @@ def quantize(
     convolution is quantized as well; `.xml` (and `.bin`) is for OpenVINO, which does without, and is more exact and
     faster. In both, ONNX Runtime's static quantization puts pairs of `QuantizeLinear` and `DequantizeLinear` around the
     convolutions; activation functions, the sum with the enlarged image and the pixel shuffle stay in float32.
-    `.tflite` is for phones and small processors that know integers only: all of it is in 8 bits, and the output is
-    clipped to 0 to 1. All hold the note that `export` writes, so that `Upscaler` runs them.
+    `.tflite` is for phones and small processors: every operator computes in integers, but for those after the last
+    convolution where float32 comes out; where integers do, these are 0 to 1, and what is beyond is clipped. All hold
+    the note that `export` writes, so that `Upscaler` runs them.
 
     Args:
         model: a name of `list_models(pretrained=True)`, a checkpoint, or a network, as for `Upscaler`; not changed.
