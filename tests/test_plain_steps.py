@@ -174,6 +174,14 @@ def test_constants_are_as_they_were_when_they_were_used():
     assert assert_same(Counting()) == ["affine", "affine"]
 
 
+def test_weights_are_the_parameters_themselves():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1, bias=False), nn.ConvTranspose2d(2, 1, 2)).eval()
+    plain = plain_steps(net, torch.rand(2, 3, 8, 12))
+    for step, layer in zip(plain.steps, net):
+        assert step.settings["weight"] is layer.weight
+        assert step.settings["bias"] is layer.bias or (layer.bias is None and not step.settings["bias"].any())
+
+
 def test_views_that_nobody_looks_at_do_not_matter():
     net = nn.Sequential(Of(lambda x: (x + 1)[:, 1:]), nn.ReLU(inplace=True))
     assert assert_same(net) == ["affine", "gather", "clamp"]

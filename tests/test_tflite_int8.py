@@ -12,10 +12,14 @@ import torch.nn.functional as F
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from helpers import randomise
+from PIL import Image
 from plain_nets import FUNCTIONS_OF_TORCH, KINDS_OF_STEP, NETS, Of, conv, picture
 from torch import nn
+from typer.testing import CliRunner
 
-from reparam import load_checkpoint
+from reparam import Upscaler, load_checkpoint
+from reparam.cli import app
+from reparam.deploy import read_note
 from reparam.deploy._plain import FUNCTIONS, plain_steps
 from reparam.deploy._tflite.calibrate import ranges_of
 from reparam.deploy._tflite.emit import graph_of
@@ -236,3 +240,20 @@ def test_the_input_goes_in_exactly_and_is_clipped():
     levels = torch.arange(-20, 276).reshape(1, 1, 8, 37).float().repeat(1, 3, 1, 1) / 255
     graph, _ = rounded(same, levels.clip(0, 1), io="uint8")
     assert np.allclose(run_litert(packed(graph, {}))(levels.numpy()), levels.clip(0, 1), atol=1e-6)
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "images").mkdir()
+    pixels = (photo(size=(24, 32))[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    file = tmp_path / "net.tflite"
+    command = ["quantize", NAME, str(file), "--images", str(tmp_path / "images"), "--io", "uint8", "--per-tensor"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and "weights of 8 bits, a scale for each tensor, 1 images" in done.output, done.output
+    assert Interpreter(model_path=str(file)).get_input_details()[0]["dtype"] == np.uint8
+    assert read_note(file)["scale"] == "2"
+    whole = Upscaler(NAME, engine="torch")(pixels)
+    error = Upscaler(file, tile=16)(pixels).astype(int) - whole
+    assert np.square(error).mean() < 1.5 and np.abs(error).max() < 16
+    wrong = CliRunner().invoke(app, [*command[:-2], "uint9", "--overwrite"])
+    assert wrong.exit_code == 1 and "io must be 'float32', 'uint8' or 'int8', but got 'uint9'" in wrong.output
