@@ -70,6 +70,7 @@ class ExportReport:
         return "\n".join([*lines, *([self.remark] if self.remark else [])])
 
 
+@torch.inference_mode(False)  # which a caller may be in, and in which torch shows other operations
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
