@@ -188,6 +188,13 @@ def test_views_that_nobody_looks_at_do_not_matter():
     assert assert_same(Of(lambda x: x.repeat_interleave(2, 1).mul_(3))) == ["gather", "affine"]
 
 
+def test_whoever_asks_in_inference_mode_gets_the_same():
+    net, x = create_model("plain_m1c4_x2").eval(), torch.rand(2, 3, 8, 9)
+    with torch.inference_mode():
+        asked = plain_steps(net, x.clone())
+    assert [step.kind for step in asked.steps] == [step.kind for step in plain_steps(net, x).steps]
+
+
 def test_the_network_is_left_as_it_is():
     net = Shifted().eval()
     swap_convs(net, RepSRBlock)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ._formats import FORMATS, Dynamic, Format
 from ._half import held_in_half, smooth_pictures
 from ._receptive import locality
 from ._runners import Run
+from ._shader.trial import Trial
 
 _BOUND, _HALF_BOUND = 1e-5, 4e-3
 """What a file may differ by, over the largest value: in float32, and where it computes in float16, of 11 bits."""
@@ -41,7 +42,8 @@ class ExportReport:
     shapes: tuple[tuple[int, ...], ...]
     """Of the inputs that it was checked on."""
     error: float
-    """The largest difference from the fused network in torch, in float32, over the largest value of its output."""
+    """The largest difference from the fused network in torch, in float32, over the largest value of its output; nan for
+    a shader that was not run."""
     bound: float = _BOUND
     """What that had to stay below: 1e-5, or 4e-3 in float16."""
     peak: float | None = None
@@ -50,10 +52,17 @@ class ExportReport:
     """The layers whose numbers were multiplied by powers of two for that."""
     remark: str = ""
     """What else there is to know of the file: what of it ran where."""
+    psnr_db: float | None = None
+    """Of what a shader shows, to what torch gives: the smallest of the shapes. 65 is asked, in place of `bound`."""
+    unchecked: str = ""
+    """Why nothing ran a shader, if nothing here could."""
 
     def __str__(self) -> str:
         names, precision = " and ".join(map(str, self.files)), "" if self.peak is None else " in float16"
-        done = f"differs by {self.error:.0e} in {self.engine} ({len(self.shapes)} shapes)"
+        found = f"differs by {self.error:.0e}" if self.psnr_db is None else f"{self.psnr_db:.1f} dB to torch"
+        done = f"{found} in {self.engine} ({len(self.shapes)} shapes)"
+        if self.unchecked:
+            done = f"NOT RUN: {self.unchecked}"
         lines = [f"{names}: {self.format}{precision}, {done}"]
         if self.peak is not None:
             scaled = f", after rescaling {', '.join(self.rescaled)}" if self.rescaled else ""
@@ -84,20 +93,25 @@ def export(
     | `.tflite` | TFLite, whose runtime is called LiteRT now; written here | `reparam[litert]` |
     | `.pte` | ExecuTorch, with XNNPACK | `reparam[executorch]` |
     | `.mlpackage` (a folder) | Core ML, by coremltools | `reparam[coreml]` |
+    | `.glsl` | a user shader for mpv, libplacebo and ffmpeg | |
+    | `.wgsl` | a module for WebGPU | |
 
     The network is fused with proof, on the example, where it runs in float64 (see `fuse`).
 
-    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; OpenVINO; ncnn;
-    LiteRT; ExecuTorch) on images of awkward sizes, and must give
-    $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$.
+    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; OpenVINO; ncnn; LiteRT;
+    ExecuTorch) on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$.
     If it does not, an existing file stays as it was; if it does, that is replaced, as by `torch.save`. Core ML runs on
     Apple's machines only, and is run nowhere here: what is in its package is read back, and computed by torch.
+
+    A user shader is run by ffmpeg, with libplacebo and a Vulkan driver, a module for WebGPU by the package wgpu, on
+    three pictures, and must show them at 65 dB or more to what torch gives, as numbers between the passes are float16.
+    Where these are missing the file is written all the same, and the report says that it was not run.
 
     All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
     network has one), `period` (tiles begin on its multiples; 1 for convolutions), `range` ("0 to 1"), `order` ("RGB" or
     "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as `rt_info` under "reparam" of
     OpenVINO, as extra files of `torch.export`, as JSON in the metadata of TFLite, as methods of ExecuTorch, as metadata
-    of Core ML.
+    of Core ML, as comments in shaders.
 
     TFLite has the axes (N, H, W, C). It is written here, and not converted: operators for convolutions, pooling,
     borders, enlarging, functions, arithmetic and whatever moves pixels; a network that computes something else is
@@ -153,10 +167,15 @@ def export(
     bound = _HALF_BOUND if half else _BOUND
     with written(path) as file:
         remark = write_as(kind, held.net if held else net, first, dynamic, file, **options)
-        engine, error = _check(kind, file, net, shapes, bound)
+        if kind.tried:
+            found = kind.tried(file, net)
+        else:
+            engine, error = _check(kind, file, net, shapes, bound)
+            found = Trial(engine, shapes, error)
         files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
     peak, rescaled = (held.peak, held.rescaled) if held else (None, ())
-    return ExportReport(files, kind.name, engine, shapes, error, bound, peak, rescaled, remark)
+    report = ExportReport(files, kind.name, found.engine, found.shapes, found.error, bound, peak, rescaled, remark)
+    return replace(report, psnr_db=found.psnr_db, unchecked=found.unchecked)
 
 
 def holds(file: Path, net: nn.Module) -> bool:

@@ -23,6 +23,8 @@ from ._lean import Gather, lean, one_by_one
 from ._opset import OPSET, in_opset
 from ._plain import Dynamic
 from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino, run_program, run_reference
+from ._shader.files import read_glsl, read_wgsl, try_glsl, try_wgsl, write_glsl, write_wgsl
+from ._shader.trial import Trial
 from ._tflite import run_litert, write_tflite
 
 Metadata = Mapping[str, str]
@@ -44,6 +46,8 @@ class Format(NamedTuple):
     """Gives the name of the program that runs the file, and what does."""
     options: tuple[str, ...] = ()
     """Arguments of `export` that `write` takes; it is given those that were chosen."""
+    tried: Callable[[Path, nn.Module], Trial] | None = None
+    """Compares the file with the network where that is not by the digits of float32."""
 
 
 def free_sizes(example: Tensor, dynamic: Dynamic) -> tuple[dict[int, Any], ...] | None:
@@ -197,4 +201,6 @@ FORMATS = (
         lambda file: ("torch, read back", run_read_back(file)),
         ("half",),
     ),
+    Format("user shader", (".glsl",), "", (), write_glsl, read_glsl, tried=try_glsl),
+    Format("WGSL", (".wgsl",), "webgpu", (), write_wgsl, read_wgsl, tried=try_wgsl),
 )
