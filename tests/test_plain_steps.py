@@ -189,7 +189,7 @@ def test_views_that_nobody_looks_at_do_not_matter():
 
 
 def test_whoever_asks_in_inference_mode_gets_the_same():
-    net, x = create_model("plain_m1c4_x2").eval(), torch.rand(2, 3, 8, 9)
+    net, x = made("plain_m1c4_x2"), torch.rand(2, 3, 8, 9)
     with torch.inference_mode():
         asked = plain_steps(net, x.clone())
     assert [step.kind for step in asked.steps] == [step.kind for step in plain_steps(net, x).steps]
