@@ -18,7 +18,7 @@ from torch import nn
 from reparam import ExportError, RepSRBlock, fuse, load_checkpoint, swap_convs
 from reparam.deploy._plain import FUNCTIONS, plain_steps, with_small_sums
 from reparam.models._pretrained import network_file
-from reparam.sr import create_model, list_models
+from reparam.sr import list_models
 
 
 def assert_same(net: nn.Module, colors: int = 3, sizes=((8, 12), (16, 20), (12, 36)), dynamic: bool = True) -> list:
@@ -189,7 +189,7 @@ def test_views_that_nobody_looks_at_do_not_matter():
 
 
 def test_whoever_asks_in_inference_mode_gets_the_same():
-    net, x = create_model("plain_m1c4_x2").eval(), torch.rand(2, 3, 8, 9)
+    net, x = made("plain_m1c4_x2"), torch.rand(2, 3, 8, 9)
     with torch.inference_mode():
         asked = plain_steps(net, x.clone())
     assert [step.kind for step in asked.steps] == [step.kind for step in plain_steps(net, x).steps]

@@ -235,6 +235,21 @@ def test_images_of_8_bits_go_in_and_come_out_as_they_are(tmp_path):
     assert np.sqrt(np.square(error).mean()) < 1 and abs(error.mean()) < 0.1
 
 
+def test_after_the_last_weights_all_is_exact_where_float32_comes_out():
+    net = load_checkpoint(network_file(NAME, fused=True))
+    graph, _ = rounded(net, photo())
+    types = {one.kind: graph.arrays[one.output].dtype for one in graph.operators}
+    assert {kind for kind, dtype in types.items() if dtype == np.float32} == {
+        "DEQUANTIZE", "CONCATENATION", "ADD", "DEPTH_TO_SPACE"
+    }  # fmt: skip
+    image = photo()
+    with torch.inference_mode():
+        y = net(image).numpy()
+    errors = [run(packed(rounded(net, image, io=io)[0], {}), image.numpy()) - y for io in ("float32", "int8")]
+    exact, rough = (float(np.square(error).mean()) for error in errors)
+    assert exact < 0.95 * rough
+
+
 def test_the_input_goes_in_exactly_and_is_clipped():
     same = Of(lambda x: x * 1.0)
     levels = torch.arange(-20, 276).reshape(1, 1, 8, 37).float().repeat(1, 3, 1, 1) / 255
