@@ -561,10 +561,139 @@ def test_integers_are_rounded_and_clipped(dtype, nets):
     assert np.abs(upscaler(image) - exact.clip(0, white)).max() < 0.52
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">f4", "<f8", ">f8"])
+def test_numbers_of_either_byte_order(dtype, doubling):
+    x = np.random.default_rng(0).random((6, 7, 3)) * (65535 if "u" in dtype else 1)
+    native = np.dtype(dtype).newbyteorder("=")
+    assert np.array_equal(doubling(x.astype(dtype)), doubling(x.astype(native)))
+    assert doubling(x.astype(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("colors", [1, 3])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_grey_that_is_stored_as_rgb_stays_grey(channels, colors, nets, tmp_path):
+    upscaler = Upscaler(nets["repsr_m2c8_x2" if colors == 3 else "repsr_m2c8_x3_y"], engine="torch", tile=24)
+    image = PHOTO[:, :, [0, 0, 0, 1][:channels]]
+    planes = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    for large in (upscaler(image), upscaler(image / 255), upscaler(planes).permute(1, 2, 0).numpy()):
+        assert np.array_equal(large[..., 0], large[..., 1]) and np.array_equal(large[..., 1], large[..., 2])
+        assert large.std() > 0
+    Image.fromarray(image).save(tmp_path / "a.png")
+    upscaler.file(tmp_path / "a.png", tmp_path / "b.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), upscaler(image))
+    image = image.copy()
+    image[-1, -1, 0] ^= 1  # one pixel is coloured: all are free to be
+    large = upscaler(image)
+    assert colors == 1 or not np.array_equal(large[..., 0], large[..., 1])
+
+
+def test_each_image_of_a_batch_is_grey_or_not_by_itself(nets):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
+    batch = torch.rand(3, 3, 20, 24)
+    batch[1] = batch[1, :1]
+    large = upscaler(batch)
+    assert torch.equal(large[1, 0], large[1, 2]) and not torch.equal(large[0, 0], large[0, 2])
+    for index in range(3):
+        assert (large[index] - upscaler(batch[index])).abs().max() < 1e-6
+
+
+def test_a_batch_goes_through_torch_as_one_and_where_it_is():
+    shapes = []
+
+    class Seen(nn.Module):
+        scale, colors = 1, 3
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            shapes.append((tuple(x.shape), x.device.type))
+            return x * self.weight
+
+    upscaler = Upscaler(Seen(), engine="torch", tile=16)
+    del shapes[:]
+    batch = torch.rand(5, 3, 16, 16)
+    assert torch.equal(upscaler(batch), batch) and shapes == [((5, 3, 16, 16), "cpu")]
+
+
+@pytest.mark.parametrize("name", ["repsr_m2c8_x2", "repsr_m2c8_x3_y"])
+def test_what_is_hidden_does_not_darken_what_is_shown(name, nets):
+    upscaler = Upscaler(nets[name], engine="torch", tile=20)
+    image = np.full((48, 56, 4), 200, np.uint8)
+    flat = upscaler(image[..., :3])[24:72, 24:72]
+    image[..., 3] = 0
+    image[12:30, 14:40, 3] = 255
+    shown = image[..., 3:] > 0
+    black = np.where(shown, image, 0).astype(np.uint8)
+    for hidden in (image, black):
+        large = upscaler(hidden)
+        seen = large[..., -1] > 0
+        assert large[..., :3][seen].min() >= flat.min() and large[..., :3][seen].max() <= flat.max()
+
+
+def test_hidden_colours_do_not_matter_in_any_tile(nets):
+    photo, rng = PHOTO.copy(), np.random.default_rng(0)
+    alpha = np.zeros(PHOTO.shape[:2], np.uint8)
+    alpha[5:20, 7:30], alpha[30:48, 40:60] = 255, rng.integers(1, 256, (18, 20))
+    one, other = (
+        np.dstack([np.where(alpha[..., None] > 0, photo, hidden), alpha]).astype(np.uint8)
+        for hidden in (0, rng.integers(0, 256, photo.shape))
+    )
+    found = [Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=tile) for tile in (0, 9, 16, 300)]
+    larges = [upscaler(image) for upscaler in found for image in (one, other)]
+    for large in larges[1:]:
+        assert np.array_equal(large[..., 3], larges[0][..., 3])
+        seen = large[..., 3] > 0
+        assert np.abs(large[seen].astype(int) - larges[0][seen]).max() <= 1
+
+
+def test_a_picture_that_shows_nothing_keeps_its_colours(doubling):
+    image = np.dstack([PHOTO, np.zeros(PHOTO.shape[:2], np.uint8)])
+    assert np.array_equal(doubling(image)[..., :3], doubling(PHOTO))
+
+
+# Textures
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8", "tensor", "file", "alpha"])
+@pytest.mark.parametrize("tile", [7, 64])
+def test_a_texture_is_enlarged_as_if_it_lay_beside_itself(tile, kind, nets, tmp_path):
+    wrap, pad = (Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=tile, edges=edges) for edges in ("wrap", "pad"))
+    image = np.random.default_rng(0).integers(0, 256, (13, 9, 4 if kind == "alpha" else 3), np.uint8)
+    image = image / np.float32(255) if kind == "float" else image
+    wanted = pad(np.tile(image, (7, 7, 1)))[78:104, 54:72]
+    if kind == "tensor":
+        found = wrap(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    elif kind == "file":
+        Image.fromarray(image).save(tmp_path / "a.png")
+        wrap.file(tmp_path / "a.png", tmp_path / "b.png")
+        found = np.asarray(Image.open(tmp_path / "b.png"))
+    else:
+        found = wrap(image)
+    assert np.abs(found.astype(float) - wanted).max() <= (1e-6 if kind == "float" else 1)
+    assert np.abs(pad(image).astype(float) - wanted).max() > (1e-3 if kind == "float" else 1)
+
+
+def test_a_texture_for_windows(monkeypatch):
+    net = PERIODIC["windows of 8"][0]().eval()
+    monkeypatch.setattr("reparam.sr._upscale.upscaler.locality", lambda *_: Locality(7, 8))
+    wrap, pad = (Upscaler(net, engine="torch", tile=24, edges=edges) for edges in ("wrap", "pad"))
+    image = np.random.default_rng(0).random((16, 24, 3), np.float32)
+    assert np.abs(wrap(image) - pad(np.tile(image, (3, 3, 1)))[16:32, 24:48]).max() < 1e-5
+
+
+def test_edges_that_there_are_not(nets):
+    with pytest.raises(SpecError, match='edges must be "pad" or "wrap", but got \'mirror\''):
+        Upscaler(nets["repsr_m2c8_x2"], edges="mirror")
+    with pytest.raises(SpecError, match="but got 'wrap' with tile=0, where nobody knows how far a pixel reaches"):
+        Upscaler(nets["repsr_m2c8_x2"], edges="wrap", tile=0)
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 7), (1, 6, 7), (2, 3, 6, 7), (2, 4, 6, 7)])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32, torch.float64, torch.bfloat16])
 def test_tensors_keep_their_kind(shape, dtype, doubling):
-    x = torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.randint(0, 256, shape, dtype=dtype)
+    x = torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.randint(0, 256, shape).to(dtype)
     y = doubling(x)
     assert y.dtype == dtype and y.shape == (*shape[:-2], 12, 14)
 
@@ -700,8 +829,21 @@ def test_bad_images_and_networks(nets, doubling):
         (ramp(3, 4, 5), r"C of 1 to 4, and not empty, but got \(3, 4, 5\)"),
         (ramp(0, 4, 3), r"not empty, but got \(0, 4, 3\)"),
         (ramp(4), r"but got \(4,\)"),
-        (ramp(3, 4).astype(np.int32), "uint8, uint16 or floats of 0 to 1, but got int32"),
+        (
+            ramp(3, 4).astype(np.int64),
+            "uint8, uint16 or floats of 0 to 1, but got int64 of [0-9]+ to 2.*; convert it to one",
+        ),
+        (ramp(3, 4) > 128, "but got bool of False to True; make 0 and 255 of it, in uint8"),
+        (torch.zeros(3, 4, 4, dtype=torch.int32), "but got int32 of 0 to 0; convert it to one of them"),
+        (ramp(3, 4) / 1.0, "an image of floats must be of 0 to 1, but got [0-9]+ to 2[0-9]+; scale it to that first"),
+        (torch.full((1, 2, 2), -1.0), "must be of 0 to 1, but got -1 to -1"),
+        (torch.rand(0, 3, 4, 4), r"not empty, but got \(0, 3, 4, 4\)"),
+        (np.zeros((1, 2, 3, 4)), r"not empty, but got \(1, 2, 3, 4\)"),
         (torch.rand(3, 4), r"\(C, H, W\) or \(N, C, H, W\), but got \(3, 4\)"),
+        (
+            Image.new("I", (3, 4), 70_000),
+            "the image holds 70000 to 70000, and read are images of PIL of at most 16 bits",
+        ),
         ([1, 2], "a PIL.Image, a numpy array or a tensor, but got list"),
         (Image.new("F", (3, 4)), "pass a numpy array of 0 to 1"),
     ):

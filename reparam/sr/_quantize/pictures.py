@@ -28,8 +28,9 @@ def listed(images: Images) -> list[Any]:
     folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    if not (found := file_reader().images_in(folder)[0]):
-        raise FileNotFoundError(f"no image in {folder}")
+    files = file_reader()
+    if not (found := files.images_in(folder)[0]):
+        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(files.READ)})")
     return found
 
 

@@ -37,7 +37,7 @@ def planes_of(image: Any) -> Planes:
             raise SpecError(f"a tensor must be (C, H, W) or (N, C, H, W), but got {tuple(image.shape)}")
         planes: Planes = image.detach().reshape(-1, *image.shape[-3:]) if image.numel() else image
     elif isinstance(image, np.ndarray):
-        planes = np.atleast_3d(image).transpose(2, 0, 1)[None] if image.ndim in (2, 3) else image
+        planes = np.atleast_3d(image).transpose(2, 0, 1)[None] if image.ndim in (2, 3) else image.reshape(-1)
     else:
         raise SpecError(f"an image is a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
     return _checked(planes, image)
