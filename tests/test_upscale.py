@@ -29,6 +29,7 @@ from reparam.deploy._receptive import Locality, locality
 from reparam.deploy._runners import run_onnxruntime
 from reparam.sr._upscale import files
 from reparam.sr._upscale.color import bicubic, coloring
+from reparam.sr._upscale.tiled import Tiled
 from reparam.sr._upscale.tiles import spans
 
 PHOTO = data.coffee()[150:203, 200:267]
@@ -587,6 +588,15 @@ def test_grey_that_is_stored_as_rgb_stays_grey(channels, colors, nets, tmp_path)
     assert colors == 1 or not np.array_equal(large[..., 0], large[..., 1])
 
 
+def test_all_of_an_image_says_whether_it_is_grey(nets):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=300)
+    image = np.repeat(np.random.default_rng(0).random((600, 8, 1)), 3, axis=2)
+    for last in (0.0, 0.5):
+        image[-1, 0, 0] += last
+        large = upscaler(image)
+        assert np.array_equal(large[..., 0], large[..., 1]) == (last == 0)
+
+
 def test_each_image_of_a_batch_is_grey_or_not_by_itself(nets):
     upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
     batch = torch.rand(3, 3, 20, 24)
@@ -966,6 +976,59 @@ def test_the_command(nets, tmp_path, doubling):
     good, _, bad = found["files"]
     assert good == {"source": str(folder / "a.png"), "target": str(out / "a_x2.png"), "error": None}
     assert bad["target"] is None and "c.png" in bad["error"]
+    assert (found["there"], found["passed_over"]) == (0, 1)
+
+
+def test_a_batch_of_folders_goes_on_and_counts(nets, tmp_path):
+    save_checkpoint(nets["repsr_m2c8_x2"], tmp_path / "net.safetensors")
+    folder, out = tmp_path / "in", tmp_path / "in" / "large"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png", "c.gif", "deep/d.bmp"):
+        Image.fromarray(PHOTO).save(folder / name)
+    for name in ("notes.txt", "deep/.hidden"):
+        (folder / name).touch()
+    Image.fromarray(PHOTO).resize((5000, 4000)).save(folder / "e.webp")
+    model = ("-r", "--model", tmp_path / "net.safetensors", "--engine", "torch", "--max-pixels", "1000000")
+    first = run(folder, tmp_path / "none.png", "-o", out, *model)
+    assert first.exit_code == 1
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
+        "a_x2.png",
+        "deep/b_x2.png",
+        "deep/d_x2.bmp",
+    ]
+    assert f"error: {folder / 'c.gif'}: .gif cannot be written; name a format with --suffix" in first.output
+    assert f"error: {tmp_path / 'none.png'}: there is no file" in first.output
+    assert "e.webp: cannot read" in first.output and "are 20,000,000, more than max_pixels=1,000,000" in first.output
+    assert "3 enlarged, 3 failed, 2 passed over (no images)" in first.output
+    (folder / "e.webp").unlink()
+    (out / "a_x2.png").unlink()
+    second = run(folder, "-o", out, *model, "--skip", "--suffix", "png")
+    assert second.exit_code == 0, second.output
+    assert "3 enlarged, 1 there already, 2 passed over (no images)" in second.output
+    assert sorted(path.name for path in out.rglob("*.png")) == ["a_x2.png", "b_x2.png", "c_x2.png", "d_x2.png"]
+
+
+def test_ending_a_command_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    strips = Tiled.strips
+
+    def ended(self, *arguments):
+        yield next(strips(self, *arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tiled, "strips", ended)
+    result = run(tmp_path / "a.png", "-o", tmp_path / "out", "--tile", "32", "--engine", "torch")
+    assert result.exit_code != 0 and [*(tmp_path / "out").iterdir()] == []
+
+
+def test_the_command_takes_textures(tmp_path):
+    Image.fromarray(PHOTO[:20, :24]).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "-o", tmp_path, "--engine", "torch", "--edges", "wrap").exit_code == 0
+    wanted = Upscaler("repsr_m4c16_x2", engine="torch", edges="wrap")(PHOTO[:20, :24])
+    assert (np.asarray(Image.open(tmp_path / "a_x2.png")) == wanted).all()
+    for edges, tile, match in (("mirror", 256, "edges must be"), ("wrap", 0, "with tile=0")):
+        result = run(tmp_path / "a.png", "-o", tmp_path, "--edges", edges, "--tile", tile, "--engine", "torch")
+        assert result.exit_code == 1 and match in result.output
 
 
 @pytest.mark.parametrize(

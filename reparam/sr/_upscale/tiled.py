@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,13 +94,13 @@ class Tiled:
 
     def _equal(self, shape: Shape, read: Read) -> Tensor | None:
         """Which images of RGB are of equal channels, if any is."""
-        equal: Any = shape[1] > 2
+        equal = torch.tensor(shape[1] > 2)
         for rows in spans(shape[2], _STRIP, 0):
-            if not np.any(equal):
+            if not equal.any():
                 return None
             strip = read(rows.keep)
             same = torch.as_tensor(strip[:, :2] == strip[:, 1:3])
-            equal = same.flatten(1).all(1) & equal
+            equal = same.flatten(1).all(1) & equal.to(same.device)
         return equal[:, None, None, None] if equal.any() else None
 
     def _prove(self, *rest: int) -> None:
