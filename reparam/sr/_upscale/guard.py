@@ -67,10 +67,15 @@ def checked(run: Net, name: str, scale: int, again: Callable[[], Net] | None = N
 
 
 def on_tensors(run: Run, engine: str) -> Net:
-    """An engine of arrays as one of tensors, which those of torch take as they are, and where they are."""
+    """An engine of arrays as one of tensors: torch takes them as they are and where they are, others one by one."""
     if engine.startswith("torch"):
         return cast(Net, run)
-    return lambda x: torch.from_numpy(run(x.cpu().contiguous().numpy())).to(x.device)
+
+    def one_by_one(x: Tensor) -> Tensor:
+        images = [np.ascontiguousarray(image) for image in x.cpu().numpy()[:, None]]
+        return torch.from_numpy(np.concatenate([run(image) for image in images])).to(x.device)
+
+    return one_by_one
 
 
 def _not_finite(name: str, x: Tensor, y: Tensor) -> str:
