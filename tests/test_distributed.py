@@ -1,18 +1,36 @@
 """Two processes on gloo: what blocks learn under DDP is what they learn in one process."""
 
+import re
 import socket
 from contextlib import nullcontext
+from itertools import product
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from helpers import assert_close
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from reparam import ReparamBlock, RepSRBlock, RepVGGBlock, create_model, freeze_bn_stats, fuse, set_fold
+from reparam import (
+    Branch,
+    FrozenStatsBN,
+    ReparamBlock,
+    RepSRBlock,
+    RepVGGBlock,
+    create_model,
+    freeze_bn_stats,
+    fuse,
+    save_checkpoint,
+    set_fold,
+    swap_convs,
+)
 from reparam.bench._launches import launches
+from reparam.errors import ReparamError
 
 
 def free_port() -> int:
@@ -135,11 +153,79 @@ def mean_of_gradients(way: str) -> list[torch.Tensor | None]:
     ]
 
 
+SHARDED = {
+    "the network": lambda module: False,
+    "blocks": lambda module: isinstance(module, ReparamBlock),
+    "branches": lambda module: isinstance(module, Branch) and not isinstance(module, ReparamBlock),
+    "layers": lambda module: isinstance(module, (nn.Conv2d, nn.BatchNorm2d)),
+}
+"""What `fully_shard` is called on besides the network."""
+FOLDS = (True, False, "auto")
+
+
+def swapped() -> nn.Module:
+    """A network of a user with blocks in it; its first and last layers stay."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 6, 3, padding=1), nn.PReLU(6), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1))
+    net = nn.Sequential(nn.Sequential(*layers)).double()
+    swap_convs(net, RepSRBlock, match="0.[02]")
+    return net
+
+
+def trained(model: nn.Module, rank: int) -> nn.Module:
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)  # Adam makes large steps of gradients that are rounding alone
+    for step in range(4):
+        if step == 2:
+            freeze_bn_stats(model)
+        optimizer.zero_grad()
+        loss_of(model, batch(rank, step)).backward()
+        optimizer.step()
+    return model
+
+
+def refusal(do) -> str:
+    """What is said of something that cannot be done."""
+    try:
+        do()
+    except ReparamError as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def shard(rank: int, folder: str) -> dict:
+    """Under FSDP what DDP learns, and what is said where no process has all numbers."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    results = {}
+    for fold, (way, also) in product(FOLDS, SHARDED.items()):
+        nets = swapped(), swapped()
+        for net in nets:
+            set_fold(net, fold)
+        for module in [module for module in nets[0].modules() if also(module)]:
+            fully_shard(module)
+        sharded = fully_shard(nets[0])
+        result = results[way, fold] = {}
+        result["trains"] = refusal(lambda sharded=sharded: trained(sharded, rank))
+        if result["trains"] != "done":
+            continue
+        result["wanted"] = trained(DistributedDataParallel(nets[1], broadcast_buffers=False), rank).module.state_dict()
+        result["got"] = get_model_state_dict(sharded, options=options)
+        result["frozen"] = [
+            isinstance(module, FrozenStatsBN) for module in sharded.modules() if isinstance(module, nn.BatchNorm2d)
+        ]
+        result["fuse"] = refusal(lambda sharded=sharded: fuse(sharded))
+        result["save"] = refusal(lambda sharded=sharded: save_checkpoint(sharded, f"{folder}/{rank}.safetensors"))
+        result["swap"] = refusal(lambda sharded=sharded: swap_convs(sharded, RepSRBlock, match="0.3"))
+    return results
+
+
 def worker(rank: int, port: int, out: str) -> None:
     """Does all at once, as each start of two processes takes seconds."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    torch.save({"train": train(rank), "synced": sum_synced(rank), "ways": gather_gradients(rank)}, f"{out}/{rank}.pt")
+    torch.save(
+        {"train": train(rank), "synced": sum_synced(rank), "ways": gather_gradients(rank), "shard": shard(rank, out)},
+        f"{out}/{rank}.pt",
+    )
     dist.destroy_process_group()
 
 
@@ -161,6 +247,34 @@ def test_gradients_of_kernels_at_once_are_those_of_one_process(ranks: list[dict]
             assert (gradient is None) == (wanted is None)
             if wanted is not None:
                 assert_close(gradient, wanted, scale=scale)
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+@pytest.mark.parametrize("way", SHARDED)
+def test_a_sharded_network_learns_what_ddp_does(ranks: list[dict], way: str, fold):
+    for rank in range(2):
+        result = ranks[rank]["shard"][way, fold]
+        if way in ("branches", "layers") and fold is True:
+            assert re.match(
+                r"SpecError: fold=True is not possible for '.*sharded by itself; shard the block", result["trains"]
+            )
+            continue
+        assert result["trains"] == "done"
+        assert all(result["frozen"]) and len(result["frozen"]) == 4
+        for name, wanted in result["wanted"].items() if rank == 0 else ():  # who alone gets the whole
+            torch.testing.assert_close(result["got"][name], wanted, rtol=1e-9, atol=1e-9, msg=name)
+        assert re.match("FuseError: .* sharded over processes.*get_model_state_dict", result["fuse"])
+        assert re.match("CheckpointError: cannot write .* sharded over processes", result["save"])
+        assert re.match("SpecError: cannot swap inside of .* sharded over processes: swap, then shard", result["swap"])
+
+
+def test_what_was_sharded_is_fused_from_its_whole_state_dict(ranks: list[dict]):
+    result = ranks[0]["shard"]["blocks", "auto"]
+    net = swapped()
+    net.load_state_dict(result["got"])
+    net.eval()  # what is collected has no metadata, which would say that it was frozen
+    x = joined_batch()
+    assert_close(fuse(net)(x), net(x))
 
 
 def test_synced_statistics_are_those_of_the_joined_batch(ranks: list[dict]):

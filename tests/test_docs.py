@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import reparam
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCES = [
@@ -19,6 +21,11 @@ def test_every_page_is_in_the_source_distribution():
     listed = re.search(r"targets\.sdist\]\ninclude = \[(.*)\]", (ROOT / "pyproject.toml").read_text())[1]
     shipped = {*re.findall(r'"/([^"]+)"', listed), "README.md"}  # the readme of the project always is
     assert {page.relative_to(ROOT).parts[0] for page in PAGES} <= shipped
+
+
+def test_what_is_to_be_cited_is_this_version():
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", cited, re.MULTILINE)[1] == reparam.__version__
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's use of torch

@@ -519,6 +519,36 @@ class TestSurroundings:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
         assert bool(torch.isfinite(net(x)).all())  # nothing of the compiler's is left behind
 
+    @pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf"
+    )  # torch's own look at inputs
+    @pytest.mark.parametrize("phase", ["batch", "frozen"])
+    def test_blocks_that_are_alike_share_what_is_compiled(self, phase):
+        """One graph for the first, one for those in the middle, one for the last; and no kernels at once beside it."""
+        torch.compiler.reset()
+        net, x = create_model("repsr_m4c4_x2"), torch.rand(2, 3, 8, 9)
+        net(x)
+        if phase == "frozen":
+            freeze_bn_stats(net)
+        set_fold(net, True)
+        expected, gradients = run(copy.deepcopy(net), x)
+        graphs = []
+
+        def counted(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        blocks = [block for block in net.modules() if isinstance(block, ReparamBlock)]
+        for block in blocks:
+            block.compile(fullgraph=True, backend=counted, dynamic=False)
+        y, ours = run(net, x)
+        assert (len(blocks), len(graphs)) == (6, 3)
+        assert phase == "batch" or not any(block._share.wanted for block in blocks)
+        assert_close(y, expected)
+        for a, b in zip(ours, gradients):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        torch.compiler.reset()
+
     def test_recalibration_of_a_folded_block(self):
         block = RepSRBlock(3, fold=True).double()
         batches = [torch.rand(n, 3, 6, 7).double() + n for n in (1, 3)]

@@ -131,7 +131,7 @@ class ReparamBlock(Branch):
         x, read, live = as_conv_input(x), self._is_read(), self._norms_on_batch()
         folds = read and self._folds(x, live)
         if not live:
-            self._share.wanted = folds
+            self._share.wanted = folds and not torch.compiler.is_compiling()
         if folds:
             moments: list[PatchMoments] = []
             with no_autocast(x.device.type):

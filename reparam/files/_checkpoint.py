@@ -18,6 +18,7 @@ from ..fusing._fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._net import SRNet
 from ..models._registry import Network
+from ..modules._shards import why_not_whole
 from ._finder import Contents, read_file
 from ._fits import in_our_names
 from ._found_blocks import looked_for
@@ -173,6 +174,8 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
 
 def write_network(model: nn.Module, path: Path, keys: Sequence[str]) -> None:
     """The same under several keys, one inside of the other."""
+    if why := why_not_whole(model):
+        raise CheckpointError(f"cannot write {os.fspath(path)}: {why}")
     model = unwrap(model)
     tensors, note = model.state_dict(), _note(model)
     if extra := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:

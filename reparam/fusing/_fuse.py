@@ -19,6 +19,7 @@ from ..errors import FuseError
 from ..modules._hooks import copy_module, drop_shared_hooks
 from ..modules._like import tensor_like
 from ..modules._match import Match
+from ..modules._shards import why_not_whole
 from ..modules._sound import unsound_in
 from ..numerics._running import of_dtype
 from ._carry_out import fuse_in_place, fused_copy
@@ -31,7 +32,13 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside of DDP, DataParallel, torch.compile and AveragedModel, however nested."""
+    """The model inside of DDP, DataParallel, torch.compile and AveragedModel, however nested.
+
+    Raises:
+        FuseError: for one that is sharded, whose numbers are not all here.
+    """
+    if why := why_not_whole(model):
+        raise FuseError(why)
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
             model = model.module

@@ -25,6 +25,7 @@ from ..errors import ReparamError, SpecError
 from ..modules._guard import why_replaced
 from ..modules._hooks import keep_hooks
 from ..modules._match import Match, matcher
+from ..modules._shards import why_not_whole
 from ._absorb import absorb
 from ._carry_out import exchange
 from ._foreign import readers
@@ -125,6 +126,10 @@ def swap_convs(
 
 def _find(model: nn.Module, match: Match | None) -> dict[str, nn.Module]:
     """What is asked for, each module once, by its first name."""
+    if why_not_whole(model):
+        raise SpecError(
+            f"cannot swap inside of a {type(model).__name__} that is sharded over processes: swap, then shard"
+        )
     if unwrap(model) is not model:
         raise SpecError(f"cannot swap inside of a {type(model).__name__}; pass the model inside of it")
     wanted = _predicate(match)

@@ -28,14 +28,13 @@ _REMEDIES = {  # by the module of the hook's class
 }
 
 
-_decided_once = (
-    torch.compiler.assume_constant_result  # a compiler watches no hooks anyway, and classes it watches by itself
+_of_a_class = (
+    torch.compiler.assume_constant_result  # asked of a module, it would tie the graph to that one
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
-    else torch.compiler.disable  # before, it could not be told so of a module: the graph breaks here
+    else torch.compiler.disable  # before, the graph breaks here
 )
 
 
-@_decided_once
 def is_read(module: nn.Module) -> bool:
     """Whether a folded step does all that running this module would do, what is inside of it left aside."""
     state = module.__dict__
@@ -45,7 +44,6 @@ def is_read(module: nn.Module) -> bool:
     return not hooked and "forward" not in state and _known(type(module))
 
 
-@_decided_once
 def all_read(module: nn.Module) -> bool:
     """Whether `is_read` holds for all that is inside, and all stages of chains have a kernel; asked in every step."""
     is_chain = hasattr(type(module), "stages")
@@ -61,13 +59,11 @@ def all_read(module: nn.Module) -> bool:
     return True
 
 
-@_decided_once
 def is_read_stage(stage: nn.Module) -> bool:
     """Whether a stage of a chain can run as the convolution that is read of it."""
     return is_stage(type(stage)) and is_read(stage) and all_read(stage)
 
 
-@_decided_once
 def is_unaltered(module: nn.Module) -> bool:
     """Whether `altered` finds nothing, at less cost."""
     return all_read(module) and why_not_read(module) is None
@@ -100,6 +96,8 @@ def why_hooked(module: nn.Module) -> str | None:
                 f"a hook of this {kind} computes its {name} anew each time; {remedy.format(name=name)} makes it plain"
             )
     if hooks := that_matter(module._forward_pre_hooks, module._forward_hooks):
+        if any(getattr(hook, "__module__", "").startswith("torch.distributed") for hook in hooks):
+            return f"this {kind} is sharded by itself; shard the block that it is part of, or what is around that"
         names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
         return f"{kind} has forward hooks ({names}), which may change what it computes; remove them first"
     return None
@@ -153,5 +151,17 @@ def _is_consistent(kind: type) -> bool:
     return issubclass(kernel, forward) if kernel_with is first else forward is kernel is kernel_with
 
 
-is_stage: Callable[[Any], bool] = cache(_is_stage)
-_known: Callable[[Any], bool] = cache(_is_known)
+_stages: Callable[[Any], bool] = cache(_is_stage)
+_knowns: Callable[[Any], bool] = cache(_is_known)
+
+
+@_of_a_class
+def is_stage(kind: Any) -> bool:
+    """See `_is_stage`."""
+    return _stages(kind)
+
+
+@_of_a_class
+def _known(kind: Any) -> bool:
+    """See `_is_known`."""
+    return _knowns(kind)

@@ -1,4 +1,4 @@
-"""Loops that are a package: the Trainer of transformers, and accelerate."""
+"""Loops that are a package: the Trainer of transformers, accelerate and Lightning."""
 
 from __future__ import annotations
 
@@ -40,11 +40,21 @@ def check_transformers() -> dict[str, float]:
 
 def check_accelerate() -> dict[str, float]:
     """An EDSR in a loop of accelerate."""
+    return of_edsr("accelerate", "run")
+
+
+def check_lightning() -> dict[str, float]:
+    """An EDSR under Lightning's Trainer."""
+    return of_edsr("Lightning", "run/step=10.ckpt", 40)  # an epoch of 10 steps: it does not skip batches
+
+
+def of_edsr(title: str, checkpoint: str, count: int = 160) -> dict[str, float]:
+    """The lines of the page, on this library's EDSR and so many pairs of images."""
     sizes = {"scale": SCALE, "num_blocks": 2, "channels": 16}
     space: dict[str, Any] = {"__name__": "lines"}
-    exec(lines("accelerate", "py"), space)
+    exec(lines(title, "py"), space)
     plain = EDSR(**sizes).eval()
-    pairs = torch.utils.data.TensorDataset(*images(1, 160))
+    pairs = torch.utils.data.TensorDataset(*images(1, count))
 
     def train(resume: str | None) -> tuple[nn.Module, nn.Module]:
         net, untouched = EDSR(**sizes), EDSR(**sizes)
@@ -53,7 +63,7 @@ def check_accelerate() -> dict[str, float]:
         untouched.load_state_dict(fused.state_dict(), strict=True)
         return net, untouched
 
-    return compared(train, "run", plain)
+    return compared(train, checkpoint, plain)
 
 
 def compared(
@@ -84,4 +94,4 @@ def compared(
     }
 
 
-LOOPS = {"transformers": check_transformers, "accelerate": check_accelerate}
+LOOPS = {"transformers": check_transformers, "accelerate": check_accelerate, "lightning": check_lightning}

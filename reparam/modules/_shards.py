@@ -1,0 +1,25 @@
+"""Models whose numbers lie in several processes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+
+def why_not_whole(model: nn.Module) -> str | None:
+    """Why no process has all numbers of a model, or None if each has: by FSDP, of either kind, or as a `DTensor`."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # not imported for this
+    kinds = tuple(getattr(fsdp, name) for name in ("FSDPModule", "FullyShardedDataParallel") if hasattr(fsdp, name))
+    sharded = next((name for name, module in model.named_modules() if isinstance(module, kinds)), None)
+    if sharded is None:
+        sharded = next((name for name, one in model.named_parameters() if type(one.data).__name__ == "DTensor"), None)
+    if sharded is None:
+        return None
+    name = sharded or f"the {type(model).__name__}"
+    return (
+        f"{name} is sharded over processes, none of which has all of its numbers; in all of them take "
+        "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions(full_state_dict="
+        "True, cpu_offload=True)), load it into the same model built anew, and go on with that"
+    )
