@@ -22,6 +22,7 @@ from reparam import SpecError, Upscaler
 from reparam.sr._upscale.batch import plan, upscale_files
 from reparam.sr._upscale.color import coloring
 from reparam.sr._upscale.files import FORMATS, read_picture
+from reparam.sr._upscale.images import from_pil
 
 
 class Same(nn.Module):
@@ -490,6 +491,61 @@ def test_a_film_of_png_is_refused_and_the_second_photo_of_a_camera_left(tmp_path
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.n_frames == 3
         assert np.abs(np.asarray(SAME(image)).astype(int) - frames[0]).max() < 10
+
+
+def test_of_a_jpeg_for_bright_screens_the_picture_is_taken(tmp_path):
+    bright = pyvips.Image.new_from_array((SMOOTH / 80).astype(np.float32)).copy(interpretation="scrgb")
+    bright.uhdrsave(str(tmp_path / "a.jpg"))
+    SAME.file(tmp_path / "a.jpg", tmp_path / "b.png")
+    with Image.open(tmp_path / "a.jpg") as image:
+        wanted = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(read_picture(tmp_path / "b.png") - wanted).max() < 10
+
+
+# Images of PIL
+
+
+def test_cmyk_of_pil_goes_through_its_profile(monkeypatch):
+    image = Image.new("CMYK", (3, 2), (10, 20, 30, 40))
+    image.info["icc_profile"] = SRGB  # of RGB, which CMYK has no use for
+    with pytest.raises(SpecError, match=r"the image is CMYK with a profile that cannot be used .*; convert it to RGB"):
+        from_pil(image)
+
+    def convert(image, source, target, outputMode):
+        assert image.mode == "CMYK" and source.read() == SRGB and outputMode == "RGB"
+        return Image.new("RGB", image.size, (1, 2, 3))
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", convert)
+    found = from_pil(image)
+    assert (found.pixels == [1, 2, 3]).all() and "icc_profile" not in found.info
+
+
+def test_lab_of_pil():
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(SMOOTH), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert np.abs(from_pil(lab).pixels.astype(int) - SMOOTH).max() < 8
+
+
+def test_images_of_pil_that_are_refused(tmp_path):
+    film(tmp_path / "a.gif")
+    deep = Image.fromarray(np.array([[7, 9]], np.uint16))
+    deep.info["transparency"] = 9
+    with Image.open(tmp_path / "a.gif") as image:
+        with pytest.raises(SpecError, match=r"the image has 3 frames; pass one of them, as image.copy\(\) is"):
+            SAME(image)
+        image.seek(1)
+        assert np.abs(np.asarray(SAME(image.copy()).convert("RGB")).astype(int) - SMOOTH[::-1]).max() < 40
+    with pytest.raises(SpecError, match="holds 7 to 9, one of which is transparent, and read are images of PIL"):
+        SAME(deep)
+
+
+def test_what_belongs_to_an_image_of_pil_is_kept():
+    image = Image.fromarray(SMOOTH)
+    image.info.update(exif=exif_of(6).tobytes(), dpi=(300, 300), icc_profile=SRGB)
+    large = SAME(image)
+    assert large.info["dpi"] == (300, 300) and large.info["icc_profile"] == SRGB and large.size == (24, 36)
+    assert large.getexif()[271] == "maker" and 274 not in large.getexif()
 
 
 # Values
