@@ -362,6 +362,15 @@ def test_what_is_too_large_for_its_format_is_told_before(size, suffix, match, tm
 # What belongs to an image
 
 
+def test_what_xmp_says_of_a_png_is_said_once(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    (tmp_path / "a.png").write_bytes(png(SMOOTH, 8, 2, (b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + xmp)))
+    SAME.file(tmp_path / "a.png", tmp_path / "b.png")
+    assert (tmp_path / "b.png").read_bytes().count(b"XML:com.adobe.xmp") == 1
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.info["XML:com.adobe.xmp"].encode() == xmp.replace(b"6", b"1")
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 def test_metadata_is_kept(suffix, tmp_path):
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="8"/></x:xmpmeta>'
