@@ -33,10 +33,12 @@ from reparam import (
 from reparam.cli import app
 from reparam.deploy import _exporter as exporter
 from reparam.deploy import _formats as formats
+from reparam.deploy import read_note
 from reparam.deploy._lean import Gather, lean, one_by_one
+from reparam.deploy._notes import about
 from reparam.models import PlainSR
 
-SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param")
+SUFFIXES = (".onnx", ".pt2", ".xml", ".ncnn.param", ".tflite")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,59 @@ def test_the_onnx_graph_is_lean(files):
     onnx.checker.check_model(model, full_check=True)
 
 
+@pytest.mark.parametrize("opset", [11, 13, 17, 20])
+def test_the_opset_that_is_asked_for(opset, net, tmp_path):
+    file = tmp_path / "net.onnx"
+    assert export(net, file, opset=opset).error < 1e-5
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version == opset
+    assert model.ir_version == {11: 6, 13: 7, 17: 8, 20: 9}[opset]  # the format's, which old programs look at first
+    assert Counter(node.op_type for node in model.graph.node) == {
+        "Conv": 4, "PRelu": 3, "Gather": 1, "Add": 1, "DepthToSpace": 1,
+    }  # fmt: skip
+    assert read_note(file)["scale"] == "2"
+    assert_equal_there(net, file, (2, 3, 5, 7))
+
+
+def test_opsets_that_cannot_be(net, tmp_path):
+    with pytest.raises(ExportError, match="opset 9 has not what the network needs: .*mode.* DepthToSpace"):
+        export(net, tmp_path / "net.onnx", opset=9)
+    resized = made("plain_m1c4_x2", base="bilinear")
+    with pytest.raises(ExportError, match="opset 10 has not what the network needs: "):
+        export(resized, tmp_path / "net.onnx", opset=10)
+    with pytest.raises(ExportError, match=r"where opset=99 was asked for|opset_version.*99|99"):
+        export(net, tmp_path / "net.onnx", opset=99)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_an_older_opset_means_by_it_is_found_by_running(tmp_path):
+    softmax = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1))  # over all that follows axis 1, up to opset 12
+    with pytest.raises(ExportError, match=r"onnxruntime differs by .* for an input of \(1, 3, 5, 6\)"):
+        export(softmax.eval(), tmp_path / "net.onnx", example=torch.rand(1, 3, 5, 6), opset=12)
+    assert export(softmax, tmp_path / "net.onnx", example=torch.rand(1, 3, 5, 6), opset=13).error < 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_sizes_that_are_fixed(suffix, tmp_path):
+    net, example, file = made("plain_m1c4_x2"), torch.rand(1, 3, 6, 10), tmp_path / f"net{suffix}"
+    assert export(net, file, example=example, dynamic=False).shapes == ((1, 3, 6, 10),)
+    assert about(file).shape == (1, 3, 6, 10)
+    assert export(net, file, example=example, dynamic="batch").shapes == ((1, 3, 6, 10), (2, 3, 6, 10))
+    assert about(file).shape == (None, 3, 6, 10)
+    assert_equal_there(net, file, (1, 3, 6, 10), (5, 3, 6, 10))
+    export(net, file)
+    assert about(file).shape == (None, 3, None, None)
+
+
+def test_sizes_that_nobody_said(net, tmp_path):
+    with pytest.raises(SpecError, match=r"dynamic='batch' fixes the sizes to those of an example: pass example="):
+        export(net, tmp_path / "net.onnx", dynamic="batch")
+    with pytest.raises(SpecError, match=r"dynamic must be True, False or 'batch', but got 'height'"):
+        export(net, tmp_path / "net.onnx", dynamic="height")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_graph_of_openvino_adds_a_convolution(files):
     operations = openvino.Core().read_model(files[".xml"]).get_ordered_ops()
     kinds = Counter(operation.get_type_name() for operation in operations)
@@ -157,32 +212,10 @@ def test_the_note_says_all_that_a_program_needs(suffix, files, net):
         torch.export.load(files[suffix], extra_files=note)
         note = {key: value.decode() if isinstance(value, bytes) else value for key, value in note.items()}
     else:
-        note = formats.read_note(files[suffix])
+        note = read_note(files[suffix])
     about = json.loads(note.pop("reparam"))
     assert note == {"scale": "2", "colors": "3", "radius": "4", "period": "1", "range": "0 to 1", "order": "RGB"}
     assert about["network"] == "RepSR" and about["options"] == net.options
-
-
-def test_upscaler_runs_the_files(files, net):
-    image = np.random.default_rng(0).random((20, 30, 3), np.float32)
-    whole = Upscaler(net, engine="torch")(image)
-    for suffix, engines in ((".onnx", ("auto", "onnxruntime", "openvino")), (".xml", ("auto", "openvino"))):
-        for engine in engines:
-            upscaler = Upscaler(files[suffix], engine=engine, tile=9)
-            assert (upscaler.scale, upscaler.radius) == (2, 4)
-            assert np.abs(upscaler(image) - whole).max() <= 1e-5 * np.abs(whole).max()
-    with pytest.raises(SpecError, match=r"my-net v2.xml is run by openvino, openvino-bf16, and not by 'torch'"):
-        Upscaler(files[".xml"], engine="torch")
-    with pytest.raises(SpecError, match=r"there is no file no.onnx"):
-        Upscaler("no.onnx")
-
-
-def test_a_file_without_a_note(files, tmp_path):
-    model = onnx.load(files[".onnx"])
-    del model.metadata_props[:]
-    onnx.save(model, tmp_path / "bare.onnx")
-    with pytest.raises(SpecError, match=r"bare.onnx does not say its scale, as the files of `export` do"):
-        Upscaler(tmp_path / "bare.onnx")
 
 
 def test_the_users_network_is_left_as_it_is(tmp_path):
@@ -257,9 +290,9 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
 
 def test_bad_arguments(net, tmp_path, monkeypatch):
     with pytest.raises(
-        SpecError, match=r"'net.tflite'; there are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
+        SpecError, match=r"'net.tfl'; there are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
     ):
-        export(net, tmp_path / "net.tflite")
+        export(net, tmp_path / "net.tfl")
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         export(net, tmp_path / "no" / "net.onnx")
     with pytest.raises(SpecError, match="Conv2d does not say its input: pass example="):
@@ -347,11 +380,11 @@ def test_networks_of_the_main_program_in_ncnn(tmp_path):
     assert_equal_there(Odd(torch.relu), tmp_path / "net.ncnn.param", (2, 3, 5, 6))
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
 def test_a_network_without_a_radius(suffix, tmp_path):
     file, image = tmp_path / f"net{suffix}", np.random.default_rng(0).random((9, 7, 3), np.float32)
     export(Odd(lambda x: x + x.mean((2, 3), keepdim=True)), file)
-    assert formats.read_note(file).keys() == {"scale", "colors", "range", "order", "reparam"}
+    assert read_note(file).keys() == {"scale", "colors", "range", "order", "reparam"}
     with pytest.raises(SpecError, match=r"net.* does not say its radius.* tile=0"):
         Upscaler(file)
     assert np.abs(Upscaler(file, tile=0)(image) - image - image.mean((0, 1))).max() < 1e-5
@@ -383,6 +416,12 @@ def test_the_commands(net, tmp_path):
         command("export", tmp_path / "net.safetensors", tmp_path / "net.pt2", "--json", "--overwrite").output
     )
     assert report["error"] == 0 and report["engine"] == "torch"
+    fixed = ("export", tmp_path / "net.safetensors", tmp_path / "fixed.pt2", "--overwrite", "--size")
+    for options, shape in ((("9x12",), (1, 3, 9, 12)), (("9x12", "--batch", 0), (None, 3, 9, 12))):
+        assert command(*fixed, *options).exit_code == 0 and about(tmp_path / "fixed.pt2").shape == shape
+    for options, told in ((("9",), "such as 720x1280, but got '9'"), (("0x9",), "but got '0x9'")):
+        assert told in command(*fixed, *options).output
+    assert "--batch 2 needs --size" in command(*fixed[:-1], "--batch", 2).output
     bad = command("export", tmp_path / "net.safetensors", tmp_path / "net.xyz")
     assert bad.exit_code == 1 and bad.output.startswith("error: the suffix says")
     checked = command("verify", tmp_path / "net.safetensors")

@@ -10,6 +10,7 @@ import onnx
 import openvino
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from helpers import made
 from onnx import numpy_helper
 from PIL import Image
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from reparam import ECB, ExportError, SpecError, Upscaler, create_model, fuse, quantize
 from reparam.cli import app
-from reparam.deploy._formats import read_note
+from reparam.deploy import read_note
 from reparam.sr._psnr import psnr_db
 from reparam.sr._quantize import quantizer
 from reparam.sr._quantize.integers import write_int8
@@ -36,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("int8")
 
 
-@pytest.fixture(scope="module", params=[".onnx", ".xml"])
+@pytest.fixture(scope="module", params=[".onnx", ".xml", ".tflite"])
 def written(request, folder):
     file = folder / f"net{request.param}"
     return file, quantize(NAME, file, SMALL, targets=LARGE)
@@ -49,7 +50,7 @@ def psnr(image: np.ndarray, original: np.ndarray) -> float:
 def test_what_it_costs(written):
     file, report = written
     assert report.files[0] == file and all(path.exists() for path in report.files) and report.images == 2
-    assert report.engine == {".onnx": "onnxruntime", ".xml": "openvino"}[file.suffix]
+    assert report.engine == {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}[file.suffix]
     assert 40 < report.psnr_db < 60
     assert 0 < report.float_db - report.int8_db < 0.3
     small, large = (np.float32(images[0] / 255) for images in (SMALL, LARGE))
@@ -128,6 +129,10 @@ def test_what_is_quantized(written):
         (node,) = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "input"]
         scale, zero = (held[name] for name in node.input[1:])
         assert scale == pytest.approx(1 / 255) and zero == 0  # nothing is lost of images of 8 bits
+    elif file.suffix == ".tflite":
+        operators = Interpreter(model_path=str(file))._get_ops_details()
+        kinds = Counter(operator["op_name"] for operator in operators)
+        assert (kinds["QUANTIZE"], kinds["DEQUANTIZE"], kinds["CONV_2D"], kinds["PRELU"]) == (1, 1, 6, 5)
     else:
         kinds = Counter(one.get_type_name() for one in openvino.Core().read_model(file).get_ordered_ops())
         assert kinds["Convolution"] == 7  # the last repeats the image
@@ -227,8 +232,9 @@ def test_ranges_of_a_block_are_those_of_its_worst_layer():
 @pytest.mark.parametrize(
     ("path", "images", "options", "error", "match"),
     [
-        ("net.pt2", SMALL, {}, SpecError, r"written as .onnx or .xml \(OpenVINO\), but got 'net.pt2'"),
-        ("net.tflite", SMALL, {}, SpecError, r"written as .onnx or .xml \(OpenVINO\), but got 'net.tflite'"),
+        ("net.pt2", SMALL, {}, SpecError, r"written as .onnx, .xml \(OpenVINO\) or .tflite, but got 'net.pt2'"),
+        ("net.tflite", SMALL, {"io": "uint16"}, SpecError, "must be 'float32', 'uint8' or 'int8', but got 'uint16'"),
+        ("net.onnx", SMALL, {"io": "uint8"}, SpecError, "io='uint8' is an option of .tflite; .onnx takes and gives"),
         ("net.ncnn.param", SMALL, {}, SpecError, "but got 'net.ncnn.param'"),
         ("net.onnx", [], {}, SpecError, "there is no image to calibrate on"),
         ("net.onnx", SMALL, {"targets": LARGE[:1]}, SpecError, "2 images and 1 targets"),

@@ -18,6 +18,7 @@ from .._tables import table
 from .._timing import race, ratio
 from ..blocks._set_fold import set_fold
 from ..deploy._engines import FILE_ENGINES, installed_engines, make_engine, open_engine
+from ..deploy._sizes import FileSize, file_size
 from ..deploy._threads import torch_threads
 from ..errors import ExportError, SpecError
 from ..fusing._fuse import plain_copy
@@ -76,6 +77,8 @@ class InferenceReport:
     """Of the image, (1, C, H, W)."""
     threads: int
     """Of torch; the engines have their own count where it was left to them."""
+    files: tuple[FileSize, ...] = ()
+    """How large those are that were given."""
 
     def __str__(self) -> str:
         titles = {"graph": "", "engine": "", "ms": ".1f", "Mpixel/s": ".1f", "speed": ".2f", "GFLOP/s": ".0f"}
@@ -84,7 +87,8 @@ class InferenceReport:
         size = f"{width}x{height}, {self.operations / 1e9:.1f} GFLOP, {self.threads} threads of torch"
         failed = [f"{name} is installed and cannot run this network: {why}" for name, why in self.failed.items()]
         limit = f"limit: {self.limit_gflops:.0f} GFLOP/s, a product of float32 matrices in the same run"
-        return "\n".join([size, table(titles, map(astuple, self.rows)), *failed, limit])
+        sizes = [table({"": "", "kB": ".1f", "operators": "d"}, self.files)] if self.files else []
+        return "\n".join([size, table(titles, map(astuple, self.rows)), *failed, limit, *sizes])
 
 
 def bench_inference(
@@ -109,7 +113,7 @@ def bench_inference(
         height: of the image, in pixels.
         width: likewise.
         engines: of `Upscaler`; None takes all that are installed.
-        files: of the same network, in ONNX or OpenVINO, such as `quantize` writes; on the engines that run them.
+        files: of the same network, such as `export` and `quantize` write; on the engines that run them.
         rounds: how often every way runs.
         threads: of every engine; 0 leaves that to them.
         progress: called after each round; there are `rounds` + 2.
@@ -150,7 +154,8 @@ def bench_inference(
         seconds, speed = median(times[way]), 1 / ratio(times, way, ("fused", EAGER))
         rate, megapixels = operations / seconds / 1e9, prod(size) / seconds / 1e6
         rows.append(InferenceCost(*way, 1000 * seconds, megapixels, speed, rate, rate / limit, errors[way]))
-    return InferenceReport(tuple(rows), failed, operations, limit, tuple(x.shape), used)
+    sizes = tuple(map(file_size, files))
+    return InferenceReport(tuple(rows), failed, operations, limit, tuple(x.shape), used, sizes)
 
 
 def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Pass]:
@@ -187,7 +192,7 @@ def _engines(
 def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads: int) -> dict[Way, Pass]:
     """Each file on each engine that runs it."""
     if wrong := [file for file in files if file.suffix not in FILE_ENGINES]:
-        raise SpecError(f"files of {' and '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
+        raise SpecError(f"files of {', '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
     return {
         (file.name, name): partial(open_engine(file, name, threads), x.numpy())
         for file in files

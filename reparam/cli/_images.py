@@ -63,11 +63,16 @@ def upscale(
     wrapper: Wrapper = None,
     act: Act = None,
     engine: Annotated[
-        str, typer.Option(help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16 or ncnn.")
+        str,
+        typer.Option(
+            help="auto, torch, torch-compile, onnxruntime, openvino, openvino-bf16, ncnn, litert or executorch."
+        ),
     ] = "auto",
     tile: Tile = 256,
     threads: Threads = 0,
     edges: Annotated[str, typer.Option(help="pad, or wrap for textures that repeat.")] = "pad",
+    scale: Annotated[int | None, typer.Option(min=1, help="Of a graph of another program, if not measured.")] = None,
+    colors: Annotated[int | None, typer.Option(help="Likewise: 1 (luma) or 3 (RGB).")] = None,
     suffix: Annotated[str, typer.Option(help="Format of the results, such as .png; if not given, the source's.")] = "",
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Take the folders in folders, too.")] = False,
     skip: Annotated[bool, typer.Option("--skip", help="Leave out images of which the result is there.")] = False,
@@ -87,7 +92,7 @@ def upscale(
     if graph:
         refuse_told(model, "is a graph, which says all of itself", wrapper, act)
     net = model if graph else load(model, wrapper, act, fused=True)
-    upscaler = sr.Upscaler(net, engine=engine, tile=tile, threads=threads, edges=edges)  # type: ignore[arg-type]  # which it checks
+    upscaler = sr.Upscaler(net, engine=engine, tile=tile, threads=threads, edges=edges, scale=scale, colors=colors)  # type: ignore[arg-type]  # which it checks
     todo = plan(images, out, upscaler.scale, suffix, overwrite=overwrite, skip=skip, recursive=recursive)
     failed = todo.failed
     for source, why in failed.items():

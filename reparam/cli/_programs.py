@@ -5,18 +5,35 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import SpecError
 from ._shared import Act, Json, Network, Overwrite, Tile, Wrapper, load
 
 
 def export(
     source: Network,
-    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2, .xml (OpenVINO) or .ncnn.param.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="File to write: .onnx, .pt2, .xml (OpenVINO), .ncnn.param, .tflite, .pte, .mlpackage, .glsl or .wgsl."
+        ),
+    ],
     wrapper: Wrapper = None,
     act: Act = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width of all images, such as 720x1280; else any.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=0, help="With --size: how many images; 0 is any. 1, if none.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; 18, if none.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="In float16.")] = False,
+    shuffle_as_conv: Annotated[
+        bool, typer.Option("--shuffle-as-conv", help="Of TFLite, where DEPTH_TO_SPACE is refused.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -26,13 +43,36 @@ def export(
     from ..models._pretrained import network_file
 
     targets_of(target, [network_file(source)], overwrite)
-    report = deploy.export(load(source, wrapper, act), target)
+    pixels = _pixels(size, batch)
+    net = load(source, wrapper, act)
+    sizes = _sizes(net.colors, pixels, batch) if pixels else {}
+    report = deploy.export(net, target, opset=opset, half=half, shuffle_as_conv=shuffle_as_conv, **sizes)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
+
+
+def _pixels(size: str | None, batch: int | None) -> tuple[int, int] | None:
+    """Height and width, of such as 720x1280."""
+    if size is None:
+        if batch is not None:
+            raise SpecError(f"--batch {batch} needs --size; without, all sizes are free")
+        return None
+    height, cross, width = size.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise SpecError(f"--size is height x width in pixels, such as 720x1280, but got {size!r}")
+    return int(height), int(width)
+
+
+def _sizes(colors: int, pixels: tuple[int, int], batch: int | None) -> dict[str, Any]:
+    """What `export` is told."""
+    import torch
+
+    images = 1 if batch is None else batch
+    return {"example": torch.rand(images or 1, colors, *pixels), "dynamic": False if images else "batch"}
 
 
 def quantize(
     source: Network,
-    target: Annotated[Path, typer.Argument(help="File to write: .onnx, or .xml (OpenVINO).")],
+    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .xml (OpenVINO) or .tflite.")],
     images: Annotated[Path, typer.Option(help="Folder of images such as the network is to enlarge, to calibrate on.")],
     wrapper: Wrapper = None,
     act: Act = None,
@@ -41,6 +81,9 @@ def quantize(
     weight_bits: Annotated[
         int | None, typer.Option(min=7, max=8, help="7 is right on every processor; else the better one here is taken.")
     ] = None,
+    io: Annotated[
+        str, typer.Option(help="Of .tflite, what goes in and comes out: float32, uint8 or int8.")
+    ] = "float32",
     tile: Tile = 256,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -50,8 +93,8 @@ def quantize(
     from ..deploy._exporter import targets_of
     from ..models._pretrained import network_file
 
-    bits = cast("Any", weight_bits)  # 7 or 8, which `min` and `max` saw to
+    some: Any = {"targets": targets, "per_channel": not per_tensor, "weight_bits": weight_bits, "io": io, "tile": tile}
     targets_of(target, [network_file(source)], overwrite)
     net = load(source, wrapper, act)
-    report = sr.quantize(net, target, images, targets=targets, per_channel=not per_tensor, weight_bits=bits, tile=tile)
+    report = sr.quantize(net, target, images, **some)
     typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))

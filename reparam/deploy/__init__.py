@@ -2,8 +2,8 @@
 
 from ._engines import FILE_ENGINES, open_engine
 from ._exporter import ExportReport, export
-from ._formats import read_note
 from ._fuse_onnx import OnnxRegion, OnnxReport, fuse_onnx
+from ._notes import read_note
 
 __all__ = [
     "FILE_ENGINES",

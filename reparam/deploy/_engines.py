@@ -25,8 +25,11 @@ from ..errors import SpecError
 from ..modules._hooks import copy_module
 from ..modules._like import tensor_like
 from ._cache import cached, keep
+from ._executorch import run_executorch
 from ._exporter import export, holds
-from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino
+from ._notes import about, told_shape
+from ._runners import Run, program_in, run_ncnn, run_onnxruntime, run_openvino
+from ._tflite import run_litert
 from ._threads import check_threads, torch_threads
 
 _EXPORT = 2
@@ -37,8 +40,8 @@ _TRIED = ("torch", "onnxruntime", "openvino")
 other processors."""
 
 
-def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Run:
-    net = copy_module(net).to(memory_format=torch.channels_last)
+def _torch(model: nn.Module | Path, threads: int, compiled: bool = False) -> Run:
+    net = program_in(model) if isinstance(model, Path) else copy_module(model).to(memory_format=torch.channels_last)
     run = torch.compile(net) if compiled else net
     like = tensor_like(net)
 
@@ -54,11 +57,11 @@ def _torch(net: nn.Module, threads: int, compiled: bool = False) -> Run:
 
 
 class _Kind:
-    """How an engine is made: of the network itself, or of a file that it is exported to."""
+    """How an engine is made: of the network itself, or of a file that it is exported to; torch of either."""
 
     def __init__(self, package: str, make: Callable[..., Run], suffix: str = "", *options: object) -> None:
         self.package, self.make, self.suffix, self.options = package, make, suffix, options
-        self.extra = "onnx" if package == "onnxruntime" else package
+        self.extra = {"onnxruntime": "onnx", "ai_edge_litert": "litert"}.get(package, package)
 
 
 ENGINES = {
@@ -68,6 +71,8 @@ ENGINES = {
     "openvino": _Kind("openvino", run_openvino, ".xml"),
     "openvino-bf16": _Kind("openvino", run_openvino, ".xml", "bf16"),
     "ncnn": _Kind("ncnn", run_ncnn, ".ncnn.param"),
+    "litert": _Kind("ai_edge_litert", run_litert, ".tflite"),
+    "executorch": _Kind("executorch", run_executorch, ".pte"),
 }
 
 
@@ -105,17 +110,27 @@ def make_engine(net: nn.Module, engine: str, threads: int = 0) -> Run:
         return kind.make(file, threads, *kind.options)
 
 
-FILE_ENGINES = {".onnx": ("onnxruntime", "openvino", "openvino-bf16"), ".xml": ("openvino", "openvino-bf16")}
+FILE_ENGINES = {
+    ".onnx": ("onnxruntime", "openvino", "openvino-bf16"),
+    ".xml": ("openvino", "openvino-bf16"),
+    ".param": ("ncnn",),
+    ".pt2": ("torch",),
+    ".tflite": ("litert",),
+    ".pte": ("executorch",),
+}
 """The engines that run a file, by its suffix; the usual one first."""
 
 
 def open_engine(file: Path, name: str, threads: int = 0) -> Run:
-    """Makes a function of a file of ONNX or OpenVINO: of an image (N, C, H, W) in float32, what the network gives.
+    """Makes a function of a network's file: of an image (N, C, H, W) in float32, what the network gives, likewise.
 
     Args:
-        file: such as `export` and `quantize` write.
+        file: such as `export` and `quantize` write, or another program; in float16, too.
         name: of the engine, one of `FILE_ENGINES` of the suffix.
         threads: how many it may use; 0 leaves that to it.
+
+    Returns:
+        The function; it refuses an image of a size that the file does not take, with a `SpecError`.
 
     Raises:
         SpecError: for an engine that does not run this kind of file, a file that it cannot read, or too many threads.
@@ -124,10 +139,23 @@ def open_engine(file: Path, name: str, threads: int = 0) -> Run:
         raise SpecError(f"{file.name} is run by {', '.join(FILE_ENGINES[file.suffix])}, and not by {name!r}")
     kind = _kind(name, threads)
     try:
-        return kind.make(file, threads, *kind.options)
+        return _sized(kind.make(file, threads, *kind.options), file)
     except Exception as problem:  # engines raise whatever they met
         why = str(problem).strip().partition("\n")[0]
         raise SpecError(f"{name} cannot read {file} as a network in {file.suffix[1:]}: {why}") from problem
+
+
+def _sized(run: Run, file: Path) -> Run:
+    """The same, if the file says nothing of its input; else it looks at an image first."""
+    if (wanted := about(file).shape) is None:
+        return run
+
+    def engine(x: np.ndarray) -> np.ndarray:
+        if len(wanted) != x.ndim or any(size not in (None, got) for size, got in zip(wanted, x.shape)):
+            raise SpecError(f"{file.name} takes {told_shape(wanted)}, but got an image of {told_shape(x.shape)}")
+        return run(x)
+
+    return engine
 
 
 def _kind(name: str, threads: int) -> _Kind:

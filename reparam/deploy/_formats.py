@@ -16,13 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from ..modules._hooks import copy_module
+from ._coreml import run_read_back, write_coreml
+from ._executorch import run_executorch, write_executorch
 from ._lean import Gather, lean, one_by_one
+from ._opset import OPSET, in_opset
+from ._plain import Dynamic
 from ._runners import Run, run_ncnn, run_onnxruntime, run_openvino, run_program, run_reference
+from ._shader.files import read_glsl, read_wgsl, try_glsl, try_wgsl, write_glsl, write_wgsl
+from ._shader.trial import Trial
+from ._tflite import run_litert, write_tflite
 
 Metadata = Mapping[str, str]
-
-OPSET = 18
-"""Of ONNX: the oldest that torch's exporter writes as it is, without converting, so that most programs read it."""
 
 
 class Format(NamedTuple):
@@ -34,51 +39,76 @@ class Format(NamedTuple):
     extra: str
     """What to install: `pip install 'reparam[extra]'`."""
     packages: tuple[str, ...]
-    write: Callable[[nn.Module, Tensor, bool, Path, Metadata], None]
+    write: Callable[..., str | None]
+    """Of a network in float32, an example, `Dynamic`, the file, `Metadata`, and `options` by their names; it may give a
+    remark for the report."""
     read: Callable[[Path], tuple[str, Run]]
     """Gives the name of the program that runs the file, and what does."""
+    options: tuple[str, ...] = ()
+    """Arguments of `export` that `write` takes; it is given those that were chosen."""
+    tried: Callable[[Path, nn.Module], Trial] | None = None
+    """Compares the file with the network where that is not by the digits of float32."""
 
 
-def _dynamic(example: Tensor) -> tuple[dict[int, Any], ...]:
-    names = {0: "batch", **{axis + 2: name for axis, name in enumerate(("height", "width")[: example.dim() - 2])}}
-    return ({axis: torch.export.Dim(name, min=1) for axis, name in names.items()},)
+def free_sizes(example: Tensor, dynamic: Dynamic) -> tuple[dict[int, Any], ...] | None:
+    """The sizes that are free, as `torch.export` wants to be told."""
+    if not dynamic:
+        return None
+    names = ("batch", "", "height", "width")[: 1 if dynamic == "batch" else example.dim()]
+    return ({axis: torch.export.Dim(name, min=1) for axis, name in enumerate(names) if name},)
 
 
-def _write_program(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
-    program = torch.export.export(net, (example,), dynamic_shapes=_dynamic(example) if dynamic else None)
+def _write_program(net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, metadata: Metadata) -> None:
+    program = torch.export.export(net, (example,), dynamic_shapes=free_sizes(example, dynamic))
     torch.export.save(program, file, extra_files=dict(metadata))
 
 
-def _write_onnx(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
-    _write_graph(lean(net, Gather), example, dynamic, file, metadata)
+def _write_onnx(
+    net: nn.Module,
+    example: Tensor,
+    dynamic: Dynamic,
+    file: Path,
+    metadata: Metadata,
+    opset: int = OPSET,
+    half: bool = False,
+) -> None:
+    net = lean(net, Gather)
+    if half:
+        net, example = copy_module(net).half(), example.half()
+    _write_graph(net, example, dynamic, file, metadata, opset)
 
 
-def _write_graph(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+def _write_graph(
+    net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, metadata: Metadata, opset: int = OPSET
+) -> None:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # of what the exporter uses inside
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             net,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=_dynamic(example) if dynamic else None,
+            opset_version=max(opset, OPSET),
+            dynamic_shapes=free_sizes(example, dynamic),
             input_names=["input"],
             output_names=["output"],
             verbose=False,
         )
     assert program is not None
     program.model.metadata_props.update(metadata)
-    program.save(file)
+    if opset == OPSET:
+        program.save(file)
+    else:
+        file.write_bytes(in_opset(program.model_proto, opset).SerializeToString())
 
 
-def _write_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+def _write_openvino(net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, metadata: Metadata) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         middle = Path(folder) / "network.onnx"
         write_for_openvino(net, example, dynamic, middle, metadata)
         convert_to_openvino(middle, file, metadata)
 
 
-def write_for_openvino(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+def write_for_openvino(net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, metadata: Metadata) -> None:
     """ONNX, as OpenVINO converts it best."""
     _write_graph(lean(net, one_by_one), example, dynamic, file, metadata)
 
@@ -93,7 +123,7 @@ def convert_to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
     openvino.save_model(model, target, compress_to_fp16=False)
 
 
-def _write_ncnn(net: nn.Module, example: Tensor, dynamic: bool, file: Path, metadata: Metadata) -> None:
+def _write_ncnn(net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, metadata: Metadata) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         traced = Path(folder) / "network.pt"
         with warnings.catch_warnings():
@@ -103,13 +133,13 @@ def _write_ncnn(net: nn.Module, example: Tensor, dynamic: bool, file: Path, meta
             path.replace(file.with_suffix(path.suffix))
 
 
-def _converted_to_ncnn(traced: Path, example: Tensor, dynamic: bool) -> list[Path]:
+def _converted_to_ncnn(traced: Path, example: Tensor, dynamic: Dynamic) -> list[Path]:
     """The two files that pnnx puts beside the one that it is given."""
     import pnnx
 
     shape = (1, *example.shape[1:])
     command = [pnnx.EXEC_PATH, traced.name, "fp16=0", f"inputshape={_listed(shape)}"]
-    if dynamic:  # what differs in a second shape is free
+    if dynamic is True:  # what differs in a second shape is free; how many images there are always is
         command += [f"inputshape2={_listed((*shape[:2], *(size + 3 for size in shape[2:])))}"]
     done = subprocess.run(command, cwd=traced.parent, capture_output=True, text=True)  # it prints all that it does
     made = [traced.with_name(f"network.ncnn{suffix}") for suffix in (".param", ".bin")]
@@ -127,7 +157,7 @@ def _read_onnx(file: Path) -> tuple[str, Run]:
 
 
 FORMATS = (
-    Format("ONNX", (".onnx",), "onnx", ("onnx", "onnxscript"), _write_onnx, _read_onnx),
+    Format("ONNX", (".onnx",), "onnx", ("onnx", "onnxscript"), _write_onnx, _read_onnx, ("opset", "half")),
     Format("torch.export", (".pt2",), "torch", ("torch",), _write_program, lambda file: ("torch", run_program(file))),
     Format(
         "OpenVINO",
@@ -145,23 +175,32 @@ FORMATS = (
         _write_ncnn,
         lambda file: ("ncnn", run_ncnn(file)),
     ),
+    Format(
+        "TFLite",
+        (".tflite",),
+        "litert",
+        ("ai_edge_litert",),
+        write_tflite,
+        lambda file: ("litert", run_litert(file)),
+        ("half", "shuffle_as_conv"),
+    ),
+    Format(
+        "ExecuTorch",
+        (".pte",),
+        "executorch",
+        ("executorch",),
+        write_executorch,
+        lambda file: ("executorch", run_executorch(file)),
+    ),
+    Format(
+        "Core ML",
+        (".mlpackage",),
+        "coreml",
+        ("coremltools",),
+        write_coreml,
+        lambda file: ("torch, read back", run_read_back(file)),
+        ("half",),
+    ),
+    Format("user shader", (".glsl",), "", (), write_glsl, read_glsl, tried=try_glsl),
+    Format("WGSL", (".wgsl",), "webgpu", (), write_wgsl, read_wgsl, tried=try_wgsl),
 )
-
-
-def read_note(file: Path) -> dict[str, str]:
-    """What `export` wrote about a network in a file of ONNX or OpenVINO: `scale`, `colors` and so on, as text.
-
-    Args:
-        file: of `export` or `quantize`; the note of a file of another program is empty.
-    """
-    if file.suffix == ".xml":
-        import openvino
-
-        model = openvino.Core().read_model(file)
-        keys = ("scale", "colors", "radius", "period", "range", "order", "reparam")
-        return {
-            key: model.get_rt_info(["reparam", key]).astype(str) for key in keys if model.has_rt_info(["reparam", key])
-        }
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map

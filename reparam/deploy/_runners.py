@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..errors import ExportError
 from ._prelu import without_prelu
@@ -18,10 +19,20 @@ Run = Callable[[np.ndarray], np.ndarray]
 """From the input, float32 and contiguous, to the output."""
 
 
+def _in_dtype(half: bool, run: Run) -> Run:
+    """The same in float32 for the caller, of what takes and gives float16."""
+    return (lambda x: run(x.astype(np.float16)).astype(np.float32)) if half else run
+
+
 def run_program(file: Path) -> Run:
     """A file of `torch.export`."""
-    module = torch.export.load(file).module()
+    module = program_in(file)
     return lambda x: module(torch.from_numpy(x)).numpy()
+
+
+def program_in(file: Path) -> nn.Module:
+    """The network in a file of `torch.export`, as a module."""
+    return torch.export.load(file).module()
 
 
 def run_onnxruntime(file: Path, threads: int = 0, rewritten: bool = False) -> Run:
@@ -35,16 +46,19 @@ def run_onnxruntime(file: Path, threads: int = 0, rewritten: bool = False) -> Ru
     options.intra_op_num_threads = threads
     model = without_prelu(file) if rewritten and find_spec("onnx") else file
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
+    image = session.get_inputs()[0]
+    return _in_dtype(image.type == "tensor(float16)", lambda x: session.run(None, {image.name: x})[0])
 
 
 def run_reference(file: Path) -> Run:
     """A file of ONNX in the reference that comes with its package: slow, and always there."""
+    from onnx import TensorProto
     from onnx.reference import ReferenceEvaluator
 
-    reference = ReferenceEvaluator(os.fspath(file))
-    return lambda x: reference.run(None, {reference.input_names[0]: x})[0]  # type: ignore[index]  # a list here
+    reference: Any = ReferenceEvaluator(os.fspath(file))
+    (name,), (taken,) = reference.input_names, reference.input_types
+    half = taken.tensor_type.elem_type == TensorProto.FLOAT16
+    return _in_dtype(half, lambda x: reference.run(None, {name: x})[0])
 
 
 def run_openvino(file: Path, threads: int = 0, precision: str = "f32") -> Run:
@@ -55,7 +69,8 @@ def run_openvino(file: Path, threads: int = 0, precision: str = "f32") -> Run:
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     compiled = openvino.Core().compile_model(file, "CPU", settings)
-    return lambda x: compiled(x)[0].copy()  # what it returns is overwritten by the next call
+    half = compiled.inputs[0].get_element_type() == openvino.Type.f16
+    return _in_dtype(half, lambda x: compiled(x)[0].copy())  # what it returns is overwritten by the next call
 
 
 def run_ncnn(file: Path, threads: int = 0) -> Run:

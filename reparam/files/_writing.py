@@ -13,12 +13,16 @@ from typing import Any
 
 from ..errors import SpecError
 
+_PACKAGES = (".mlpackage",)
+"""Folders that stand for one file."""
+
 
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a path of the same name in a new folder beside the file; what lies there at the end is put in place.
 
     Files that belong to it (weights beside a graph) are written beside it, and put in place before it; folders are not.
+    It may be a package itself, a folder that other programs show as one file, such as Core ML's.
     Whatever ends the writing, the new folder goes, and until the end an existing file stays as it was. Links are
     written through. Two processes that write one file have a folder each: the last to end leaves its whole file.
 
@@ -49,7 +53,8 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
         unfinished.unlink()
         yield unfinished
         for file in files_beside(unfinished):
-            file.chmod(mode)
+            for part in [file] if file.is_file() else [one for one in file.rglob("*") if one.is_file()]:
+                part.chmod(mode)
             _put(file, path.with_name(file.name))
 
 
@@ -60,8 +65,11 @@ def files_beside(file: Path) -> list[Path]:
 
 
 def _put(file: Path, path: Path) -> None:
+    place = Path(os.path.realpath(path))
+    if place.is_dir():  # a package, which nothing replaces while it is there; it goes with the new folder
+        place.replace(file.with_name(f"{file.name}.before"))
     try:
-        file.replace(os.path.realpath(path))
+        file.replace(place)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -86,17 +94,18 @@ def check_targets(
     """
     read = {_identity(Path(source)): source for source in sources if Path(source).exists()}
     for path in paths:
-        _check(path, Path(os.path.realpath(path)), read, overwrite)
+        _check(Path(path), Path(os.path.realpath(path)), read, overwrite)
 
 
-def _check(path: Any, place: Path, read: dict[tuple[int, int], Any], overwrite: bool) -> None:
+def _check(path: Path, place: Path, read: dict[tuple[int, int], Any], overwrite: bool) -> None:
     if not place.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no directory {place.parent}")
-    if place.is_dir():
+    package = path.suffix in _PACKAGES and (place / "Manifest.json").is_file()
+    if place.is_dir() and not package:
         raise IsADirectoryError(f"cannot write {path}: it is a directory; choose another name, or move it away")
     if not place.exists():
         return
-    if not place.is_file():
+    if not (place.is_file() or package):
         raise SpecError(f"cannot write {path}: it is a device or a pipe; choose another name")
     if source := read.get(_identity(place)):
         raise SpecError(f"cannot write {path}: it is {source}, which is read for it; choose another name")

@@ -1,6 +1,7 @@
 """A network as a list of steps of few kinds, which the writers of small formats read."""
 
-from .steps import Plain, Step
-from .walk import plain_steps
+from .small import with_small_sums
+from .steps import FUNCTIONS, Plain, Step
+from .walk import Dynamic, plain_steps
 
-__all__ = ["Plain", "Step", "plain_steps"]
+__all__ = ["FUNCTIONS", "Dynamic", "Plain", "Step", "plain_steps", "with_small_sums"]

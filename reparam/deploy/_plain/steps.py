@@ -6,6 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+FUNCTIONS = (
+    "sigmoid",
+    "tanh",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "hardsigmoid",
+    "hardswish",
+    "softplus",
+    "mish",
+    "elu",
+    "exp",
+    "log",
+    "abs",
+    "sqrt",
+    "sin",
+    "cos",
+)
+"""Of a number, with the numbers that torch takes where it is told none."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -16,10 +36,11 @@ class Step:
     | conv | 1 | weight (O, I/groups, h, w), bias (O,), stride, padding, dilation (vertical, horizontal), groups |
     | transposed | 1 | weight (I, O/groups, h, w), bias, stride, padding, output_padding, dilation, groups |
     | pad | 1 | amounts (left, right, top, bottom), mode: constant, reflect, replicate or circular; value |
+    | crop | 1 | amounts (left, right, top, bottom) |
     | prelu | 1 | slopes (C,) |
     | clamp | 1 | low, high: numbers or None; ReLU is low = 0 |
     | function | 1 | name: one of `FUNCTIONS` |
-    | add, multiply, divide, maximum, minimum | 2 | the second may be (N, C, 1, 1) or (N, 1, H, W) |
+    | add, multiply, divide, maximum, minimum | 2 | the second may have one channel, and it may have one pixel |
     | affine | 1 | scale (C,), shift (C,): scale * x + shift |
     | power | 1 | exponent: a number |
     | concat | 1 or more | of channels |
@@ -45,10 +66,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Plain:
-    """A network of one input and one output, as steps in the order in which they are computed."""
+    """A network of one input and one output, as steps in the order in which they are computed, all of them needed."""
 
     input: str
     input_shape: tuple[int, ...]
     """Of the example."""
     steps: tuple[Step, ...]
     output: str
+    flat: bool = False
+    """Whether the network gives (N, C) where the last step gives (N, C, 1, 1), as classifiers do."""

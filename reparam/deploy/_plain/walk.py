@@ -2,62 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import ExportError
-from .readers import READERS, Writer
+from . import read_arithmetic, read_layers  # noqa: F401  # which fill the table of readers
+from .moves import MOVES, as_moves, moved, places
 from .steps import Plain, Step
+from .writer import LOST, READERS, Writer
+
+Dynamic = bool | Literal["batch"]
+"""Which sizes of the input are free: all but the channels, none, or how many images there are."""
+
+_OF_TWO = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum")
+"""They take one pixel for many, so that an expanded one is as good as it was."""
 
 
-def plain_steps(net: nn.Module, example: Tensor, dynamic: bool = True) -> Plain:
+def plain_steps(net: nn.Module, example: Tensor, dynamic: Dynamic = True) -> Plain:
     r"""Takes a network apart into the steps that `Step` lists.
 
     The network runs on the example, and each operation that torch is asked for is written down; a tensor that does not
-    come from the image is a constant. Where sizes are free it runs again on a larger image, and what is not the same
-    there depends on the size.
+    come from the image is a constant. It runs again on another image, larger where sizes are free, and what is not the
+    same there depends on the image in a way that no step says.
 
     Args:
         net: fused, in eval mode.
         example: an input (N, C, H, W).
-        dynamic: whether batch, height and width are free.
+        dynamic: whether batch, height and width are free, or "batch" alone; if so, the shapes of the steps are for one
+            image.
 
     Raises:
         ExportError: for an operation that is none of these steps, or that depends on the size of the image; the message
-            names the layer.
+            names the layer and the operation.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.PReLU(4), nn.PixelShuffle(2)).eval()
         >>> [step.kind for step in plain_steps(net, torch.rand(2, 1, 8, 9)).steps]
         ['conv', 'prelu', 'shuffle']
     """
-    if example.dim() != 4:
-        raise ExportError(f"the input must be images (N, C, H, W), but the example is {tuple(example.shape)}")
-    plain = _walked(net, example)
-    if dynamic:
-        larger = _walked(net, example.repeat(2, 1, 2, 3))  # divisible by whatever the example is
-        for one, other in zip(plain.steps, larger.steps):
-            if not _same(one, other):
-                raise ExportError(f"{_told(one.layer)} computes {one.kind} from the size of the image")
-        if len(plain.steps) != len(larger.steps):
-            raise ExportError(f"{type(net).__name__} computes other steps for an image of another size")
+    if example.dim() != 4 or not example.is_floating_point():
+        came = f"{tuple(example.shape)} of {example.dtype}"
+        raise ExportError(f"the input must be images (N, C, H, W) of floats, but the example is {came}")
+    first = example[:1] if dynamic else example
+    plain = _walked(net, first)
+    # Divisible by whatever the example is, and of other values: what was read out of them is no constant.
+    times = {True: (2, 1, 2, 3), "batch": (2, 1, 1, 1), False: (1, 1, 1, 1)}[dynamic]
+    other = _walked(net, 0.9 * first.repeat(times))
+    for one, again in zip(plain.steps, other.steps):
+        if not _same(one, again):
+            raise ExportError(f"{_told(one.layer)} computes {one.kind} from the size or the values of the image")
+    if len(plain.steps) != len(other.steps) or plain.output != other.output:
+        raise ExportError(f"{type(net).__name__} takes other steps for an image of another size or other values")
     return plain
 
 
 def _walked(net: nn.Module, example: Tensor) -> Plain:
-    example = example.clone()  # which the network may change
+    example = example.detach().clone(memory_format=torch.contiguous_format)  # which the network may change
     walk = _Walk(example)
-    with torch.no_grad(), _running(net, walk.layers), walk:
+    with torch.inference_mode(False), torch.no_grad(), _running(net, walk.layers), _Circular(), walk:
         result = net(example)
-    if not isinstance(result, Tensor) or id(result) not in walk.names:
-        raise ExportError(f"{type(net).__name__} gives a {type(result).__name__} that does not come from its input")
-    return Plain("input", tuple(example.shape), tuple(walk.steps), walk.names[id(result)][0])
+    image = walk.writer.image_of(result) if walk.writer.knows(result) else None
+    if image is None:
+        raise ExportError(
+            f"{type(net).__name__} gives {_shown(result)} that is no image that these steps make of its input"
+        )
+    output = walk.writer.values[image].step
+    steps = tuple(needed(walk.writer.steps, output))
+    return Plain("input", tuple(example.shape), steps, output, flat=result.dim() == 2)
+
+
+def needed(steps: Sequence[Step], output: str) -> Iterator[Step]:
+    """Those that the output is made of."""
+    needed = {output}
+    for step in reversed(steps):
+        if step.name in needed:
+            needed.update(step.inputs)
+    return (step for step in steps if step.name in needed)
 
 
 @contextmanager
@@ -79,36 +107,89 @@ class _Walk(TorchDispatchMode):
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
-        self.names = {id(image): ("input", image)}
-        """Of the values that come from the image."""
-        self.steps: list[Step] = []
+        self.writer = Writer(image)
+        self.dtype = image.dtype
         self.layers = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Computes what torch would, and reads it where it comes from the image."""
         kwargs = kwargs or {}
-        before = {id(one): tuple(one.shape) for one in tree_leaves((args, kwargs)) if id(one) in self.names}
+        taken = [one for one in tree_leaves((args, kwargs)) if self.writer.knows(one)]
+        shapes = " and ".join(str(tuple(one.shape)) for one in taken)
         result = func(*args, **kwargs)
-        if before:
-            self._read(func, before, result, _by_name(func, args, kwargs))
+        arguments = _by_name(func, args, kwargs)
+        operation = str(func.overloadpacket).removeprefix("aten.")
+        where = f"{_told(self.layers[-1])} computes {operation} of {shapes or 'constants'}"
+        if func._schema.is_mutable and not self._changes(func, arguments, bool(taken)):
+            raise ExportError(f"{where} into a constant or `out`, which none of the steps of these formats is")
+        if taken:
+            self.writer.layer = self.layers[-1]
+            read = self._read(func, operation.removesuffix("_"), taken, result, arguments)
+            if not read or any(self._odd(one) for one in tree_leaves(result)):
+                raise ExportError(f"{where}, which is none of the steps of these formats: {_numbers(arguments)}")
         return result
 
-    def _read(self, func: Any, taken: Mapping[int, tuple[int, ...]], result: Any, arguments: dict[str, Any]) -> None:
-        operation = str(func.overloadpacket).removeprefix("aten.")
-        where = f"{_told(self.layers[-1])} computes {operation} of {' and '.join(map(str, taken.values()))}"
-        if func._schema.is_mutable and not self._alone(arguments):
-            raise ExportError(f"{where} in place, on a part of another tensor, which none of these formats can say")
-        reader = READERS.get(operation if not operation.endswith("_") else operation[:-1])
-        writer = Writer(self.names, self.steps, self.layers[-1])
-        if reader is None or not reader(writer, result, **arguments):
-            raise ExportError(f"{where}, which none of the steps of this format is: {_numbers(arguments)}")
+    def _read(self, func: Any, operation: str, taken: list[Tensor], result: Any, arguments: dict[str, Any]) -> bool:
+        if operation in MOVES:
+            return (
+                len(taken) == 1
+                and taken[0] is next(iter(arguments.values()))
+                and self._move(func, operation, taken[0], result, arguments)
+            )
+        images = {id(one): self.writer.image_of(one, operation in _OF_TWO) for one in taken}
+        reader = READERS.get(operation)
+        if reader is None or any(one is None for one in images.values()):
+            return False
+        arguments = tree_map(lambda one: images.get(id(one), one), arguments)
+        read = reader(self.writer, result, **arguments)
+        for other in tree_leaves(result):  # the indices of a largest pixel, say, which no step gives
+            if isinstance(other, Tensor) and not self.writer.knows(other):
+                self.writer.values[other] = LOST
+        return read
 
-    def _alone(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether nobody else sees what an operation in place changes: no tensor that shares its memory is named."""
-        changed = next(iter(arguments.values()))
+    def _move(self, func: Any, operation: str, tensor: Tensor, result: Any, arguments: dict[str, Any]) -> bool:
+        results = tree_leaves(result)
+        for _ in range(2):
+            value = self.writer.values[tensor]
+            index = places(value.shape) if value.where is None else value.where
+            after = moved(operation, func, index, arguments) if value.step else None
+            if after is None:
+                return False
+            if result is tensor or all(as_moves(one, value.shape) is not None for one in tree_leaves(after)):
+                break
+            self.writer.image_of(tensor)  # this move alone may be a step, where all so far are none
+        for one, index in zip(results, tree_leaves(after)):
+            self.writer.move(one, value, index)
+        return True
+
+    def _odd(self, result: Any) -> bool:
+        """Whether it is in another precision than the image."""
+        return isinstance(result, Tensor) and result.is_floating_point() and result.dtype != self.dtype
+
+    def _changes(self, func: Any, arguments: Mapping[str, Any], taken: bool) -> bool:
+        """Whether what is changed in place can be followed; what else shares its memory is not known any more."""
+        written = [one.name for one in func._schema.arguments if one.alias_info and one.alias_info.is_write]
+        changed = arguments[written[0]]
         memory = changed.untyped_storage().data_ptr()
-        named = (one for _, one in self.names.values() if one is not changed)
-        return all(one.untyped_storage().data_ptr() != memory for one in named)
+        for one in list(self.writer.values):
+            if one is not changed and one.untyped_storage().data_ptr() == memory:
+                self.writer.values[one] = LOST
+        return not taken or (written == [next(iter(arguments))] and self.writer.knows(changed))
+
+
+class _Circular(TorchFunctionMode):
+    """Borders that go around: torch would copy them into their places, here they are looked up."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Hands on all else."""
+        given = dict(zip(("input", "pad", "mode", "value"), args)) | (kwargs or {})
+        if func is not F.pad or given.get("mode") != "circular" or given["input"].dim() != 4 or len(given["pad"]) != 4:
+            return func(*args, **(kwargs or {}))
+        image, (left, right, top, bottom) = given["input"], given["pad"]
+        for axis, before, after in ((2, top, bottom), (3, left, right)):
+            size = image.shape[axis]
+            image = image.index_select(axis, torch.arange(-before, size + after, device=image.device) % size)
+        return image
 
 
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,14 +200,10 @@ def _by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dic
 
 
 def _same(one: Step, other: Step) -> bool:
-    if (one.kind, one.name, one.inputs, one.settings.keys()) != (
-        other.kind,
-        other.name,
-        other.inputs,
-        other.settings.keys(),
-    ):
+    """But for the shapes."""
+    if (one.kind, one.name, one.inputs) != (other.kind, other.name, other.inputs):
         return False
-    return all(
+    return one.settings.keys() == other.settings.keys() and all(
         torch.equal(value, other.settings[key]) if isinstance(value, Tensor) else value == other.settings[key]
         for key, value in one.settings.items()
     )
@@ -136,10 +213,11 @@ def _told(layer: str) -> str:
     return layer or "the network"
 
 
+def _shown(result: Any) -> str:
+    return f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+
+
 def _numbers(arguments: Mapping[str, Any]) -> str:
     """What is not a tensor, for a message."""
-    return ", ".join(
-        f"{name}={value}"
-        for name, value in arguments.items()
-        if not any(isinstance(one, Tensor) for one in tree_leaves(value))
-    )
+    told = {name: value for name, value in arguments.items() if not any(map(torch.is_tensor, tree_leaves(value)))}
+    return ", ".join(f"{name}={value}" for name, value in told.items())

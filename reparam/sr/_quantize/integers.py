@@ -1,4 +1,4 @@
-"""ONNX Runtime's static quantization, on a graph of this library."""
+"""Graphs of this library in 8 bits: by ONNX Runtime's static quantization, and as TFLite."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from torch import nn
 
 from ...deploy._exporter import metadata_of, write_as
 from ...deploy._formats import FORMATS, convert_to_openvino, write_for_openvino
+from ...deploy._tflite import write_int8_tflite
 
 _ONNX = FORMATS[0]
 
 
 def write_int8(
-    net: nn.Module, file: Path, samples: Iterator[np.ndarray], per_channel: bool, weight_bits: int = 8
+    net: nn.Module,
+    file: Path,
+    samples: Iterator[np.ndarray],
+    per_channel: bool,
+    weight_bits: int = 8,
+    io: str = "float32",
 ) -> None:
-    """Writes a fused network in 8 bits, as .onnx or .xml.
+    """Writes a fused network in 8 bits, as .onnx, .xml or .tflite.
 
     Args:
         net: a network with `colors`.
@@ -30,7 +36,11 @@ def write_int8(
         samples: inputs of the network, to measure activations on.
         per_channel: whether each output channel of a weight has its own scale.
         weight_bits: 8, or 7: half of the range, with which sums of two products of 8 bits fit into 16.
+        io: of .tflite, what goes in and comes out: "float32", "uint8" or "int8".
     """
+    if file.suffix == ".tflite":
+        write_int8_tflite(net, file, metadata_of(net), samples, per_channel, weight_bits, io)
+        return
     colors: Any = net.colors
     example, for_openvino = torch.rand(2, colors, 8, 9), file.suffix == ".xml"
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:

@@ -27,6 +27,9 @@ from .integers import write_int8
 from .pictures import Images, listed, pixels_of
 from .ranges import LayerRange, layer_ranges
 
+_BITS = {".onnx": (7, 8), ".xml": (7, 8), ".tflite": (8,)}
+"""Of weights, what is tried: by the suffix, as sums of 8 bits overflow in some programs on some processors."""
+
 Scores = tuple[float, float | None, float | None]
 """`psnr_db`, `float_db` and `int8_db` of a report."""
 
@@ -72,20 +75,24 @@ def quantize(
     targets: Images | None = None,
     per_channel: bool = True,
     weight_bits: Literal[7, 8] | None = None,
+    io: Literal["float32", "uint8", "int8"] = "float32",
     tile: int = 256,
 ) -> QuantizationReport:
-    r"""Writes a super-resolution network in 8 bits: fused, exported, and quantized by ONNX Runtime on images.
+    r"""Writes a super-resolution network in 8 bits: fused, exported, and quantized on images.
 
     $$q = \mathrm{round}(x / s) + z, \qquad x \approx s\,(q - z)$$
 
     with scale s and zero point z for each activation (8 bits unsigned, s from the smallest and the largest value of a
     tile, the mean over all tiles; for the input from 0 to 1, so that nothing is lost of images of 8 bits), and a scale
-    for each output channel of a weight (8 bits signed, z = 0), as pairs of `QuantizeLinear` and `DequantizeLinear`.
-    Convolutions are quantized; activation functions, the sum with the enlarged image and the pixel shuffle are not.
+    for each output channel of a weight (8 bits signed, z = 0).
 
     The suffix says for which program. `.onnx` is for ONNX Runtime, which computes in 8 bits only where the output of a
     convolution is quantized as well; `.xml` (and `.bin`) is for OpenVINO, which does without, and is more exact and
-    faster. Both hold the note that `export` writes, so that `Upscaler` runs them.
+    faster. In both, ONNX Runtime's static quantization puts pairs of `QuantizeLinear` and `DequantizeLinear` around the
+    convolutions; activation functions, the sum with the enlarged image and the pixel shuffle stay in float32.
+    `.tflite` is for phones and small processors: every operator computes in integers, but for those after the last
+    convolution where float32 comes out; where integers do, these are 0 to 1, and what is beyond is clipped. All hold
+    the note that `export` writes, so that `Upscaler` runs them.
 
     Args:
         model: a name of `list_models(pretrained=True)`, a checkpoint, or a network, as for `Upscaler`; not changed.
@@ -95,7 +102,10 @@ def quantize(
         targets: the same images, `scale` times as large and sharp, in the same order, if there are some.
         per_channel: whether each output channel of a weight has its own scale, or all have one.
         weight_bits: 8, or 7, which is right on every processor: without VNNI, sums of two products of 8 bits overflow.
-            None measures both on the images, with the program and on the processor at hand, and writes the better.
+            None measures both on the images, with the program and on the processor at hand, and writes the better; for
+            `.tflite` it is 8, as LiteRT's sums have room.
+        io: of `.tflite`, what goes in and comes out: "float32"; "uint8", an image of 0 to 255 as it is; or "int8", the
+            same less 128.
         tile: as of `Upscaler`; 0 for a network that has no receptive radius.
 
     Returns:
@@ -118,7 +128,7 @@ def quantize(
         (True, 6)
     """
     path = Path(path)
-    _check_suffix(path)
+    _check_suffix(path, io)
     if weight_bits not in (None, 7, 8):
         raise SpecError(f"weight_bits must be 7, 8 or None, but got {weight_bits!r}")
     targets_of(path, () if isinstance(model, nn.Module) else [Path(model)])
@@ -130,11 +140,11 @@ def quantize(
 
         def write(bits: int) -> tuple[str, Scores]:
             samples = (x for image in small for x in reference.inputs(pixels_of(image)))
-            write_int8(plain, file, samples, per_channel, bits)
+            write_int8(plain, file, samples, per_channel, bits, io)
             upscaler = Upscaler(file, tile=tile)
             return upscaler.engine, _scores(reference, upscaler, small, large)
 
-        tried = {bits: write(bits) for bits in ((weight_bits,) if weight_bits else (7, 8))}
+        tried = {bits: write(bits) for bits in ((weight_bits,) if weight_bits else _BITS[path.suffix])}
         best = max(tried, key=lambda bits: tried[bits][1][0])
         engine, scores = tried[best]
         if best != list(tried)[-1]:
@@ -143,10 +153,14 @@ def quantize(
     return QuantizationReport(files, engine, len(small), per_channel, best, *scores, layer_ranges(net, plain))
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in (".onnx", ".xml"):
-        raise SpecError(f"8 bits are written as .onnx or .xml (OpenVINO), but got {path.name!r}")
-    if not find_spec("onnxruntime"):
+def _check_suffix(path: Path, io: str) -> None:
+    if path.suffix not in _BITS:
+        raise SpecError(f"8 bits are written as .onnx, .xml (OpenVINO) or .tflite, but got {path.name!r}")
+    if io not in ("float32", "uint8", "int8"):
+        raise SpecError(f"io must be 'float32', 'uint8' or 'int8', but got {io!r}")
+    if io != "float32" and path.suffix != ".tflite":
+        raise SpecError(f"io={io!r} is an option of .tflite; {path.suffix} takes and gives float32")
+    if path.suffix != ".tflite" and not find_spec("onnxruntime"):
         raise ExportError("quantizing needs onnxruntime: pip install 'reparam[onnx]'")
 
 

@@ -276,7 +276,7 @@ def _pixels(image: pyvips.Image) -> np.ndarray:
 def _reader(path: Path, image: pyvips.Image) -> Read:
     def read(rows: slice) -> np.ndarray:
         with _reading(path):
-            part = image.crop(0, rows.start, image.width, rows.stop - rows.start)
+            part = image.crop(0, rows.start, image.width, min(rows.stop, image.height) - rows.start)
             return _pixels(part).transpose(2, 0, 1)[None]
 
     return read

@@ -66,9 +66,9 @@ def checked(run: Net, name: str, scale: int, again: Callable[[], Net] | None = N
     return engine
 
 
-def on_tensors(run: Run, engine: str) -> Net:
-    """An engine of arrays as one of tensors: torch takes them as they are and where they are, others one by one."""
-    if engine.startswith("torch"):
+def on_tensors(run: Run, native: bool) -> Net:
+    """An engine of arrays as one of tensors: a `native` one takes them where they are, another one image by image."""
+    if native:
         return cast(Net, run)
 
     def one_by_one(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ...errors import SpecError
 from .arrays import empty_like, floats_of, put
 from .color import coloring, equalled, spread
 from .guard import Net, seam
-from .tiles import Span, scaled, spans
+from .tiles import Span, fixed_spans, scaled, spans
 
 Shape = Sequence[int]
 Read = Callable[[slice], Any]
@@ -40,6 +40,8 @@ class Tiled:
     """What a tile may differ from the whole, over the largest value."""
     wrap: bool = False
     """Whether the right end of an image lies left of it, too, and so on."""
+    size: tuple[int, int] | None = None
+    """Of all images that it takes, if it takes but one."""
     _proved: set[tuple[int, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class Tiled:
             SpecError: if tiles would show.
         """
         way, equal = coloring(shape[1], self.colors, self.scale), self._equal(shape, read)
-        if self.wrap or 0 < self.tile < max(shape[2:]):
+        if not self.size and (self.wrap or 0 < self.tile < max(shape[2:])):
             self._prove(shape[2] % self.period, shape[3] % self.period)
         for rows, strip in self._rows(shape, read):
             large = empty_like(strip[..., rows.inner, : shape[3]], self.scale)
@@ -86,6 +88,8 @@ class Tiled:
 
     def _spans(self, shape: Shape, axis: int) -> Iterator[Span]:
         channels, size = shape[1], shape[axis]
+        if self.size and self.tile:
+            return fixed_spans(size, self.size[axis - 2], self.overlap, self.period)
         return spans(size, self.tile or size, self._reach(channels), self.period, self.margin(channels))
 
     def _reach(self, channels: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ...errors import SpecError
+
 
 class Span(NamedTuple):
     """A stretch of one axis: what is read, and what of it is kept; in pixels of the small image."""
@@ -40,6 +42,34 @@ def spans(length: int, tile: int, radius: int, period: int = 1, margin: int = 0)
         first = max(-margin, start - radius) // period * period
         last = length + margin - max(0, length + margin - stop - radius) // period * period
         yield Span(slice(first + margin, last + margin), slice(start, stop), slice(start - first, stop - first))
+
+
+def fixed_spans(length: int, size: int, radius: int, period: int = 1) -> Iterator[Span]:
+    """Cuts an axis for a network that takes `size` pixels, no more and no less, of which `radius` overlap.
+
+    All is read from multiples of `period`; what is read behind the end of the axis (where `length` is less than `size`,
+    or the rest is no multiple) is for the caller to make up.
+
+    Raises:
+        SpecError: if there are several, and the overlap leaves nothing of one.
+
+    Example:
+        >>> list(fixed_spans(10, 6, 1))
+        [0:6 -> 0:5, 4:10 -> 5:10]
+        >>> list(fixed_spans(4, 6, 1))
+        [0:6 -> 0:4]
+    """
+    last = -(-max(0, length - size) // period) * period
+    step = (size - 2 * radius) // period * period
+    if last and step < 1:
+        raise SpecError(
+            f"a network that takes {size} pixels, of which tiles overlap by {radius} on either side, cannot be run on "
+            f"{length}; export it for a larger size"
+        )
+    starts = [*range(0, last, step), last] if last else [0]
+    borders = [0, *(start + radius for start in starts[1:]), length]
+    for start, begin, end in zip(starts, borders, borders[1:]):
+        yield Span(slice(start, start + size), slice(begin, end), slice(begin - start, end - start))
 
 
 def scaled(part: slice, scale: int) -> slice:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...deploy._engines import FILE_ENGINES, fastest_engine, make_engine, open_engine
-from ...deploy._formats import read_note
+from ...deploy._engines import FILE_ENGINES, fastest_engine, make_engine
 from ...deploy._receptive import locality
 from ...errors import SpecError
 from ...files import load_checkpoint
@@ -23,6 +22,7 @@ from ...models._pretrained import network_file
 from ...modules._like import tensor_like
 from .arrays import MAX_PIXELS, Planes, around, empty_like, of_pil, planes_of, shaped_as
 from .guard import Net, check_weights, checked, on_tensors
+from .opened import opened
 from .reader import file_reader
 from .tiled import Tiled
 
@@ -46,16 +46,20 @@ class Upscaler:
     A grey image goes through an RGB network as three equal colours, and their mean is the result.
 
     Args:
-        model: a name of `list_models(pretrained=True)`, a checkpoint that `load_checkpoint` reads, a file of ONNX or
-            OpenVINO that `export` wrote, or a network. A network is copied; it must have `scale` and `colors` (1 or 3),
-            and take values of 0 to 1.
+        model: a name of `list_models(pretrained=True)`, a checkpoint that `load_checkpoint` reads, a file that `export`
+            or another program wrote (`FILE_ENGINES` lists the suffixes), or a network. A network is copied; it must
+            have `scale` and `colors` (1 or 3), and take values of 0 to 1. A file that takes one size only is run on
+            tiles of that size, and an image that is smaller is continued by its last pixels.
         engine: "torch" (on the network's device), "torch-compile", "onnxruntime", "openvino", "openvino-bf16" (faster
-            where the processor has it, and less exact), "ncnn", or "auto" for the fastest of torch, onnxruntime and
-            openvino that are installed: they are timed once, and the outcome is kept beside torch's cache.
+            where the processor has it, and less exact), "ncnn", "litert", "executorch", or "auto" for the fastest of
+            torch, onnxruntime and openvino that are installed: they are timed once, and the outcome is kept beside
+            torch's cache.
         tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once, as a network
             that has no receptive radius (global pooling, attention) needs.
         threads: how many the engine may use; 0 leaves that to it.
         edges: "pad", as the network does, or "wrap" for textures, beside each end of which lies the other one.
+        scale: of a file of another program that does not say it; else it is measured.
+        colors: likewise; most files say how many channels they take.
 
     Attributes:
         scale: the factor by which height and width grow.
@@ -82,33 +86,47 @@ class Upscaler:
         tile: int = _TILE,
         threads: int = 0,
         edges: Literal["pad", "wrap"] = "pad",
+        scale: int | None = None,
+        colors: int | None = None,
     ) -> None:
         if tile < 0 or threads < 0:
             raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
         if edges not in ("pad", "wrap") or (edges == "wrap" and not tile):
             why = " with tile=0, where nobody knows how far a pixel reaches; give a tile" if edges == "wrap" else ""
             raise SpecError(f'edges must be "pad" or "wrap", but got {edges!r}{why}')
+        size: tuple[int, int] | None = None  # of all that a file takes, if it takes but one
         again: Callable[[], Net] | None = None
+        native = False
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
-            self.scale, self.colors, self.radius, self.period = _noted(Path(model), tile)
             self.engine = FILE_ENGINES[Path(model).suffix][0] if engine == "auto" else engine
             name, rounding = Path(model).name, _COARSE_ROUNDING
-            run = open_engine(Path(model), self.engine, threads)
+            found = opened(Path(model), self.engine, threads, tile, scale, colors)
+            run, self.scale, self.colors, self.radius, self.period, size = found
+            if size and edges == "wrap":
+                raise SpecError(
+                    f'{name} takes images of {size[0]} x {size[1]} pixels alone, and edges="wrap" needs more; export '
+                    "the network for any size"
+                )
         else:
             net = _ready(model)
             self.scale, self.colors = _sizes(net)
+            if (scale, colors) != (None, None):
+                raise SpecError(
+                    f"{type(net).__name__} says its scale={self.scale} and colors={self.colors} itself, but got "
+                    f"scale={scale}, colors={colors}; leave them out"
+                )
             self.radius, self.period = locality(net, self.colors) if tile else (0, 1)
             self.engine = fastest_engine(net, self.colors, threads) if engine == "auto" else engine
-            run = make_engine(net, self.engine, threads)
+            run, native = make_engine(net, self.engine, threads), self.engine.startswith("torch")
             dtype = tensor_like(net).dtype
             name, rounding = type(net).__name__, _ROUNDING.get(dtype, _COARSE_ROUNDING)
             if dtype == torch.float16:
                 again = partial(_make_float32, net, threads)
         if self.engine == "openvino-bf16":
             rounding = _COARSE_ROUNDING
-        tensors = checked(on_tensors(run, self.engine), name, self.scale, again)
+        tensors = checked(on_tensors(run, native), name, self.scale, again)
         self._tiled = Tiled(
-            tensors, name, self.scale, self.colors, tile, self.radius, self.period, rounding, edges == "wrap"
+            tensors, name, self.scale, self.colors, tile, self.radius, self.period, rounding, edges == "wrap", size
         )
 
     def __call__(self, image: Image) -> Image:
@@ -198,7 +216,7 @@ def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
 
 
 def _make_float32(net: nn.Module, threads: int) -> Net:
-    return on_tensors(make_engine(net.float(), "torch", threads), "torch")
+    return on_tensors(make_engine(net.float(), "torch", threads), native=True)
 
 
 def _sizes(net: nn.Module) -> tuple[int, int]:
@@ -211,17 +229,3 @@ def _sizes(net: nn.Module) -> tuple[int, int]:
             "number, and colors, 1 or 3"
         )
     return scale, colors
-
-
-def _noted(file: Path, tile: int) -> tuple[int, int, int, int]:
-    """Scale, colours, radius and period, of what `export` wrote beside a network."""
-    if not file.exists():
-        raise SpecError(f"there is no file {file}")
-    note = read_note(file)
-    try:
-        scale, colors = int(note["scale"]), int(note["colors"])
-        return scale, colors, *((int(note["radius"]), int(note.get("period", 1))) if tile else (0, 1))
-    except KeyError as error:
-        advice = "a network without one takes whole images: tile=0" if error.args[0] == "radius" else ""
-        advice = advice or "export the network with that"
-        raise SpecError(f"{file} does not say its {error.args[0]}, as the files of `export` do; {advice}") from None

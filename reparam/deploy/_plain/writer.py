@@ -1,0 +1,124 @@
+"""What is known of the tensors of a network while it runs, and the steps that gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .moves import as_moves, one_pixel_of, places
+from .steps import Step
+
+
+class Value(NamedTuple):
+    """A tensor that comes from the image: what a step gave, or a view of that."""
+
+    step: str
+    """Its name."""
+    shape: tuple[int, ...]
+    """Of what the step gave."""
+    where: Tensor | None = None
+    """Where the numbers of the tensor are in that, if anything was moved."""
+    layer: str = ""
+    """Which moved it."""
+
+
+LOST = Value("", ())
+"""Of a tensor that comes from the image, but from no step, or that was changed where it shares memory with another."""
+
+
+class Writer:
+    """Writes steps down, and knows the tensors that come from the image."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.values: Any = WeakTensorKeyDictionary()
+        """A `Value` for each tensor; those that nobody holds any more are forgotten."""
+        self.values[image] = Value("input", tuple(image.shape))
+        self.steps: list[Step] = []
+        self.layer = ""
+
+    def knows(self, value: Any) -> bool:
+        """Whether it comes from the image."""
+        return isinstance(value, Tensor) and value in self.values
+
+    def move(self, result: Tensor, source: Value, index: Tensor) -> None:
+        """Says where the numbers of a tensor are in that of which it is made."""
+        self.values[result] = Value(source.step, source.shape, index, self.layer)
+
+    def image_of(self, tensor: Tensor, broadcasts: bool = False) -> Tensor | None:
+        """The tensor as (N, C, H, W), as a step gave it: the steps that move it there are written. None if none do.
+
+        Args:
+            tensor: one that is known.
+            broadcasts: whether one pixel will do where all are the same.
+        """
+        value = self.values[tensor]
+        if not value.step or (value.where is None and tensor.dim() == 4):
+            return tensor if value.step else None
+        index = places(value.shape) if value.where is None else value.where
+        index = one_pixel_of(index) if broadcasts and value.shape[2:] == (1, 1) else index
+        if (moves := as_moves(index, value.shape)) is None:
+            return None
+        name, shape = value.step, value.shape
+        for (kind, settings), shape in moves:
+            name = self._append(kind, (name,), settings, shape, value.layer)
+        if tensor.shape == shape:
+            self.values[tensor] = Value(name, shape)
+            return tensor
+        image = tensor.new_empty(()).expand(shape)  # of which only the shape is asked
+        self.values[image] = Value(name, shape)
+        return image
+
+    def write(self, result: Tensor, kind: str, *inputs: Tensor, **settings: Any) -> bool:
+        """Says which step gave the result, which is (N, C, H, W), or (N, C)."""
+        if result.dim() not in (2, 4):
+            return False
+        shape = (*result.shape, 1, 1)[:4]
+        settings = {key: _kept(value) for key, value in settings.items()}
+        name = self._append(kind, tuple(self.values[one].step for one in inputs), settings, shape, self.layer)
+        self.values[result] = Value(name, shape, None if result.dim() == 4 else places(shape)[:, :, 0, 0])
+        return True
+
+    def _append(self, kind: str, inputs: Any, settings: Any, shape: tuple[int, ...], layer: str) -> str:
+        name = f"{kind}_{len(self.steps)}"
+        self.steps.append(Step(kind, name, inputs, settings, shape, layer))
+        return name
+
+
+Reader = Callable[..., bool]
+READERS: dict[str, Reader] = {}
+"""By the name of the operation: from a writer, what it gave for the example, and the arguments by name, to whether the
+operation, called in this way, is one of the steps."""
+
+
+def reads(*operations: str) -> Callable[[Reader], Reader]:
+    """Registers a reader."""
+
+    def register(reader: Reader) -> Reader:
+        READERS.update(dict.fromkeys(operations, reader))
+        return reader
+
+    return register
+
+
+def per_channel(numbers: Any, image: Tensor) -> Tensor | None:
+    """(C,), or None if the numbers are not one, or one for each channel, of an image (N, C, H, W)."""
+    numbers = torch.as_tensor(numbers, dtype=image.dtype)
+    channels = image.shape[1]
+    if (1, 1, 1, 1, *numbers.shape)[-4:] not in ((1, 1, 1, 1), (1, channels, 1, 1)) or numbers.dim() > 4:
+        return None
+    return numbers.reshape(-1).expand(channels)
+
+
+def pair(numbers: Any) -> tuple[int, int]:
+    """Of a list with one number or two."""
+    numbers = list(numbers)
+    return (numbers[0], numbers[-1])
+
+
+def _kept(value: Any) -> Any:
+    """As it is now: the network may change its tensors later."""
+    return value.detach().clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value

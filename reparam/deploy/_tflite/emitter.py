@@ -1,0 +1,100 @@
+"""Where the operators of a graph are put down, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...errors import ExportError
+from .._plain import Dynamic, Step
+from .graph import Array, Graph, Operator
+
+_FREE: Mapping[Dynamic, tuple[int, ...]] = {True: (0, 1, 2), "batch": (0,), False: ()}
+"""The axes of (N, H, W, C) that may have any size."""
+ACTIVATIONS: Mapping[tuple[Any, Any], str] = {(0.0, None): "RELU", (-1.0, 1.0): "RELU_N1_TO_1", (0.0, 6.0): "RELU6"}
+"""By the limits, the operators that others do at their end, in the order in which the schema counts them."""
+
+
+class Emitter:
+    """Puts down operators for steps, in float32.
+
+    Args:
+        graph: where to.
+        dynamic: which sizes are free.
+        shuffle_as_conv: whether pixel shuffles are transposed convolutions of ones and zeros.
+    """
+
+    def __init__(self, graph: Graph, dynamic: Dynamic, shuffle_as_conv: bool) -> None:
+        self.graph, self.dynamic, self.shuffle_as_conv = graph, dynamic, shuffle_as_conv
+        self.step = Step("", "", (), {}, (), "")
+        """Whose operators are put down."""
+        self.activation: str | None = None
+        """What the last operator of the step does at its end."""
+
+    def image(self, name: str, shape: tuple[int, ...]) -> str:
+        """Adds an image, of shape (N, C, H, W)."""
+        batch, channels, height, width = shape
+        free = _FREE[self.dynamic][: None if height * width > 1 else 1]
+        self.graph.arrays[name] = Array((batch, height, width, channels), np.dtype(np.float32), free)
+        return name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """(N, C, H, W) of an image."""
+        batch, height, width, channels = self.graph.arrays[name].shape
+        return batch, channels, height, width
+
+    def constant(self, numbers: Any, dtype: Any = np.float32) -> str:
+        """A constant as it is: a number, a list, or a tensor."""
+        numbers = numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers
+        return self.graph.constant(np.asarray(numbers, dtype), self._name())
+
+    def operator(self, kind: str, *inputs: str, shape: tuple[int, ...] | None = None, **options: Any) -> str:
+        """Puts an operator down, and gives the name of the image that it gives.
+
+        Args:
+            kind: as in the schema.
+            *inputs: names.
+            shape: (N, C, H, W) of what it gives, if that is not what the step gives.
+            **options: as in the schema.
+        """
+        name = self.image(self._name(), shape or self.step.shape)
+        self.graph.operators.append(Operator(kind, inputs, name, options))
+        return name
+
+    def with_activation(self, kind: str, *inputs: str, **options: Any) -> str:
+        """The last operator of a step, of a kind that does activations at its end."""
+        number = 1 + list(ACTIVATIONS.values()).index(self.activation) if self.activation else 0
+        return self.operator(kind, *inputs, **options, fusedActivationFunction=number)
+
+    def integers(self, kind: str, *inputs: str, count: int, **options: Any) -> str:
+        """An operator that gives a row of integers."""
+        name = self._name()
+        self.graph.arrays[name] = Array((count,), np.dtype(np.int32))
+        self.graph.operators.append(Operator(kind, inputs, name, options))
+        return name
+
+    def refusal(self, what: str) -> ExportError:
+        """What is raised for that which no operator does."""
+        return ExportError(f"{self.step.layer or 'the network'} computes {what}, which no operator of TFLite does")
+
+    def _name(self) -> str:
+        return f"{self.step.name}/{len(self.graph.arrays)}"
+
+
+Emit = Callable[..., str]
+EMITS: dict[str, Emit] = {}
+"""By the kind of a step: from an emitter, the names of what it takes, and the settings by name, to the name of what it
+gives."""
+
+
+def emits(*kinds: str) -> Callable[[Emit], Emit]:
+    """Registers how steps of some kinds are put down."""
+
+    def register(emit: Emit) -> Emit:
+        EMITS.update(dict.fromkeys(kinds, emit))
+        return emit
+
+    return register
