@@ -359,6 +359,26 @@ def test_what_is_too_large_for_its_format_is_told_before(size, suffix, match, tm
         SAME.file(tmp_path / "a.png", tmp_path / f"b{suffix}")
 
 
+def test_a_tiff_that_is_large_is_a_big_one(tmp_path, monkeypatch):
+    Image.fromarray(SMOOTH).save(tmp_path / "a.png")
+    for most, version in ((3 * 24 * 36, 42), (3 * 24 * 36 - 1, 43)):
+        monkeypatch.setattr("reparam.sr._upscale.files._CLASSIC", most)
+        SAME.file(tmp_path / "a.png", tmp_path / "b.tif")
+        assert (tmp_path / "b.tif").read_bytes()[2] == version and (seen(tmp_path / "b.tif") == SMOOTH).all()
+
+
+def test_what_stops_the_writing_is_told(tmp_path, monkeypatch):
+    Image.fromarray(SMOOTH).save(tmp_path / "a.png")
+
+    def full(self, path, **options):
+        raise pyvips.Error("unable to write", "disc full")
+
+    monkeypatch.setattr(pyvips.Image, "write_to_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*b.png: disc full"):
+        SAME.file(tmp_path / "a.png", tmp_path / "b.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 # What belongs to an image
 
 

@@ -50,6 +50,8 @@ READ = (*FORMATS, ".gif")
 """What is read."""
 _LOADERS = {"pngload": "PNG", "jpegload": "JPEG", "webpload": "WebP", "tiffload": "TIFF", "gifload": "GIF"}
 """Of libvips, those whose results are tested; BMP is PIL's."""
+_CLASSIC = 2**31
+"""Bytes up to which a TIFF surely fits into the 4 GB that all programs read."""
 _COLORS = ("b-w", "grey16", "srgb", "rgb", "rgb16")
 _WHITE = {"uchar": 255, "ushort": 65535}
 _KEPT = re.compile(
@@ -165,7 +167,10 @@ class Photo:
             with pixels.open("wb") as file:  # and not in memory, where it would be the largest of all
                 for strip in strips:
                     np.ascontiguousarray(strip[0].transpose(1, 2, 0)).tofile(file)
-            self._save(self._large(pixels, scale), unfinished)
+            try:
+                self._save(self._large(pixels, scale), unfinished)
+            except pyvips.Error as error:
+                raise OSError(f"cannot write {target}: {error.detail.strip()}") from error
 
     def _large(self, pixels: Path, scale: int) -> pyvips.Image:
         small = self.image
@@ -193,9 +198,14 @@ class Photo:
         elif suffix == ".webp" and is_lossless_webp(self.path):
             large.write_to_file(str(path), lossless=True)
         else:
-            large.write_to_file(str(path), **kind.options)
+            big = {"bigtiff": True} if kind is _TIFF and _bytes(large) > _CLASSIC else {}
+            large.write_to_file(str(path), **kind.options, **big)
         if suffix == ".png" and self.chunks:
             insert_chunks(path, self.chunks)
+
+
+def _bytes(image: pyvips.Image) -> int:
+    return image.width * image.height * image.bands * (2 if image.format == "ushort" else 1)
 
 
 def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
