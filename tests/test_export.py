@@ -305,6 +305,20 @@ def test_bad_arguments(net, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("suffix", "needs"),
+    [
+        (".pte", r"ExecuTorch needs executorch: pip install 'reparam\[executorch\]'"),
+        (".mlpackage", r"Core ML needs coremltools: pip install 'reparam\[coreml\]'"),
+    ],
+)
+def test_a_package_that_is_missing(suffix, needs, net, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, "find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=needs):
+        export(net, tmp_path / f"net{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
 class Odd(nn.Module):
     """A network of images whose output is what a function makes of the input."""
 

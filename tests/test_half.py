@@ -137,6 +137,12 @@ def test_large_numbers_inside_are_written_small(large, tmp_path):
         assert not large.half()(PICTURES.half()).isfinite().all()
 
 
+def test_inference_mode_changes_nothing(large, tmp_path):
+    with torch.inference_mode():  # in which torch takes convolutions apart otherwise
+        assert export(large, tmp_path / "net.onnx", half=True).rescaled == ("first", "middle", "other", "last")
+        assert torch.is_inference_mode_enabled()
+
+
 def test_more_than_float16_rounds_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter, "held_in_half", lambda net, images: held_in_half(made("plain_m1c4_x2"), images))
     net = made("plain_m1c4_x2")

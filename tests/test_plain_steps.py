@@ -174,10 +174,25 @@ def test_constants_are_as_they_were_when_they_were_used():
     assert assert_same(Counting()) == ["affine", "affine"]
 
 
+def test_weights_are_the_parameters_themselves():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1, bias=False), nn.ConvTranspose2d(2, 1, 2)).eval()
+    plain = plain_steps(net, torch.rand(2, 3, 8, 12))
+    for step, layer in zip(plain.steps, net):
+        assert step.settings["weight"] is layer.weight
+        assert step.settings["bias"] is layer.bias or (layer.bias is None and not step.settings["bias"].any())
+
+
 def test_views_that_nobody_looks_at_do_not_matter():
     net = nn.Sequential(Of(lambda x: (x + 1)[:, 1:]), nn.ReLU(inplace=True))
     assert assert_same(net) == ["affine", "gather", "clamp"]
     assert assert_same(Of(lambda x: x.repeat_interleave(2, 1).mul_(3))) == ["gather", "affine"]
+
+
+def test_whoever_asks_in_inference_mode_gets_the_same():
+    net, x = made("plain_m1c4_x2"), torch.rand(2, 3, 8, 9)
+    with torch.inference_mode():
+        asked = plain_steps(net, x.clone())
+    assert [step.kind for step in asked.steps] == [step.kind for step in plain_steps(net, x).steps]
 
 
 def test_the_network_is_left_as_it_is():

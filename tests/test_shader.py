@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from helpers import made
 from torch import nn
+from typer.testing import CliRunner
 
-from reparam import ExportError, export
+from reparam import ExportError, SpecError, export
+from reparam.cli import app
 from reparam.deploy._shader import files as shaders
 from reparam.deploy._shader import player as players
 from reparam.deploy._shader import webgpu as gpus
@@ -160,6 +162,16 @@ def test_the_file_says_what_it_is(tmp_path):
     ]
     assert str(report) == f"{tmp_path}/net.glsl: user shader, NOT RUN: there is no ffmpeg"
     assert (report.engine, report.shapes, report.psnr_db) == ("", (), None) and np.isnan(report.error)
+
+
+def test_on_the_command_line(tmp_path):
+    run = CliRunner().invoke(app, ["export", "repsr_m4c16_x2_y", str(tmp_path / "net.wgsl")])
+    assert run.exit_code == 0 and "net.wgsl: WGSL, NOT RUN: there is no wgpu" in run.output.replace("\n", " ")
+    run = CliRunner().invoke(app, ["export", "repsr_m4c16_x2_y", str(tmp_path / "net.glsl"), "--json"])
+    report = json.loads(run.stdout, parse_constant=pytest.fail)  # nan is no JSON
+    assert report["error"] is None and report["unchecked"] == "there is no ffmpeg"
+    with pytest.raises(SpecError, match=r"half=True is an option of .*, but user shader \(.glsl\) was asked for"):
+        export(made("plain_m1c4_x1"), tmp_path / "half.glsl", half=True)
 
 
 # Which steps share a pass

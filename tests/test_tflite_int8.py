@@ -12,10 +12,14 @@ import torch.nn.functional as F
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from helpers import randomise
+from PIL import Image
 from plain_nets import FUNCTIONS_OF_TORCH, KINDS_OF_STEP, NETS, Of, conv, picture
 from torch import nn
+from typer.testing import CliRunner
 
-from reparam import load_checkpoint
+from reparam import Upscaler, load_checkpoint
+from reparam.cli import app
+from reparam.deploy import read_note
 from reparam.deploy._plain import FUNCTIONS, plain_steps
 from reparam.deploy._tflite.calibrate import ranges_of
 from reparam.deploy._tflite.emit import graph_of
@@ -231,8 +235,40 @@ def test_images_of_8_bits_go_in_and_come_out_as_they_are(tmp_path):
     assert np.sqrt(np.square(error).mean()) < 1 and abs(error.mean()) < 0.1
 
 
+def test_after_the_last_weights_all_is_exact_where_float32_comes_out():
+    net = load_checkpoint(network_file(NAME, fused=True))
+    graph, _ = rounded(net, photo())
+    types = {one.kind: graph.arrays[one.output].dtype for one in graph.operators}
+    assert {kind for kind, dtype in types.items() if dtype == np.float32} == {
+        "DEQUANTIZE", "CONCATENATION", "ADD", "DEPTH_TO_SPACE"
+    }  # fmt: skip
+    image = photo()
+    with torch.inference_mode():
+        y = net(image).numpy()
+    errors = [run(packed(rounded(net, image, io=io)[0], {}), image.numpy()) - y for io in ("float32", "int8")]
+    exact, rough = (float(np.square(error).mean()) for error in errors)
+    assert exact < 0.95 * rough
+
+
 def test_the_input_goes_in_exactly_and_is_clipped():
     same = Of(lambda x: x * 1.0)
     levels = torch.arange(-20, 276).reshape(1, 1, 8, 37).float().repeat(1, 3, 1, 1) / 255
     graph, _ = rounded(same, levels.clip(0, 1), io="uint8")
     assert np.allclose(run_litert(packed(graph, {}))(levels.numpy()), levels.clip(0, 1), atol=1e-6)
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "images").mkdir()
+    pixels = (photo(size=(24, 32))[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    file = tmp_path / "net.tflite"
+    command = ["quantize", NAME, str(file), "--images", str(tmp_path / "images"), "--io", "uint8", "--per-tensor"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and "weights of 8 bits, a scale for each tensor, 1 images" in done.output, done.output
+    assert Interpreter(model_path=str(file)).get_input_details()[0]["dtype"] == np.uint8
+    assert read_note(file)["scale"] == "2"
+    whole = Upscaler(NAME, engine="torch")(pixels)
+    error = Upscaler(file, tile=16)(pixels).astype(int) - whole
+    assert np.square(error).mean() < 1.5 and np.abs(error).max() < 16
+    wrong = CliRunner().invoke(app, [*command[:-2], "uint9", "--overwrite"])
+    assert wrong.exit_code == 1 and "io must be 'float32', 'uint8' or 'int8', but got 'uint9'" in wrong.output

@@ -47,7 +47,11 @@ def export(
     net = load(source, wrapper, act)
     sizes = _sizes(net.colors, pixels, batch) if pixels else {}
     report = deploy.export(net, target, opset=opset, half=half, shuffle_as_conv=shuffle_as_conv, **sizes)
-    typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
+    if as_json:
+        known = {key: None if value != value else value for key, value in asdict(report).items()}  # JSON has no nan
+        typer.echo(json.dumps(known, indent=2, default=str))
+    else:
+        typer.echo(str(report))
 
 
 def _pixels(size: str | None, batch: int | None) -> tuple[int, int] | None:

@@ -42,7 +42,8 @@ class ExportReport:
     shapes: tuple[tuple[int, ...], ...]
     """Of the inputs that it was checked on."""
     error: float
-    """The largest difference from the fused network in torch, in float32, over the largest value of its output."""
+    """The largest difference from the fused network in torch, in float32, over the largest value of its output; nan for
+    a shader that was not run."""
     bound: float = _BOUND
     """What that had to stay below: 1e-5, or 4e-3 in float16."""
     peak: float | None = None
@@ -52,7 +53,7 @@ class ExportReport:
     remark: str = ""
     """What else there is to know of the file: what of it ran where."""
     psnr_db: float | None = None
-    """Of what a shader shows, to what torch gives: the smallest of the shapes."""
+    """Of what a shader shows, to what torch gives: the smallest of the shapes. 65 is asked, in place of `bound`."""
     unchecked: str = ""
     """Why nothing ran a shader, if nothing here could."""
 
@@ -69,6 +70,7 @@ class ExportReport:
         return "\n".join([*lines, *([self.remark] if self.remark else [])])
 
 
+@torch.inference_mode(False)  # which a caller may be in, and in which torch shows other operations
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -126,26 +127,31 @@ def _rescale(net: nn.Module, images: Sequence[Tensor], peaks: Peaks) -> tuple[st
     measured: dict[tuple[str, tuple[int, ...]], float] = {}
     for (layer, shape), peak in peaks.items():
         measured[layer, shape[1:]] = max(peak, measured.get((layer, shape[1:]), 0.0))
-    own = {id(one): one for one in (*net.parameters(), *net.buffers())}
-    free = {step.name: step for step in plain.steps if _weighted(step, own, plain)}
+    free = _weights(net, plain)
     power = _powers(plain, free, {step.name: measured.get((step.layer, step.shape[1:]), 0.0) for step in plain.steps})
     changed = []
-    for name, step in free.items():
-        before, after = power[step.inputs[0]], power[name]
-        step.settings["weight"].mul_(2.0 ** (before - after))
-        step.settings["bias"].mul_(2.0**-after)
-        changed += [step.layer] if before or after else []
+    for step in plain.steps:
+        if step.name in free:
+            before, after = power[step.inputs[0]], power[step.name]
+            for tensor, factor in zip(free[step.name], (2.0 ** (before - after), 2.0**-after)):
+                tensor.mul_(factor)
+            changed += [step.layer] if before or after else []
     return tuple(changed)
 
 
-def _weighted(step: Step, own: dict[int, Tensor], plain: Plain) -> bool:
-    """Whether it is a convolution whose numbers are of the network, and of no other step."""
-    if step.kind not in ("conv", "transposed") or id(step.settings["weight"]) not in own:
-        return False
-    users = [other for other in plain.steps if other.settings.get("weight") is step.settings["weight"]]
-    biases = [other for other in plain.steps if other.settings.get("bias") is step.settings["bias"]]
-    computed = id(step.settings["bias"]) not in own and bool(step.settings["bias"].any())
-    return len(users) == len(biases) == 1 and not computed
+def _weights(net: nn.Module, plain: Plain) -> dict[str, list[Tensor]]:
+    """By their steps: weight and bias of each convolution whose numbers are of its layer, and of no other step."""
+    found = {}
+    for step in plain.steps:
+        if step.kind in ("conv", "transposed"):
+            layer = net.get_submodule(step.layer)
+            held = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+            wanted = [step.settings["weight"], *([step.settings["bias"]] if step.settings["bias"].any() else [])]
+            same = [[one for one in held if one.shape == number.shape and one.equal(number)] for number in wanted]
+            if all(len(ones) == 1 for ones in same):
+                found[step.name] = [one for (one,) in same]
+    used = Counter(id(one) for ones in found.values() for one in ones)
+    return {name: ones for name, ones in found.items() if all(used[id(one)] == 1 for one in ones)}
 
 
 def _powers(plain: Plain, free: Iterable[str], peaks: dict[str, float]) -> dict[str, int]:

@@ -57,7 +57,7 @@ class Step:
     inputs: tuple[str, ...]
     """Names of what it takes: of earlier steps, or of the input of the network."""
     settings: Mapping[str, Any]
-    """Numbers, and tensors where they are of parameters."""
+    """Numbers and tensors; weights and biases are the parameters of the network themselves, where they are some."""
     shape: tuple[int, ...]
     """Of what it gives for the example."""
     layer: str

@@ -65,10 +65,11 @@ def plain_steps(net: nn.Module, example: Tensor, dynamic: Dynamic = True) -> Pla
 
 
 def _walked(net: nn.Module, example: Tensor) -> Plain:
-    example = example.detach().clone(memory_format=torch.contiguous_format)  # which the network may change
-    walk = _Walk(example)
-    with torch.inference_mode(False), torch.no_grad(), _running(net, walk.layers), _Circular(), walk:
-        result = net(example)
+    with torch.inference_mode(False), torch.no_grad():  # in inference mode torch is asked for other operations
+        example = example.detach().clone(memory_format=torch.contiguous_format)  # which the network may change
+        walk = _Walk(example)
+        with _running(net, walk.layers), _Circular(), walk:
+            result = net(example)
     image = walk.writer.image_of(result) if walk.writer.knows(result) else None
     if image is None:
         raise ExportError(

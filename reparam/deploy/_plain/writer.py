@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .moves import as_moves, one_pixel_of, places
@@ -120,5 +120,7 @@ def pair(numbers: Any) -> tuple[int, int]:
 
 
 def _kept(value: Any) -> Any:
-    """As it is now: the network may change its tensors later."""
+    """A parameter itself, and another tensor as it is now: the network may change it later."""
+    if isinstance(value, nn.Parameter):
+        return value
     return value.detach().clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value

@@ -48,7 +48,7 @@ class Emitter:
 
     def constant(self, numbers: Any, dtype: Any = np.float32) -> str:
         """A constant as it is: a number, a list, or a tensor."""
-        numbers = numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers
+        numbers = numbers.detach().cpu().numpy() if isinstance(numbers, Tensor) else numbers
         return self.graph.constant(np.asarray(numbers, dtype), self._name())
 
     def operator(self, kind: str, *inputs: str, shape: tuple[int, ...] | None = None, **options: Any) -> str:
