@@ -130,6 +130,7 @@ async function through([cubic, net], { scale, radius }, wanted) {
   const context = brush(source.canvas);
   const across = [...spans(width, radius)];
   const tiles = [...spans(height, radius)].flatMap((rows) => across.map((columns) => [rows, columns]));
+  const grey = tiles.every(([rows, columns]) => isGrey(context, rows, columns));
   const seconds = [0, 0];
   for (const [index, [rows, columns]] of tiles.entries()) {
     const size = [columns.last - columns.first, rows.last - rows.first];
@@ -143,10 +144,27 @@ async function through([cubic, net], { scale, radius }, wanted) {
     seconds[1] += (performance.now() - middle) / 1000;
     if (!wanted()) return seconds;
     place(bicubic, smooth.output, rows, columns, scale);
+    if (grey) equal(sharp.output.data);
     place(ours, sharp.output, rows, columns, scale);
     progress.value = (index + 1) / tiles.length;
   }
   return seconds;
+}
+
+function isGrey(context, rows, columns) {
+  const size = [columns.stop - columns.start, rows.stop - rows.start];
+  const { data } = context.getImageData(columns.start, rows.start, ...size);
+  for (let index = 0; index < data.length; index += 4)
+    if (data[index] !== data[index + 1] || data[index] !== data[index + 2]) return false;
+  return true;
+}
+
+function equal(data) { // the mean of three colors, which a network for color does not keep equal by itself
+  const count = data.length / 3;
+  for (let index = 0; index < count; index++) {
+    const mean = (data[index] + data[count + index] + data[2 * count + index]) / 3;
+    for (let color = 0; color < 3; color++) data[color * count + index] = mean;
+  }
 }
 
 function* spans(length, radius) {
