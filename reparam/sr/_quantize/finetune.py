@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-_RATE = 1e-3
+_RATE = 5e-4
 """Of Adam at first; it falls to zero along a cosine."""
 
 
