@@ -138,6 +138,23 @@ def test_a_file_of_one_size_and_batch(suffix, fixed, whole):
     assert [x.shape for x in upscaler.inputs(IMAGE)] == [(1, 3, 14, 17)] * 6
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_image_files_and_batches_through_a_file_of_one_size(channels, fixed, tmp_path):
+    upscaler, free = Upscaler(fixed / "net.onnx"), Upscaler(NET, engine="torch")
+    image = np.random.default_rng(0).integers(0, 256, (41, 30, channels), np.uint8)
+    image[..., 3:] = 255
+    Image.fromarray(image.squeeze()).save(tmp_path / "a.png")
+    upscaler.file(tmp_path / "a.png", tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as large:
+        assert np.abs(np.asarray(large).reshape(82, 60, channels).astype(int) - free(image)).max() <= 1
+    batch = torch.from_numpy(image).permute(2, 0, 1).expand(2, channels, 41, 30)
+    assert (upscaler(batch).int() - free(batch).int()).abs().max() <= 1
+    with pytest.raises(
+        SpecError, match=r'net.onnx takes images of [0-9]+ x [0-9]+ pixels alone, and edges="wrap" needs'
+    ):
+        Upscaler(fixed / "net.onnx", edges="wrap")
+
+
 def test_whole_images_of_one_size(fixed):
     upscaler = Upscaler(fixed / "net.onnx", tile=0)
     assert upscaler(IMAGE[:14, :17]).shape == (28, 34, 3) and upscaler(IMAGE[:5, :17]).shape == (10, 34, 3)

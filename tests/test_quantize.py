@@ -351,12 +351,12 @@ def test_missing_packages(tmp_path, monkeypatch):
         quantize(NAME, tmp_path / "net.onnx", SMALL)
     monkeypatch.undo()
     Image.fromarray(SMALL[0]).save(tmp_path / "a.png")
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    monkeypatch.delitem(sys.modules, "reparam.sr._upscale.images", raising=False)
-    monkeypatch.delattr("reparam.sr._upscale.images", raising=False)
-    with pytest.raises(SpecError, match=r"image files need the package 'PIL': pip install 'reparam\[upscale\]'"):
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    monkeypatch.delitem(sys.modules, "reparam.sr._upscale.files", raising=False)
+    monkeypatch.delattr("reparam.sr._upscale.files", raising=False)
+    with pytest.raises(SpecError, match=r"image files need the package 'pyvips': pip install 'reparam\[upscale\]'"):
         Upscaler(NAME, engine="torch").file(tmp_path / "a.png", tmp_path / "b.png")
-    with pytest.raises(SpecError, match=r"image files need the package 'PIL': pip install 'reparam\[upscale\]'"):
+    with pytest.raises(SpecError, match=r"image files need the package 'pyvips': pip install 'reparam\[upscale\]'"):
         quantize(NAME, tmp_path / "net.onnx", tmp_path)
 
 

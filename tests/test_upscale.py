@@ -27,7 +27,9 @@ from reparam.deploy._cache import cache_folder
 from reparam.deploy._prelu import without_prelu
 from reparam.deploy._receptive import Locality, locality
 from reparam.deploy._runners import run_onnxruntime
+from reparam.sr._upscale import files
 from reparam.sr._upscale.color import bicubic, coloring
+from reparam.sr._upscale.tiled import Tiled
 from reparam.sr._upscale.tiles import spans
 
 PHOTO = data.coffee()[150:203, 200:267]
@@ -316,14 +318,14 @@ def test_tiles_of_periodic_networks_equal_the_whole(kind, monkeypatch):
     assert found.period == period and radius <= found.radius < radius + period
     monkeypatch.setattr("reparam.sr._upscale.upscaler.locality", lambda *_: found)  # not to be measured for each tile
     whole, *tiled = (Upscaler(net, engine="torch", tile=tile) for tile in (0, 1 + period, 16, 40))
-    assert {upscaler._overlap for upscaler in tiled} == {max(found.radius, period, 2)}
+    assert {upscaler._tiled.overlap for upscaler in tiled} == {max(found.radius, period, 2)}
     sizes = [(96, 48)] if "unshuffle" in kind or kind == "strided" else [(53, 67), (64, 61), (49, 72)]
     for height, width in sizes:
         image = np.random.default_rng(0).random((height, width, net.colors), dtype=np.float32)
         wanted = whole(image)
         for upscaler in tiled:
             error = np.abs(upscaler(image) - wanted).max()
-            assert error <= 1e-5 * np.abs(wanted).max(), (height, width, upscaler._tile)
+            assert error <= 1e-5 * np.abs(wanted).max(), (height, width, upscaler._tiled.tile)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +399,7 @@ def test_less_overlap_would_show(nets):
     upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="onnxruntime", tile=16, threads=1)
     whole = Upscaler(nets["repsr_m2c8_x2"], engine="onnxruntime", tile=0, threads=1)(PHOTO / 255)
     assert (upscaler(PHOTO / 255) == whole).all()
-    upscaler._overlap -= 1
+    upscaler._tiled.overlap -= 1
     assert not (upscaler(PHOTO / 255) == whole).all()
 
 
@@ -461,7 +463,7 @@ def test_a_tile_that_is_not_finite_is_an_error(tile, dtype):
     upscaler = Upscaler(net, engine="torch", tile=tile)
     image = np.full((40, 20, 3), 0.5, np.float32)
     assert np.isfinite(upscaler(image)).all()
-    image[30, 7] = -1
+    image[30, 7] = -0.1
     too = ", in float32 too" if dtype == torch.float16 else "float32 there\\)$"
     with pytest.raises(SpecError, match=rf"Sr makes 3 values of [0-9]+ that are not finite of .*{too}"):
         upscaler(image)
@@ -509,7 +511,7 @@ def test_a_luma_network_gets_y_and_gives_it(nets):
     large = Upscaler(net, engine="torch")(image)
     ycbcr = color.rgb2ycbcr(image)
     y = net(torch.from_numpy(ycbcr[None, None, :, :, 0] / 255).float())[0, 0].detach().numpy() * 255
-    chroma = bicubic(ycbcr.transpose(2, 0, 1)[None, 1:], 3)[0]
+    chroma = bicubic(torch.from_numpy(ycbcr.transpose(2, 0, 1)[None, 1:]), 3)[0].numpy()
     back = color.rgb2ycbcr(large)
     assert np.abs(back[:, :, 0] - y).max() < 1e-3
     assert np.abs(back[:, :, 1:] - chroma.transpose(1, 2, 0)).max() < 1e-3
@@ -519,24 +521,24 @@ def test_a_luma_network_gets_y_and_gives_it(nets):
 @pytest.mark.parametrize("scale", [2, 3])
 def test_constant_images_stay_what_they_are(channels, colors, scale):
     way = coloring(channels, colors, scale)
-    x = np.broadcast_to(np.array([0.2, 0.7, 0.4, 1.0], np.float32)[:channels, None, None], (channels, 4, 5))[None]
+    x = torch.tensor([0.2, 0.7, 0.4, 1.0])[None, :channels, None, None].expand(1, channels, 4, 5)
     asked = way.split(x)
-    assert asked.shape == (1, colors, 4, 5) and asked.dtype == np.float32
-    large = way.join(asked.repeat(scale, 2).repeat(scale, 3), x)
+    assert asked.shape == (1, colors, 4, 5) and asked.dtype == torch.float32
+    large = way.join(asked.repeat_interleave(scale, 2).repeat_interleave(scale, 3), x)
     assert large.shape == (1, channels, 4 * scale, 5 * scale)
-    assert np.abs(large - x[:, :, :1, :1]).max() < 1e-6
+    assert (large - x[:, :, :1, :1]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_bicubic(scale):
-    x = np.random.default_rng(0).random((1, 2, 20, 30), np.float32)
+    x = torch.rand(1, 2, 20, 30)
     large = bicubic(x, scale)
-    assert large.dtype == np.float32 and large.shape == (1, 2, 20 * scale, 30 * scale)
+    assert large.dtype == torch.float32 and large.shape == (1, 2, 20 * scale, 30 * scale)
     for channel in range(2):  # of PIL, whose edges are other ones
-        wanted = Image.fromarray(x[0, channel]).resize((30 * scale, 20 * scale), Image.Resampling.BICUBIC)
+        wanted = Image.fromarray(x[0, channel].numpy()).resize((30 * scale, 20 * scale), Image.Resampling.BICUBIC)
         inner = slice(3 * scale, -3 * scale)
-        assert np.abs(large[0, channel] - np.asarray(wanted))[inner, inner].max() < 1e-6
-    around = bicubic(np.pad(x, [(0, 0), (0, 0), (5, 5), (5, 5)], mode="edge"), scale)
+        assert np.abs(large[0, channel].numpy() - np.asarray(wanted))[inner, inner].max() < 1e-6
+    around = bicubic(nn.functional.pad(x, (5, 5, 5, 5), mode="replicate"), scale)
     assert (around[:, :, 5 * scale :, 5 * scale :][:, :, : 20 * scale, : 30 * scale] == large).all()
 
 
@@ -560,10 +562,148 @@ def test_integers_are_rounded_and_clipped(dtype, nets):
     assert np.abs(upscaler(image) - exact.clip(0, white)).max() < 0.52
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">f4", "<f8", ">f8"])
+def test_numbers_of_either_byte_order(dtype, doubling):
+    x = np.random.default_rng(0).random((6, 7, 3)) * (65535 if "u" in dtype else 1)
+    native = np.dtype(dtype).newbyteorder("=")
+    assert np.array_equal(doubling(x.astype(dtype)), doubling(x.astype(native)))
+    assert doubling(x.astype(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("colors", [1, 3])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_grey_that_is_stored_as_rgb_stays_grey(channels, colors, nets, tmp_path):
+    upscaler = Upscaler(nets["repsr_m2c8_x2" if colors == 3 else "repsr_m2c8_x3_y"], engine="torch", tile=24)
+    image = PHOTO[:, :, [0, 0, 0, 1][:channels]]
+    planes = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    for large in (upscaler(image), upscaler(image / 255), upscaler(planes).permute(1, 2, 0).numpy()):
+        assert np.array_equal(large[..., 0], large[..., 1]) and np.array_equal(large[..., 1], large[..., 2])
+        assert large.std() > 0
+    Image.fromarray(image).save(tmp_path / "a.png")
+    upscaler.file(tmp_path / "a.png", tmp_path / "b.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), upscaler(image))
+    image = image.copy()
+    image[-1, -1, 0] ^= 1  # one pixel is coloured: all are free to be
+    large = upscaler(image)
+    assert colors == 1 or not np.array_equal(large[..., 0], large[..., 1])
+
+
+def test_all_of_an_image_says_whether_it_is_grey(nets):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=300)
+    image = np.repeat(np.random.default_rng(0).random((600, 8, 1)), 3, axis=2)
+    for last in (0.0, 0.5):
+        image[-1, 0, 0] += last
+        large = upscaler(image)
+        assert np.array_equal(large[..., 0], large[..., 1]) == (last == 0)
+
+
+def test_each_image_of_a_batch_is_grey_or_not_by_itself(nets):
+    upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
+    batch = torch.rand(3, 3, 20, 24)
+    batch[1] = batch[1, :1]
+    large = upscaler(batch)
+    assert torch.equal(large[1, 0], large[1, 2]) and not torch.equal(large[0, 0], large[0, 2])
+    for index in range(3):
+        assert (large[index] - upscaler(batch[index])).abs().max() < 1e-6
+
+
+def test_a_batch_goes_through_torch_as_one_and_where_it_is():
+    shapes = []
+
+    class Seen(nn.Module):
+        scale, colors = 1, 3
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            shapes.append((tuple(x.shape), x.device.type))
+            return x * self.weight
+
+    upscaler = Upscaler(Seen(), engine="torch", tile=16)
+    del shapes[:]
+    batch = torch.rand(5, 3, 16, 16)
+    assert torch.equal(upscaler(batch), batch) and shapes == [((5, 3, 16, 16), "cpu")]
+
+
+@pytest.mark.parametrize("name", ["repsr_m2c8_x2", "repsr_m2c8_x3_y"])
+def test_what_is_hidden_does_not_darken_what_is_shown(name, nets):
+    upscaler = Upscaler(nets[name], engine="torch", tile=20)
+    image = np.full((48, 56, 4), 200, np.uint8)
+    flat = upscaler(image[..., :3])[24:72, 24:72]
+    image[..., 3] = 0
+    image[12:30, 14:40, 3] = 255
+    shown = image[..., 3:] > 0
+    black = np.where(shown, image, 0).astype(np.uint8)
+    for hidden in (image, black):
+        large = upscaler(hidden)
+        seen = large[..., -1] > 0
+        assert large[..., :3][seen].min() >= flat.min() and large[..., :3][seen].max() <= flat.max()
+
+
+def test_hidden_colours_do_not_matter_in_any_tile():
+    net = Sr(conv(kernel=9))  # which looks far, and at all alike
+    rng, alpha = np.random.default_rng(0), np.zeros(PHOTO.shape[:2], np.float32)
+    alpha[5:20, 7:30], alpha[30:48, 40:60] = 1, rng.uniform(0.1, 1, (18, 20))
+    shown = alpha[..., None] > 0
+    one, other = (
+        np.dstack([np.where(shown, PHOTO / 255, hidden), alpha]).astype(np.float32)
+        for hidden in (0, rng.random(PHOTO.shape))
+    )
+    upscalers = [Upscaler(net, engine="torch", tile=tile) for tile in (0, 5, 9, 16, 300)]
+    wanted, *others = (upscaler(image) for upscaler in upscalers for image in (one, other))
+    seen = wanted[..., 3] > 0
+    for large in others:
+        assert np.array_equal(large[..., 3], wanted[..., 3]) and np.abs(large - wanted)[seen].max() < 1e-6
+
+
+def test_a_picture_that_shows_nothing_keeps_its_colours(doubling):
+    image = np.dstack([PHOTO, np.zeros(PHOTO.shape[:2], np.uint8)])
+    assert np.array_equal(doubling(image)[..., :3], doubling(PHOTO))
+
+
+# Textures
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8", "tensor", "file", "alpha"])
+@pytest.mark.parametrize("tile", [7, 64])
+def test_a_texture_is_enlarged_as_if_it_lay_beside_itself(tile, kind, nets, tmp_path):
+    wrap, pad = (Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=tile, edges=edges) for edges in ("wrap", "pad"))
+    image = np.random.default_rng(0).integers(0, 256, (13, 9, 4 if kind == "alpha" else 3), np.uint8)
+    image = image / np.float32(255) if kind == "float" else image
+    wanted = pad(np.tile(image, (7, 7, 1)))[78:104, 54:72]
+    if kind == "tensor":
+        found = wrap(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    elif kind == "file":
+        Image.fromarray(image).save(tmp_path / "a.png")
+        wrap.file(tmp_path / "a.png", tmp_path / "b.png")
+        found = np.asarray(Image.open(tmp_path / "b.png"))
+    else:
+        found = wrap(image)
+    assert np.abs(found.astype(float) - wanted).max() <= (1e-6 if kind == "float" else 1)
+    assert np.abs(pad(image).astype(float) - wanted).max() > (1e-3 if kind == "float" else 1)
+
+
+def test_a_texture_for_windows(monkeypatch):
+    net = PERIODIC["windows of 8"][0]().eval()
+    monkeypatch.setattr("reparam.sr._upscale.upscaler.locality", lambda *_: Locality(7, 8))
+    wrap, pad = (Upscaler(net, engine="torch", tile=24, edges=edges) for edges in ("wrap", "pad"))
+    image = np.random.default_rng(0).random((16, 24, 3), np.float32)
+    assert np.abs(wrap(image) - pad(np.tile(image, (3, 3, 1)))[16:32, 24:48]).max() < 1e-5
+
+
+def test_edges_that_there_are_not(nets):
+    with pytest.raises(SpecError, match='edges must be "pad" or "wrap", but got \'mirror\''):
+        Upscaler(nets["repsr_m2c8_x2"], edges="mirror")
+    with pytest.raises(SpecError, match="but got 'wrap' with tile=0, where nobody knows how far a pixel reaches"):
+        Upscaler(nets["repsr_m2c8_x2"], edges="wrap", tile=0)
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 7), (1, 6, 7), (2, 3, 6, 7), (2, 4, 6, 7)])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32, torch.float64, torch.bfloat16])
 def test_tensors_keep_their_kind(shape, dtype, doubling):
-    x = torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.randint(0, 256, shape, dtype=dtype)
+    x = torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.randint(0, 256, shape).to(dtype)
     y = doubling(x)
     assert y.dtype == dtype and y.shape == (*shape[:-2], 12, 14)
 
@@ -650,10 +790,12 @@ def test_a_file_that_fails_leaves_what_was_there(doubling, tmp_path, monkeypatch
     Image.fromarray(np.dstack([PHOTO, PHOTO[:, :, 0]])).save(tmp_path / "alpha.png")
     (tmp_path / "old.png").write_bytes(b"old")
     (tmp_path / "old.jpg").write_bytes(b"old")
-    with pytest.raises(SpecError, match=r"cannot write old.jpg: .jpg has no transparency, which the image has"):
+    with pytest.raises(
+        SpecError, match=r"cannot write old.jpg: it would have transparency, which .jpg has not; .* such as .png"
+    ):
         doubling.file(tmp_path / "alpha.png", tmp_path / "old.jpg")
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", lambda self, path, **_: path.write_bytes(b"half") and 1 / 0)
+        patch.setattr(files.Photo, "_save", lambda self, large, path: path.write_bytes(b"half") and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             doubling.file(tmp_path / "a.png", tmp_path / "old.png")
     assert (tmp_path / "old.png").read_bytes() == (tmp_path / "old.jpg").read_bytes() == b"old"
@@ -697,8 +839,21 @@ def test_bad_images_and_networks(nets, doubling):
         (ramp(3, 4, 5), r"C of 1 to 4, and not empty, but got \(3, 4, 5\)"),
         (ramp(0, 4, 3), r"not empty, but got \(0, 4, 3\)"),
         (ramp(4), r"but got \(4,\)"),
-        (ramp(3, 4).astype(np.int32), "uint8, uint16 or floats of 0 to 1, but got int32"),
+        (
+            ramp(3, 4).astype(np.int64),
+            "uint8, uint16 or floats of 0 to 1, but got int64 of [0-9]+ to 2.*; convert it to one",
+        ),
+        (ramp(3, 4) > 128, "but got bool of False to True; make 0 and 255 of it, in uint8"),
+        (torch.zeros(3, 4, 4, dtype=torch.int32), "but got int32 of 0 to 0; convert it to one of them"),
+        (ramp(3, 4) / 1.0, "an image of floats must be of 0 to 1, but got [0-9]+ to 2[0-9]+; scale it to that first"),
+        (torch.full((1, 2, 2), -1.0), "must be of 0 to 1, but got -1 to -1"),
+        (torch.rand(0, 3, 4, 4), r"not empty, but got \(0, 3, 4, 4\)"),
+        (np.zeros((1, 2, 3, 4)), r"not empty, but got \(1, 2, 3, 4\)"),
         (torch.rand(3, 4), r"\(C, H, W\) or \(N, C, H, W\), but got \(3, 4\)"),
+        (
+            Image.new("I", (3, 4), 70_000),
+            "the image holds 70000 to 70000, and read are images of PIL of at most 16 bits",
+        ),
         ([1, 2], "a PIL.Image, a numpy array or a tensor, but got list"),
         (Image.new("F", (3, 4)), "pass a numpy array of 0 to 1"),
     ):
@@ -821,6 +976,59 @@ def test_the_command(nets, tmp_path, doubling):
     good, _, bad = found["files"]
     assert good == {"source": str(folder / "a.png"), "target": str(out / "a_x2.png"), "error": None}
     assert bad["target"] is None and "c.png" in bad["error"]
+    assert (found["there"], found["passed_over"]) == (0, 1)
+
+
+def test_a_batch_of_folders_goes_on_and_counts(nets, tmp_path):
+    save_checkpoint(nets["repsr_m2c8_x2"], tmp_path / "net.safetensors")
+    folder, out = tmp_path / "in", tmp_path / "in" / "large"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png", "c.gif", "deep/d.bmp"):
+        Image.fromarray(PHOTO).save(folder / name)
+    for name in ("notes.txt", "deep/.hidden"):
+        (folder / name).touch()
+    Image.fromarray(PHOTO).resize((5000, 4000)).save(folder / "e.webp")
+    model = ("-r", "--model", tmp_path / "net.safetensors", "--engine", "torch", "--max-pixels", "1000000")
+    first = run(folder, tmp_path / "none.png", "-o", out, *model)
+    assert first.exit_code == 1
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
+        "a_x2.png",
+        "deep/b_x2.png",
+        "deep/d_x2.bmp",
+    ]
+    assert f"error: {folder / 'c.gif'}: .gif cannot be written; name a format with --suffix" in first.output
+    assert f"error: {tmp_path / 'none.png'}: there is no file" in first.output
+    assert "e.webp: cannot read" in first.output and "are 20,000,000, more than max_pixels=1,000,000" in first.output
+    assert "3 enlarged, 3 failed, 2 passed over (no images)" in first.output
+    (folder / "e.webp").unlink()
+    (out / "a_x2.png").unlink()
+    second = run(folder, "-o", out, *model, "--skip", "--suffix", "png")
+    assert second.exit_code == 0, second.output
+    assert "3 enlarged, 1 there already, 2 passed over (no images)" in second.output
+    assert sorted(path.name for path in out.rglob("*.png")) == ["a_x2.png", "b_x2.png", "c_x2.png", "d_x2.png"]
+
+
+def test_ending_a_command_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    strips = Tiled.strips
+
+    def ended(self, *arguments):
+        yield next(strips(self, *arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tiled, "strips", ended)
+    result = run(tmp_path / "a.png", "-o", tmp_path / "out", "--tile", "32", "--engine", "torch")
+    assert result.exit_code != 0 and [*(tmp_path / "out").iterdir()] == []
+
+
+def test_the_command_takes_textures(tmp_path):
+    Image.fromarray(PHOTO[:20, :24]).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "-o", tmp_path, "--engine", "torch", "--edges", "wrap").exit_code == 0
+    wanted = Upscaler("repsr_m4c16_x2", engine="torch", edges="wrap")(PHOTO[:20, :24])
+    assert (np.asarray(Image.open(tmp_path / "a_x2.png")) == wanted).all()
+    for edges, tile, match in (("mirror", 256, "edges must be"), ("wrap", 0, "with tile=0")):
+        result = run(tmp_path / "a.png", "-o", tmp_path, "--edges", edges, "--tile", tile, "--engine", "torch")
+        assert result.exit_code == 1 and match in result.output
 
 
 @pytest.mark.parametrize(
@@ -828,7 +1036,7 @@ def test_the_command(nets, tmp_path, doubling):
     [
         (("missing.png", "-o", "out"), "there is no file missing.png"),
         (("a.png", "one/a.png", "-o", "out"), "would both become"),
-        (("a.png", "-o", "out", "--suffix", ".gif"), "choose a format of .png"),
+        (("a.png", "-o", "out", "--suffix", ".gif"), "cannot write photo.gif: the suffix must be one of .png"),
         (("a.png", "-o", "out", "--model", "nothing"), "no network with weights"),
         (("empty", "-o", "out"), "no image in empty"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 import torch
 from helpers import made
 from PIL import Image
@@ -22,11 +23,16 @@ from reparam.deploy import _exporter as exporter
 from reparam.deploy._cache import keep
 from reparam.files._tensor_files import write_file
 from reparam.files._writing import check_targets, written
-from reparam.sr._upscale.images import Picture, write_picture
+from reparam.sr._upscale.files import Photo
 
 ELSEWHERE = Path("/dev/shm")
 NET = made("repsr_m1c4_x2")
 PIXELS = np.zeros((24, 32, 3), np.uint8)
+
+
+def write_picture(pixels: np.ndarray, path: Path) -> None:
+    photo = Photo(path, pyvips.Image.new_from_array(pixels), 1, [])
+    photo.write([pixels.transpose(2, 0, 1)[None]], path, 1)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -60,8 +66,8 @@ WRITERS = {
     "net.ncnn.param": lambda path: export(NET, path),
     "int8.onnx": lambda path: quantize(NET, path, [PIXELS]),
     "int8.xml": lambda path: quantize(NET, path, [PIXELS]),
-    "image.png": lambda path: write_picture(Picture(PIXELS), path),
-    "deep.png": lambda path: write_picture(Picture(PIXELS.astype(np.uint16)), path),
+    "image.png": lambda path: write_picture(PIXELS, path),
+    "deep.png": lambda path: write_picture(PIXELS.astype(np.uint16), path),
     "drawing.svg": lambda path: draw(IdentityBranch(ConvSpec(3, 3, 3, padding=1))).save(path),
     "demo.safetensors": written_by_the_demo,
     "record.json": lambda path: keep(path.name, lambda file: file.write_text("{}")),
@@ -99,7 +105,7 @@ def test_the_longest_name_that_there_is(tmp_path):
     save_checkpoint(NET, path)
     assert names_in(tmp_path) == [path.name]
     image = tmp_path / f"{'n' * 251}.png"
-    write_picture(Picture(PIXELS), image)
+    write_picture(PIXELS, image)
     assert image.exists()
 
 

@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -72,9 +71,9 @@ def networks(cache: Path) -> list[Path]:
 
 def bicubic(scale: int) -> nn.Module:
     """Bicubic interpolation, which at a whole scale is one convolution and a shuffle; the kernel is read off it."""
-    impulse = np.zeros((1, 1, 9, 9), np.float32)
+    impulse = torch.zeros(1, 1, 9, 9)
     impulse[0, 0, 4, 4] = 1
-    response = torch.from_numpy(color.bicubic(impulse, scale)).reshape(9, scale, 9, scale)[2:7, :, 2:7]
+    response = color.bicubic(impulse, scale).reshape(9, scale, 9, scale)[2:7, :, 2:7]
     conv = nn.Conv2d(3, 3 * scale**2, 5, groups=3, bias=False)
     kernel = response.flip(0, 2).permute(1, 3, 0, 2).reshape(scale**2, 1, 5, 5)
     conv.weight = nn.Parameter(kernel.repeat(3, 1, 1, 1))

@@ -70,40 +70,51 @@ def upscale(
     ] = "auto",
     tile: Tile = 256,
     threads: Threads = 0,
+    edges: Annotated[str, typer.Option(help="pad, or wrap for textures that repeat.")] = "pad",
     scale: Annotated[int | None, typer.Option(min=1, help="Of a graph of another program, if not measured.")] = None,
     colors: Annotated[int | None, typer.Option(help="Likewise: 1 (luma) or 3 (RGB).")] = None,
     suffix: Annotated[str, typer.Option(help="Format of the results, such as .png; if not given, the source's.")] = "",
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Take the folders in folders, too.")] = False,
+    skip: Annotated[bool, typer.Option("--skip", help="Leave out images of which the result is there.")] = False,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of an image; larger ones are refused.")] = 1_000_000_000,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Enlarge images by a network: photo.png becomes photo_x2.png in the folder."""
     from .. import sr
     from ..deploy import FILE_ENGINES
+    from ..sr._upscale.reader import file_reader
 
-    try:
-        from ..sr._upscale.batch import plan, upscale_files
-    except ModuleNotFoundError as error:
-        typer.echo(f"upscaling needs the package {error.name!r}: pip install 'reparam[upscale]'", err=True)
-        raise typer.Exit(1) from None
+    file_reader()
+    from ..sr._upscale.batch import plan, upscale_files  # its packages are there now
+
     graph = Path(model).suffix in FILE_ENGINES
     if graph:
         refuse_told(model, "is a graph, which says all of itself", wrapper, act)
     net = model if graph else load(model, wrapper, act, fused=True)
-    upscaler = sr.Upscaler(net, engine=engine, tile=tile, threads=threads, scale=scale, colors=colors)
-    targets = plan(images, out, upscaler.scale, suffix, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    failed: dict[Path, str] = {}
-    with bar(upscaler.engine, len(targets)) as advance:
-        for source, why in upscale_files(upscaler, targets):
+    upscaler = sr.Upscaler(net, engine=engine, tile=tile, threads=threads, edges=edges, scale=scale, colors=colors)  # type: ignore[arg-type]  # which it checks
+    todo = plan(images, out, upscaler.scale, suffix, overwrite=overwrite, skip=skip, recursive=recursive)
+    failed = todo.failed
+    for source, why in failed.items():
+        typer.echo(f"error: {source}: {why}", err=True)
+    with bar(upscaler.engine, len(todo.targets)) as advance:
+        for source, why in upscale_files(upscaler, todo.targets, max_pixels):
             failed |= {source: why} if why else {}
             if why or not as_json:
-                typer.echo(f"error: {source}: {why}" if why else f"{source} -> {targets[source]}", err=bool(why))
+                typer.echo(f"error: {source}: {why}" if why else f"{source} -> {todo.targets[source]}", err=bool(why))
             advance()
     if as_json:
+        every = {**todo.targets, **dict.fromkeys(failed)}
         files = [
-            {"source": str(source), "target": None if source in failed else str(target), "error": failed.get(source)}
-            for source, target in targets.items()
+            {"source": str(source), "target": target and str(target), "error": failed.get(source)}
+            for source, target in sorted(every.items())
         ]
-        typer.echo(json.dumps({"engine": upscaler.engine, "scale": upscaler.scale, "files": files}, indent=2))
+        counts = {"there": len(todo.there), "passed_over": len(todo.passed)}
+        typer.echo(json.dumps({"engine": upscaler.engine, "scale": upscaler.scale, "files": files, **counts}, indent=2))
+    else:
+        counts = {"failed": len(failed), "there already": len(todo.there), "passed over (no images)": len(todo.passed)}
+        done = len(todo.targets.keys() - failed)
+        if told := [f"{count} {what}" for what, count in counts.items() if count]:
+            typer.echo(", ".join([f"{done} enlarged", *told]), err=True)
     if failed:
         raise typer.Exit(1)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._timing import seconds
 from ..errors import SpecError
@@ -46,11 +46,12 @@ def _torch(model: nn.Module | Path, threads: int, compiled: bool = False) -> Run
     like = tensor_like(net)
 
     @torch.inference_mode()
-    def engine(x: np.ndarray) -> np.ndarray:
+    def engine(x: Any) -> Any:
         with torch_threads(threads):
             # Of one channel, `to` would leave the strides as they are, and the network would run in the other layout.
             image = torch.empty(x.shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-            return run(image.copy_(torch.from_numpy(x))).float().cpu().contiguous().numpy()
+            y = run(image.copy_(torch.as_tensor(x))).float().contiguous()
+        return y.to(x.device) if isinstance(x, Tensor) else y.cpu().numpy()
 
     return engine
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import blocks
@@ -17,7 +16,7 @@ from ..errors import OptionError, ReparamError, SpecError
 from ..files._finder import read_file
 from ..fusing._swap import swap_convs
 from ..sr._quantize.pictures import listed, pixels_of
-from ..sr._upscale.arrays import floats_of, whole_of
+from ..sr._upscale.arrays import floats_of, planes_of
 from ..sr._upscale.color import coloring
 
 Build = Callable[[Mapping[str, Any]], nn.Module]
@@ -120,8 +119,7 @@ def _crops_of(model: nn.Module, folder: str | os.PathLike[str]) -> Iterator[Tens
     colors = 1 if first.in_channels == 1 else 3
     device = next(model.parameters()).device
     for image in listed(folder)[:_IMAGES]:
-        pixels = whole_of(pixels_of(image))
-        top, left = (max(0, (length - _SIZE) // 2) for length in pixels.shape[:2])
-        part = floats_of(pixels[top : top + _SIZE, left : left + _SIZE])
-        x = coloring(part.shape[1], colors, scale=1).split(part)
-        yield torch.from_numpy(x).to(device, torch.float32)
+        planes = planes_of(pixels_of(image))
+        top, left = (max(0, (length - _SIZE) // 2) for length in planes.shape[2:])
+        part = floats_of(planes[..., top : top + _SIZE, left : left + _SIZE])
+        yield coloring(part.shape[1], colors, scale=1).split(part).to(device)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .._upscale.arrays import arrays_of, file_reader
+from .._upscale.arrays import numpy_of, planes_of
+from .._upscale.reader import file_reader
 
 Images = str | os.PathLike[str] | Iterable[Any]
 """A folder, or images and image files."""
@@ -20,19 +21,27 @@ def listed(images: Images) -> list[Any]:
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
-        SpecError: if Pillow is not installed, which files need.
+        SpecError: if the packages are not installed that files need.
     """
     if not isinstance(images, (str, os.PathLike)):
-        return [one for image in images for one in ([image] if _is_path(image) else arrays_of(image))]
+        return [one for image in images for one in _each(image)]
     folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    return list(file_reader().images_in(folder))
+    files = file_reader()
+    if not (found := files.images_in(folder)[0]):
+        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(files.READ)})")
+    return found
+
+
+def _each(image: Any) -> list[Any]:
+    """The images of a batch, as arrays (H, W, C)."""
+    return [image] if _is_path(image) else [one.transpose(1, 2, 0) for one in numpy_of(planes_of(image))]
 
 
 def pixels_of(image: Any) -> np.ndarray:
-    """(H, W) or (H, W, C), of what `listed` gives."""
-    return file_reader().read_picture(Path(image)).pixels if _is_path(image) else image
+    """(H, W, C), of what `listed` gives."""
+    return file_reader().read_picture(Path(image)) if _is_path(image) else image
 
 
 def _is_path(image: object) -> bool:

@@ -23,7 +23,7 @@ from ...fusing._fuse import made_up_image, plain_copy
 from ...models._pretrained import network_file
 from .._psnr import psnr_db
 from .._upscale import Upscaler
-from .._upscale.arrays import floats_of, whole_of
+from .._upscale.arrays import floats_of, planes_of
 from .finetune import finetuned
 from .integers import write_int8
 from .pictures import Images, listed, pixels_of
@@ -226,4 +226,4 @@ def _scores(reference: Upscaler, upscaler: Upscaler, small: Sequence[Any], large
 
 def _floats(image: Any) -> np.ndarray:
     """(H, W, C), float32 of 0 to 1."""
-    return floats_of(whole_of(pixels_of(image)))[0].transpose(1, 2, 0)
+    return floats_of(planes_of(pixels_of(image)))[0].permute(1, 2, 0).cpu().numpy()

@@ -3,62 +3,106 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ReparamError, SpecError
 from ...files._writing import check_targets
-from .images import SUFFIXES, images_in
+from .files import FORMATS, READ, check_suffix, images_in
 from .memory import ran_out
 from .upscaler import Upscaler
 
 
+@dataclass
+class Plan:
+    """Which file becomes which, and which do not."""
+
+    targets: dict[Path, Path] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)
+    """What is wrong with a source."""
+    there: list[Path] = field(default_factory=list)
+    """Sources of which the result is there, where these are left out."""
+    passed: list[Path] = field(default_factory=list)
+    """What lies in the folders and is no image."""
+
+
 def plan(
-    sources: Sequence[Path], folder: Path, scale: int, suffix: str = "", overwrite: bool = False
-) -> dict[Path, Path]:
+    sources: Sequence[Path],
+    folder: Path,
+    scale: int,
+    suffix: str = "",
+    *,
+    overwrite: bool = False,
+    skip: bool = False,
+    recursive: bool = False,
+) -> Plan:
     """Which file becomes which: photo.png becomes photo_x2.png in the folder.
 
     Args:
         sources: image files, and folders of which every image file is taken.
-        folder: for the results.
+        folder: for the results. If it is in one of the sources, nothing in it is a source.
         scale: part of their names.
         suffix: their format, such as ".png"; "" keeps that of each source.
         overwrite: whether a result may be there already.
+        skip: whether a source of which the result is there is left out.
+        recursive: whether folders are taken with the folders in them, which the results have as well.
 
     Raises:
-        FileNotFoundError: if a source is not there, or a folder without images.
-        SpecError: if two sources have one result, a result is there or is a source, or a format cannot be written.
+        SpecError: if two sources have one result, a result is there or is a source, or `suffix` is none.
     """
-    files: dict[str, Path] = {}
-    for file in (file for source in sources for file in _files_of(source)):
-        files.setdefault(os.path.abspath(file), file)  # noqa: PTH100  # `Path.absolute` leaves ".." in it
     suffix = suffix if suffix.startswith(".") or not suffix else f".{suffix}"
-    targets: dict[Path, Path] = {}
-    for file in files.values():
-        target = folder / f"{file.stem}_x{scale}{suffix or file.suffix}"
-        if target.suffix.lower() not in SUFFIXES:
-            raise SpecError(f"cannot write {target.name}: choose a format of {', '.join(SUFFIXES)}")
-        if other := next((source for source, made in targets.items() if made == target), None):
-            raise SpecError(f"{other} and {file} would both become {target}; enlarge them into two folders")
-        targets[file] = target
-    if folder.exists():
-        check_targets(targets.values(), targets, overwrite)
-    return targets
+    if suffix:
+        check_suffix(Path(f"photo{suffix}"))
+    found, made, seen = Plan(), {}, set()  # type: ignore[var-annotated]  # paths
+    for file, place in _files_of(sources, folder, recursive, found):
+        if (known := os.path.abspath(file)) in seen:  # noqa: PTH100  # `Path.absolute` leaves ".." in it
+            continue
+        seen.add(known)
+        target = place / f"{file.stem}_x{scale}{suffix or file.suffix}"
+        if target.suffix.lower() not in FORMATS:
+            found.failed[file] = f"{target.suffix} cannot be written; name a format with --suffix: {', '.join(FORMATS)}"
+        elif skip and target.exists():
+            found.there.append(file)
+        elif target in made:
+            raise SpecError(f"{made[target]} and {file} would both become {target}; enlarge them into two folders")
+        else:
+            found.targets[file] = made.setdefault(target, file) and target
+    _check(found.targets, overwrite)
+    return found
 
 
-def _files_of(source: Path) -> list[Path]:
-    if source.is_dir():
-        return images_in(source)
-    if not source.exists():
-        raise FileNotFoundError(f"there is no file {source}")
-    return [source]
+def _files_of(sources: Iterable[Path], folder: Path, recursive: bool, found: Plan) -> Iterator[tuple[Path, Path]]:
+    """The images, each with the folder of its result."""
+    for source in sources:
+        if not source.is_dir():
+            if source.exists():
+                yield source, folder
+            else:
+                found.failed[source] = f"there is no file {source}"
+            continue
+        images, others = images_in(source, recursive, without=folder)
+        found.passed += others
+        if not images:
+            found.failed[source] = f"no image in {source} (looked for {', '.join(READ)})"
+        yield from ((image, folder / image.parent.relative_to(source)) for image in images)
 
 
-def upscale_files(upscaler: Upscaler, targets: dict[Path, Path]) -> Iterator[tuple[Path, str]]:
+def _check(targets: dict[Path, Path], overwrite: bool) -> None:
+    if there := [] if overwrite else [target for target in targets.values() if target.exists()]:
+        raise SpecError(
+            f"{there[0]} is there already; choose another name, or --overwrite; or --skip the {len(there)} of the "
+            f"{len(targets)} images of which the result is there"
+        )
+    check_targets([target for target in targets.values() if target.parent.is_dir()], targets, overwrite)
+
+
+def upscale_files(upscaler: Upscaler, targets: dict[Path, Path], max_pixels: int) -> Iterator[tuple[Path, str]]:
     """Enlarges files one by one, and tells of each what went wrong; "" if nothing did."""
     for source, target in targets.items():
         try:
-            upscaler.file(source, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            upscaler.file(source, target, max_pixels=max_pixels)
         except Exception as error:  # engines and readers of images raise whatever they met; the next file may do
             yield source, _why(error)
         else:

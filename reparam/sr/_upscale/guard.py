@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ...deploy._runners import Run
 from ...errors import SpecError
 from .tiles import scaled, spans
+
+Net = Callable[[Tensor], Tensor]
+"""An engine, from float32 to float32 on the same device."""
 
 
 def check_weights(net: nn.Module) -> None:
@@ -29,7 +34,7 @@ def check_weights(net: nn.Module) -> None:
             )
 
 
-def checked(run: Run, name: str, scale: int, again: Callable[[], Run] | None = None) -> Run:
+def checked(run: Net, name: str, scale: int, again: Callable[[], Net] | None = None) -> Net:
     """The same engine, the output of which has the right size and is finite.
 
     Args:
@@ -43,37 +48,51 @@ def checked(run: Run, name: str, scale: int, again: Callable[[], Run] | None = N
     """
     make_wider = functools.cache(again) if again else None
 
-    def engine(x: np.ndarray) -> np.ndarray:
+    def engine(x: Tensor) -> Tensor:
         y = run(x)
-        if not np.isfinite(y).all() and np.isfinite(x).all():
+        if not y.isfinite().all() and x.isfinite().all():
             if not make_wider:
                 raise SpecError(_not_finite(name, x, y))
             y = make_wider()(x)
-            if not np.isfinite(y).all():
+            if not y.isfinite().all():
                 raise SpecError(_not_finite(name, x, y) + ", in float32 too")
         wanted = (*x.shape[:2], scale * x.shape[2], scale * x.shape[3])
         if y.shape != wanted:
-            raise SpecError(f"{name} makes {y.shape} of {x.shape}, and not {wanted} as its scale={scale} says")
+            raise SpecError(
+                f"{name} makes {tuple(y.shape)} of {tuple(x.shape)}, and not {wanted} as its scale={scale} says"
+            )
         return y
 
     return engine
 
 
-def _not_finite(name: str, x: np.ndarray, y: np.ndarray) -> str:
-    count = int((~np.isfinite(y)).sum())
+def on_tensors(run: Run, native: bool) -> Net:
+    """An engine of arrays as one of tensors: a `native` one takes them where they are, another one image by image."""
+    if native:
+        return cast(Net, run)
+
+    def one_by_one(x: Tensor) -> Tensor:
+        images = [np.ascontiguousarray(image) for image in x.cpu().numpy()[:, None]]
+        return torch.from_numpy(np.concatenate([run(image) for image in images])).to(x.device)
+
+    return one_by_one
+
+
+def _not_finite(name: str, x: Tensor, y: Tensor) -> str:
+    count = int((~y.isfinite()).sum())
     return (
-        f"{name} makes {count} values of {y.size} that are not finite of {x.shape[2]} x {x.shape[3]} finite pixels: "
+        f"{name} makes {count} values of {y.numel()} that are not finite of {x.shape[2]} x {x.shape[3]} finite pixels: "
         "its weights are not, or numbers inside pass the largest of its format (65504 in float16; use float32 there)"
     )
 
 
-def seam(run: Run, colors: int, scale: int, sizes: tuple[int, int], overlap: int, period: int) -> float:
+def seam(run: Net, colors: int, scale: int, sizes: tuple[int, int], overlap: int, period: int) -> float:
     """How much nine tiles differ from the whole, over its largest value: three of them, of a random image."""
-    x = np.random.default_rng(0).random((1, colors, *sizes), dtype=np.float32)
+    x = torch.from_numpy(np.random.default_rng(0).random((1, colors, *sizes), dtype=np.float32))
     whole, worst = run(x), 0.0
     for rows, columns in zip(*(spans(size, -(-size // 3), overlap, period) for size in sizes)):
-        part = run(np.ascontiguousarray(x[:, :, rows.read, columns.read]))
+        part = run(x[:, :, rows.read, columns.read])
         part = part[:, :, scaled(rows.inner, scale), scaled(columns.inner, scale)]
         wanted = whole[:, :, scaled(rows.keep, scale), scaled(columns.keep, scale)]
-        worst = max(worst, float(np.abs(part - wanted).max()))
-    return worst / (float(np.abs(whole).max()) or 1.0)
+        worst = max(worst, float((part - wanted).abs().max()))
+    return worst / (float(whole.abs().max()) or 1.0)

@@ -21,24 +21,27 @@ class Span(NamedTuple):
         return f"{self.read.start}:{self.read.stop} -> {self.keep.start}:{self.keep.stop}"
 
 
-def spans(length: int, tile: int, radius: int, period: int = 1) -> Iterator[Span]:
+def spans(length: int, tile: int, radius: int, period: int = 1, margin: int = 0) -> Iterator[Span]:
     """Cuts an axis into nearly equal stretches of at most `tile` pixels; each is read with `radius` more around it.
 
     What is not read, before or after, is a multiple of `period`, for the sake of which more is read. At the ends of the
-    axis nothing is added, so that a network pads there as it does on the whole image.
+    axis nothing is added, so that a network pads there as it does on the whole image; unless there are `margin` more
+    pixels at both ends (a multiple of the period), which are read only.
 
     Example:
         >>> list(spans(10, 6, 2))
         [0:7 -> 0:5, 3:10 -> 5:10]
         >>> list(spans(10, 6, 2, period=2))
         [0:8 -> 0:5, 2:10 -> 5:10]
+        >>> list(spans(10, 6, 2, margin=2))
+        [0:9 -> 0:5, 5:14 -> 5:10]
     """
     count = -(-length // tile)
     for index in range(count):
         start, stop = index * length // count, (index + 1) * length // count
-        first = max(0, start - radius) // period * period
-        last = length - max(0, length - stop - radius) // period * period
-        yield Span(slice(first, last), slice(start, stop), slice(start - first, stop - first))
+        first = max(-margin, start - radius) // period * period
+        last = length + margin - max(0, length + margin - stop - radius) // period * period
+        yield Span(slice(first + margin, last + margin), slice(start, stop), slice(start - first, stop - first))
 
 
 def fixed_spans(length: int, size: int, radius: int, period: int = 1) -> Iterator[Span]:

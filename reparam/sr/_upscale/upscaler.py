@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...deploy._engines import FILE_ENGINES, fastest_engine, make_engine
 from ...deploy._receptive import locality
-from ...deploy._runners import Run
 from ...errors import SpecError
 from ...files import load_checkpoint
 from ...files._writing import check_targets
 from ...fusing._fuse import made_up_image, plain_copy
 from ...models._pretrained import network_file
 from ...modules._like import tensor_like
-from .arrays import arrays_of, file_reader, floats_of, largest_of, of_pil, whole_of
-from .color import Coloring, coloring
-from .guard import check_weights, checked, seam
+from .arrays import MAX_PIXELS, Planes, around, empty_like, of_pil, planes_of, shaped_as
+from .guard import Net, check_weights, checked, on_tensors
 from .opened import opened
-from .tiles import Span, fixed_spans, scaled, spans
+from .reader import file_reader
+from .tiled import Tiled
 
 Image = TypeVar("Image")
 
@@ -59,6 +57,7 @@ class Upscaler:
         tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once, as a network
             that has no receptive radius (global pooling, attention) needs.
         threads: how many the engine may use; 0 leaves that to it.
+        edges: "pad", as the network does, or "wrap" for textures, beside each end of which lies the other one.
         scale: of a file of another program that does not say it; else it is measured.
         colors: likewise; most files say how many channels they take.
 
@@ -86,18 +85,28 @@ class Upscaler:
         engine: str = "auto",
         tile: int = _TILE,
         threads: int = 0,
+        edges: Literal["pad", "wrap"] = "pad",
         scale: int | None = None,
         colors: int | None = None,
     ) -> None:
         if tile < 0 or threads < 0:
             raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
-        again: Callable[[], Run] | None = None
-        self._size: tuple[int, int] | None = None  # of all that a file takes, if it takes but one
+        if edges not in ("pad", "wrap") or (edges == "wrap" and not tile):
+            why = " with tile=0, where nobody knows how far a pixel reaches; give a tile" if edges == "wrap" else ""
+            raise SpecError(f'edges must be "pad" or "wrap", but got {edges!r}{why}')
+        size: tuple[int, int] | None = None  # of all that a file takes, if it takes but one
+        again: Callable[[], Net] | None = None
+        native = False
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
             self.engine = FILE_ENGINES[Path(model).suffix][0] if engine == "auto" else engine
-            self._name, self._rounding = Path(model).name, _COARSE_ROUNDING
+            name, rounding = Path(model).name, _COARSE_ROUNDING
             found = opened(Path(model), self.engine, threads, tile, scale, colors)
-            run, self.scale, self.colors, self.radius, self.period, self._size = found
+            run, self.scale, self.colors, self.radius, self.period, size = found
+            if size and edges == "wrap":
+                raise SpecError(
+                    f'{name} takes images of {size[0]} x {size[1]} pixels alone, and edges="wrap" needs more; export '
+                    "the network for any size"
+                )
         else:
             net = _ready(model)
             self.scale, self.colors = _sizes(net)
@@ -108,43 +117,48 @@ class Upscaler:
                 )
             self.radius, self.period = locality(net, self.colors) if tile else (0, 1)
             self.engine = fastest_engine(net, self.colors, threads) if engine == "auto" else engine
-            run = make_engine(net, self.engine, threads)
+            run, native = make_engine(net, self.engine, threads), self.engine.startswith("torch")
             dtype = tensor_like(net).dtype
-            self._name, self._rounding = type(net).__name__, _ROUNDING.get(dtype, _COARSE_ROUNDING)
+            name, rounding = type(net).__name__, _ROUNDING.get(dtype, _COARSE_ROUNDING)
             if dtype == torch.float16:
                 again = partial(_make_float32, net, threads)
         if self.engine == "openvino-bf16":
-            self._rounding = _COARSE_ROUNDING
-        self._run = checked(run, self._name, self.scale, again)
-        self._tile = tile
-        self._overlap = max(self.radius, self.period, 2)  # 2 is what bicubic interpolation reads
-        self._proved: set[tuple[int, int]] = set()
+            rounding = _COARSE_ROUNDING
+        tensors = checked(on_tensors(run, native), name, self.scale, again)
+        self._tiled = Tiled(
+            tensors, name, self.scale, self.colors, tile, self.radius, self.period, rounding, edges == "wrap", size
+        )
 
     def __call__(self, image: Image) -> Image:
-        """Enlarges one image.
+        """Enlarges one image, or a batch of tensors.
 
         Args:
             image: a `PIL.Image`, turned upright by its EXIF, palettes and the like as RGB; a numpy array (H, W) or
-                (H, W, C), uint8, uint16 or floats of 0 to 1; or a tensor (C, H, W) or (N, C, H, W), uint8 or floats. C
-                is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+                (H, W, C), uint8, uint16 or floats of 0 to 1; or a tensor (C, H, W) or (N, C, H, W) of such numbers, on
+                any device. C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
 
         Returns:
             The same kind of image, `scale` times as high and wide. Integers are rounded and clipped, floats are not.
+            RGB of equal channels stays that.
 
         Raises:
-            SpecError: for another kind of image.
+            SpecError: for another kind of image, or floats of another range.
         """
-        if isinstance(image, Tensor):
-            return self._tensor(image)  # type: ignore[return-value]  # the same kind, which isinstance told
-        if isinstance(image, np.ndarray):
-            return self._array(image)  # type: ignore[return-value]  # likewise
         if of_pil(image):
             from .images import from_pil, to_pil  # PIL is there, as the image is
 
-            picture = from_pil(image)  # type: ignore[arg-type]  # told by its module, as PIL need not be there
-            pixels = self._array(picture.pixels)
-            return to_pil(picture._replace(pixels=pixels))  # type: ignore[return-value]  # likewise
-        raise SpecError(f"an image is a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
+            upright = from_pil(image)  # type: ignore[arg-type]  # told by its module, as PIL need not be there
+            return to_pil(self(upright.pixels), upright.info)  # type: ignore[return-value]  # likewise
+        planes = planes_of(image)
+        return shaped_as(self._enlarged(planes), image)  # type: ignore[arg-type]  # told by `planes_of`
+
+    def _enlarged(self, planes: Planes) -> Planes:
+        whole, top = around(planes, self._tiled.margin(planes.shape[1])), 0
+        large: Any = empty_like(planes, self.scale)
+        for strip in self._tiled.strips(planes.shape, lambda rows: whole[..., rows, :]):
+            large[..., top : top + strip.shape[2], :] = strip
+            top += strip.shape[2]
+        return large
 
     def inputs(self, image: Any) -> Iterator[np.ndarray]:
         """What the network gets of an image, tile by tile, (1, colors, h, w) in float32, for a program to calibrate on.
@@ -160,72 +174,37 @@ class Upscaler:
             >>> [x.shape for x in upscaler.inputs(np.zeros((20, 16, 3), np.uint8))]
             [(1, 1, 16, 16), (1, 1, 16, 16)]
         """
-        for whole in map(whole_of, arrays_of(image)):
-            way = coloring(whole.shape[2], self.colors, self.scale)
-            for rows, columns in self._tiles(whole):
-                yield np.ascontiguousarray(way.split(floats_of(whole[rows.read, columns.read])))
+        planes = planes_of(image)
+        whole = around(planes, self._tiled.margin(planes.shape[1]))
+        for x in self._tiled.inputs(planes.shape, lambda rows: whole[..., rows, :]):
+            yield from (one.contiguous().cpu().numpy() for one in x.split(1))
 
-    def file(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        """Enlarges an image file; the target is written whole, or not at all.
+    def file(
+        self, source: str | os.PathLike[str], target: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        """Enlarges an image file, of whatever size; the target is written whole, or not at all.
 
-        Profile and EXIF are kept, and so are 16 bits, in PNG and TIFF.
+        What belongs to the image is kept where the format of the target has a place for it: profile, EXIF, XMP, dpi,
+        texts, 16 bits, and the frames of an animated WebP or GIF with their times.
+
+        Args:
+            source: PNG, JPEG, WebP, TIFF, BMP or GIF.
+            target: its suffix says the format.
+            max_pixels: larger images are refused, as files of some kilobytes may be.
 
         Raises:
             FileNotFoundError: if there is no such file, or no such directory.
-            SpecError: if the file is no image, or is the target too; if the target's format cannot hold it; if Pillow
-                is not installed.
+            SpecError: if the file is no image, or is the target too; if the target's format cannot hold it, which is
+                said before anything is computed; if a package is missing.
         """
-        images = file_reader()
+        files = file_reader()
         source, target = Path(source), Path(target)
         check_targets([target], [source])
-        picture = images.read_picture(source)
-        images.write_picture(picture._replace(pixels=self._array(picture.pixels)), target)
-
-    def _tensor(self, image: Tensor) -> Tensor:
-        large = [self._array(one).transpose(2, 0, 1) for one in arrays_of(image)]
-        y = torch.from_numpy(np.stack(large)).to(image.device, image.dtype)
-        return y if image.dim() == 4 else y[0]
-
-    def _array(self, image: np.ndarray) -> np.ndarray:
-        whole = whole_of(image)
-        height, width, channels = whole.shape
-        way = coloring(channels, self.colors, self.scale)
-        large = np.empty((self.scale * height, self.scale * width, channels), whole.dtype)
-        if 0 < self._tile < max(height, width) and not self._size:
-            self._prove(height % self.period, width % self.period)
-        for rows, columns in self._tiles(whole):
-            part = self._enlarge(whole[rows.read, columns.read], way)
-            part = part[scaled(rows.inner, self.scale), scaled(columns.inner, self.scale)]
-            large[scaled(rows.keep, self.scale), scaled(columns.keep, self.scale)] = part
-        return large[:, :, 0] if image.ndim == 2 else large
-
-    def _tiles(self, whole: np.ndarray) -> Iterator[tuple[Span, Span]]:
-        """Rows and columns of each."""
-        cut = fixed_spans if self._size and self._tile else spans
-        reads = (self._size or (self._tile, self._tile)) if self._tile else whole.shape[:2]
-        rows, columns = (cut(length, read, self._overlap, self.period) for length, read in zip(whole.shape[:2], reads))
-        return itertools.product(rows, columns)
-
-    def _prove(self, *rest: int) -> None:
-        """Runs a small image whole and in tiles, before the first image of which the period leaves such a rest."""
-        if rest in self._proved:
-            return
-        least = 3 * (self._overlap + self.period)
-        height, width = (least + (part - least) % self.period for part in rest)
-        error = seam(self._run, self.colors, self.scale, (height, width), self._overlap, self.period)
-        if not error <= self._rounding:
-            raise SpecError(
-                f"{self._name} in tiles, {self._overlap} pixels around each, differs from itself on the whole of "
-                f"{height} x {width} random pixels by {error:.1e} of the largest value ({self._rounding:.0e} is "
-                "rounding): it does not do the same everywhere; take whole images with tile=0"
-            )
-        self._proved.add((rest[0], rest[1]))
-
-    def _enlarge(self, part: np.ndarray, way: Coloring) -> np.ndarray:
-        """A tile (h, w, C), in the dtype of the image, made large."""
-        largest, x = largest_of(part), floats_of(part)
-        y = way.join(self._run(np.ascontiguousarray(way.split(x))), x)[0].transpose(1, 2, 0)
-        return np.rint(y * largest).clip(0, largest) if largest > 1 else y
+        files.check_suffix(target)
+        photo = files.read_photo(source, max_pixels).for_target(target, self.scale)
+        margin = self._tiled.margin(photo.shape[1])
+        strips = (strip for read in photo.frames(margin) for strip in self._tiled.strips(photo.shape, read))
+        photo.write(strips, target, self.scale)
 
 
 def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
@@ -236,8 +215,8 @@ def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     return plain_copy(net, made_up_image(net))
 
 
-def _make_float32(net: nn.Module, threads: int) -> Run:
-    return make_engine(net.float(), "torch", threads)
+def _make_float32(net: nn.Module, threads: int) -> Net:
+    return on_tensors(make_engine(net.float(), "torch", threads), native=True)
 
 
 def _sizes(net: nn.Module) -> tuple[int, int]:
