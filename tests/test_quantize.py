@@ -24,6 +24,7 @@ from reparam.cli import app
 from reparam.deploy import read_note
 from reparam.sr._psnr import psnr_db
 from reparam.sr._quantize import quantizer
+from reparam.sr._quantize.finetune import finetuned
 from reparam.sr._quantize.integers import write_int8
 from reparam.sr._quantize.ranges import layer_ranges
 
@@ -198,6 +199,80 @@ def test_whole_images_where_there_is_no_radius(folder):
     assert quantize(net, folder / "whole.onnx", SMALL, tile=0).psnr_db > 30
 
 
+# Few bits
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
+    return fuse(create_model(NAME, pretrained=True)).requires_grad_(False)
+
+
+TILES = [torch.from_numpy(np.float32(image / 255)).permute(2, 0, 1)[None] for image in SMALL]
+
+
+def assert_whole(net: nn.Module, per_channel: bool, levels: int) -> None:
+    """All weights are whole parts of the largest."""
+    for layer in [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]:
+        weight = layer.weight.flatten(1).double()
+        largest = weight.abs().amax(1, keepdim=True) if per_channel else weight.abs().max()
+        parts = levels * weight / largest
+        assert (parts - parts.round()).abs().max() < 1e-4 and len(parts.round().unique()) > 7
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(4, 7), (8, 127)])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_learned_weights_are_integers_of_few_bits(per_channel, bits, levels, plain):
+    net = finetuned(plain, TILES, bits, per_channel, 2)
+    assert_whole(net, per_channel, levels)
+    assert [type(module) for module in net.modules()] == [type(module) for module in plain.modules()]
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_the_network_is_learned_not_the_rounding(plain):
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        few, many = (finetuned(plain, TILES, 4, True, steps) for steps in (1, 40))
+    again = finetuned(plain, TILES, 4, True, 40)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+    assert all(torch.equal(one, other) for one, other in zip(many.parameters(), again.parameters()))
+    first, last = (np.mean([float((net(x) - plain(x)).abs().mean()) for x in TILES]) for net in (few, many))
+    assert last < 0.7 * first
+
+
+def test_a_channel_of_zeros_can_learn():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)).requires_grad_(False)
+    net[0].weight[1] = 0
+    few = finetuned(net, TILES, 4, True, 2)
+    assert all(parameter.isfinite().all() for parameter in few.parameters()) and few[0].weight[1].any()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_4_bits_lose_less_after_some_steps(per_channel, folder):
+    file = folder / "four.tflite"
+    options = {"targets": LARGE, "weight_bits": 4, "per_channel": per_channel}
+    rounded, trained = (quantize(NAME, file, SMALL, finetune=steps, **options) for steps in (0, 60))
+    assert (rounded.finetuned, trained.finetuned, trained.weight_bits) == (0, 60, 4)
+    assert trained.psnr_db > rounded.psnr_db + 3 and trained.int8_db > rounded.int8_db + 1
+    assert trained.float_db == rounded.float_db and trained.layers == rounded.layers  # of the network as it came
+    assert "weights of 4 bits" in str(trained) and "fine-tuned for 60 steps" in str(trained)
+    assert "fine-tuned" not in str(rounded)
+    small, exact = np.float32(SMALL[0] / 255), np.float32(SMALL[1] / 255)
+    found = np.mean([psnr(Upscaler(file)(x).clip(0, 1), Upscaler(NAME)(x).clip(0, 1)) for x in (small, exact)])
+    assert trained.psnr_db == pytest.approx(found, abs=1e-3)
+
+
+def test_4_bits_halve_the_weights(plain, folder):
+    sizes = []
+    for bits in (8, 4):
+        quantize(NAME, folder / "size.tflite", SMALL, weight_bits=bits)
+        sizes.append((folder / "size.tflite").stat().st_size)
+    weights = sum(layer.weight.numel() for layer in plain.body[::2])
+    assert sizes[0] - sizes[1] == pytest.approx(weights / 2, abs=200)
+
+
 # Ranges
 
 
@@ -250,7 +325,10 @@ def test_ranges_of_a_block_are_those_of_its_worst_layer():
         ("net.onnx", "nowhere", {}, FileNotFoundError, "there is no folder nowhere"),
         ("net.onnx", ".", {}, FileNotFoundError, r"no image in \. \(looked for .png"),
         ("no/net.onnx", SMALL, {}, FileNotFoundError, "there is no directory .*no$"),
-        ("net.onnx", SMALL, {"weight_bits": 4}, SpecError, "must be 7, 8 or None, but got 4"),
+        ("net.tflite", SMALL, {"weight_bits": 5}, SpecError, "must be 4, 7, 8 or None, but got 5"),
+        ("net.onnx", SMALL, {"weight_bits": 4}, SpecError, "weight_bits=4 is an option of .tflite; what runs .onnx"),
+        ("net.xml", SMALL, {"finetune": 20}, SpecError, "finetune=20 is an option of .tflite, for 4 bits; .xml has"),
+        ("net.tflite", SMALL, {"finetune": -1}, SpecError, "a number of steps, 0 or more, but got -1"),
     ],
 )
 def test_what_cannot_be_quantized(path, images, options, error, match, tmp_path, monkeypatch):

@@ -83,8 +83,14 @@ def quantize(
     targets: Annotated[Path | None, typer.Option(help="Folder of the same images, large, in the same order.")] = None,
     per_tensor: Annotated[bool, typer.Option("--per-tensor", help="One scale for all channels of a weight.")] = False,
     weight_bits: Annotated[
-        int | None, typer.Option(min=7, max=8, help="7 is right on every processor; else the better one here is taken.")
+        int | None,
+        typer.Option(
+            help="8; 7, right on every processor; or, of .tflite, 4. Else the better of 7 and 8 here is taken."
+        ),
     ] = None,
+    finetune: Annotated[
+        int, typer.Option(help="Of .tflite, steps of training with rounded weights: 300 for 4 bits.")
+    ] = 0,
     io: Annotated[
         str, typer.Option(help="Of .tflite, what goes in and comes out: float32, uint8 or int8.")
     ] = "float32",
@@ -97,7 +103,8 @@ def quantize(
     from ..deploy._exporter import targets_of
     from ..models._pretrained import network_file
 
-    some: Any = {"targets": targets, "per_channel": not per_tensor, "weight_bits": weight_bits, "io": io, "tile": tile}
+    some: Any = {"targets": targets, "per_channel": not per_tensor, "weight_bits": weight_bits, "finetune": finetune}
+    some |= {"io": io, "tile": tile}
     targets_of(target, [network_file(source)], overwrite)
     net = load(source, wrapper, act)
     report = sr.quantize(net, target, images, **some)

@@ -81,6 +81,8 @@ _VERSIONS = {
     },
 }
 """Of operators, by the type of their first tensor of numbers; the others are 1."""
+_VERSION_OF_NIBBLES = 7
+"""Of the convolutions, with weights of 4 bits."""
 _TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "int32": "INT32", "int8": "INT8", "uint8": "UINT8"}
 
 
@@ -106,6 +108,8 @@ class Array:
     data: np.ndarray | None = None
     """Of a constant."""
     scale: Scale | None = None
+    nibbles: bool = False
+    """Whether these are integers of 4 bits, two of which share a byte of the file."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,11 @@ class Graph:
     arrays: dict[str, Array] = field(default_factory=dict)
     operators: list[Operator] = field(default_factory=list)
 
-    def constant(self, data: np.ndarray, name: str = "", scale: Scale | None = None) -> str:
+    def constant(self, data: np.ndarray, name: str = "", scale: Scale | None = None, nibbles: bool = False) -> str:
         """Adds a constant, and gives its name."""
         name = name or f"constant_{len(self.arrays)}"
-        self.arrays[name] = Array(data.shape, data.dtype, data=np.ascontiguousarray(data), scale=scale)
+        data = np.ascontiguousarray(data)
+        self.arrays[name] = Array(data.shape, data.dtype, data=data, scale=scale, nibbles=nibbles)
         return name
 
 
@@ -192,6 +197,8 @@ def operators_in(file: bytes) -> int:
 
 
 def _version(graph: Graph, operator: Operator) -> int:
+    if any(graph.arrays[name].nibbles for name in operator.inputs):
+        return _VERSION_OF_NIBBLES
     dtypes = [graph.arrays[name].dtype for name in (*operator.inputs, operator.output)]
     first = next((dtype for dtype in dtypes if dtype in _VERSIONS), None)
     return 1 if first is None else _VERSIONS[first].get(operator.kind, 1)
@@ -215,7 +222,8 @@ def _operator(schema: Any, operator: Operator, code: int, places: Mapping[str, i
 
 def _tensor(schema: Any, name: str, array: Array, buffers: list[Any]) -> Any:
     if array.data is not None:
-        buffers.append(_buffer(schema, np.frombuffer(array.data.tobytes(), np.uint8)))
+        data = _in_pairs(array.data) if array.nibbles else array.data
+        buffers.append(_buffer(schema, np.frombuffer(data.tobytes(), np.uint8)))
     quantized = array.scale and schema.QuantizationParametersT(
         scale=[float(one) for one in array.scale.scale],
         zeroPoint=[array.scale.zero] * len(array.scale.scale),
@@ -227,11 +235,17 @@ def _tensor(schema: Any, name: str, array: Array, buffers: list[Any]) -> Any:
         shapeSignature=[-1 if axis in array.free else size for axis, size in enumerate(array.shape)]
         if array.free
         else None,
-        type=getattr(schema.TensorType, _TYPES[array.dtype.name]),
+        type=getattr(schema.TensorType, "INT4" if array.nibbles else _TYPES[array.dtype.name]),
         buffer=0 if array.data is None else len(buffers) - 1,
         quantization=quantized,
         hasRank=True,
     )
+
+
+def _in_pairs(data: np.ndarray) -> np.ndarray:
+    """Integers of 4 bits, two to a byte, of which the first is the lower half."""
+    halves = np.pad(data.ravel().astype(np.uint8) & 15, (0, data.size % 2))
+    return halves[0::2] | halves[1::2] << 4
 
 
 def _buffer(schema: Any, data: np.ndarray | None) -> Any:

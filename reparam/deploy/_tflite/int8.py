@@ -13,6 +13,8 @@ from .scales import Range, in_integers, scale_of_weights, with_scales
 _FLOAT, _INT8 = np.dtype(np.float32), np.dtype(np.int8)
 _WEIGHTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 0}
 """Operators with weights, their second input, and which axis of these counts the output channels."""
+_WITH_NIBBLES = ("CONV_2D", "DEPTHWISE_CONV_2D")
+"""Those whose weights may have 4 bits; the others' have 8 then."""
 
 
 def in_int8(
@@ -27,12 +29,12 @@ def in_int8(
         ranges: the smallest and the largest value of every image in it; those of its input stand firm, and so do those
             of its output, if integers come out.
         per_channel: whether each output channel of a weight has its own scale.
-        bits: of the weights, 8 or 7.
+        bits: of the weights, 8, 7 or 4.
         io: what goes in and comes out: float32, uint8 or int8.
     """
     exact = _after_the_weights(graph) if io == "float32" else set()
     source, scales = with_scales(graph, ranges, exact)
-    return _Rounding(source, scales, exact, per_channel, 2 ** (bits - 1) - 1).done(np.dtype(io))
+    return _Rounding(source, scales, exact, per_channel, bits).done(np.dtype(io))
 
 
 def _after_the_weights(graph: Graph) -> set[str]:
@@ -48,10 +50,10 @@ class _Rounding:
     """The work of rounding one graph: images are had in integers and in float32, as operators ask for them."""
 
     def __init__(
-        self, source: Graph, scales: Mapping[str, Scale], exact: set[str], per_channel: bool, levels: int
+        self, source: Graph, scales: Mapping[str, Scale], exact: set[str], per_channel: bool, bits: int
     ) -> None:
         self.source, self.scales, self.exact = source, scales, exact
-        self.per_channel, self.levels = per_channel, levels
+        self.per_channel, self.bits = per_channel, bits
         self.graph = Graph(source.input, source.output, dict(source.arrays))
         self.integers: dict[str, str] = {}
         """By the name of an image in the source, where it is in integers."""
@@ -117,14 +119,16 @@ class _Rounding:
         *first, weight, bias = operator.inputs if operator.kind != "TRANSPOSE_CONV" else _turned(operator.inputs)
         image = first[0]
         data, axis = self._data(weight), _WEIGHTS[operator.kind] if self.per_channel else None
-        scale = scale_of_weights(data, axis, self.levels, self._data(bias), self._step(image))
+        bits = 8 if self.bits == 4 and operator.kind not in _WITH_NIBBLES else self.bits
+        levels = 2 ** (bits - 1) - 1
+        scale = scale_of_weights(data, axis, levels, self._data(bias), self._step(image))
         shape = [-1 if one == axis else 1 for one in range(4)]
-        steps = np.rint(data / scale.scale.reshape(shape)).clip(-self.levels, self.levels).astype(np.int8)
+        steps = np.rint(data / scale.scale.reshape(shape)).clip(-levels, levels).astype(np.int8)
         biases = Scale(scale.scale * self._step(image))
         whole = np.rint(self._data(bias).astype(np.float64) / biases.scale).astype(np.int32)
         names = {
             image: self._in_integers(image),
-            weight: self.graph.constant(steps, f"{weight}/int8", scale),
+            weight: self.graph.constant(steps, f"{weight}/int{bits}", scale, nibbles=bits == 4),
             bias: self.graph.constant(whole, f"{bias}/int32", biases),
         }
         return [names.get(one, one) for one in operator.inputs]

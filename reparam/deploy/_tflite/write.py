@@ -61,7 +61,7 @@ def write_int8_tflite(
         note: what the metadata says.
         samples: inputs (N, C, H, W), to measure activations on.
         per_channel: whether each output channel of a weight has its own scale.
-        bits: of the weights, 8 or 7.
+        bits: of the weights, 8, 7 or 4.
         io: what goes in and comes out, "float32", "uint8" or "int8".
 
     Raises:

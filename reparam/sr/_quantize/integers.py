@@ -35,7 +35,8 @@ def write_int8(
         file: where to.
         samples: inputs of the network, to measure activations on.
         per_channel: whether each output channel of a weight has its own scale.
-        weight_bits: 8, or 7: half of the range, with which sums of two products of 8 bits fit into 16.
+        weight_bits: 8, or 7: half of the range, with which sums of two products of 8 bits fit into 16; of .tflite
+            also 4.
         io: of .tflite, what goes in and comes out: "float32", "uint8" or "int8".
     """
     if file.suffix == ".tflite":

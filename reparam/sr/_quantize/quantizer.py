@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..._tables import table
@@ -23,12 +24,16 @@ from ...models._pretrained import network_file
 from .._psnr import psnr_db
 from .._upscale import Upscaler
 from .._upscale.arrays import floats_of, planes_of
+from .finetune import finetuned
 from .integers import write_int8
 from .pictures import Images, listed, pixels_of
 from .ranges import LayerRange, layer_ranges
 
 _BITS = {".onnx": (7, 8), ".xml": (7, 8), ".tflite": (8,)}
 """Of weights, what is tried: by the suffix, as sums of 8 bits overflow in some programs on some processors."""
+
+_TILE = 128
+"""Height and width of what a step of the fine-tuning sees."""
 
 Scores = tuple[float, float | None, float | None]
 """`psnr_db`, `float_db` and `int8_db` of a report."""
@@ -45,7 +50,9 @@ class QuantizationReport:
     """How many it was calibrated and measured on."""
     per_channel: bool
     weight_bits: int
-    """8, or 7 where the sums of 8 bits overflow on the processor that measured it."""
+    """8, or 7 where the sums of 8 bits overflow on the processor that measured it, or 4 if asked for."""
+    finetuned: int
+    """For how many steps."""
     psnr_db: float
     """Of images enlarged in 8 bits against those enlarged in float32: all channels, 0 to 1, the mean over images."""
     float_db: float | None
@@ -58,6 +65,7 @@ class QuantizationReport:
         scales = "channel" if self.per_channel else "tensor"
         names = " and ".join(map(str, self.files))
         kind = f"INT8, weights of {self.weight_bits} bits, a scale for each {scales}"
+        kind += f", fine-tuned for {self.finetuned} steps" if self.finetuned else ""
         lines = [f"{names}: {kind}, {self.images} images"]
         lines += [f"{self.psnr_db:.2f} dB against float32, in {self.engine}"]
         if self.float_db is not None and self.int8_db is not None:
@@ -74,7 +82,8 @@ def quantize(
     *,
     targets: Images | None = None,
     per_channel: bool = True,
-    weight_bits: Literal[7, 8] | None = None,
+    weight_bits: Literal[4, 7, 8] | None = None,
+    finetune: int = 0,
     io: Literal["float32", "uint8", "int8"] = "float32",
     tile: int = 256,
 ) -> QuantizationReport:
@@ -85,6 +94,9 @@ def quantize(
     with scale s and zero point z for each activation (8 bits unsigned, s from the smallest and the largest value of a
     tile, the mean over all tiles; for the input from 0 to 1, so that nothing is lost of images of 8 bits), and a scale
     for each output channel of a weight (8 bits signed, z = 0).
+
+    Weights of 4 bits lose some dB. Most of it comes back with `finetune`: the fused network is trained for some steps
+    to give, with rounded weights, what it gives in float32 on `images`; no targets are needed.
 
     The suffix says for which program. `.onnx` is for ONNX Runtime, which computes in 8 bits only where the output of a
     convolution is quantized as well; `.xml` (and `.bin`) is for OpenVINO, which does without, and is more exact and
@@ -103,7 +115,9 @@ def quantize(
         per_channel: whether each output channel of a weight has its own scale, or all have one.
         weight_bits: 8, or 7, which is right on every processor: without VNNI, sums of two products of 8 bits overflow.
             None measures both on the images, with the program and on the processor at hand, and writes the better; for
-            `.tflite` it is 8, as LiteRT's sums have room.
+            `.tflite` it is 8, as LiteRT's sums have room. 4, of `.tflite` only, halves the weights in the file.
+        finetune: of `.tflite`, for how many steps to train the weights that are rounded, with all images in memory.
+            300 are good for 4 bits; at 8 bits there is nothing to gain.
         io: of `.tflite`, what goes in and comes out: "float32"; "uint8", an image of 0 to 255 as it is; or "int8", the
             same less 128.
         tile: as of `Upscaler`; 0 for a network that has no receptive radius.
@@ -112,8 +126,8 @@ def quantize(
         What was written, PSNR, and the ranges of the weights before and after fusing.
 
     Raises:
-        SpecError: for another suffix, other `weight_bits` or the checkpoint itself, if there are no images or not as
-            many targets, if an image is none, or a target has another size.
+        SpecError: for another suffix, other `weight_bits` or the checkpoint itself, an option that the suffix has not,
+            if there are no images or not as many targets, if an image is none, or a target has another size.
         ExportError: if a package is missing, or the network cannot be exported.
         FuseError: if the network cannot be fused as it is.
         OSError: if nothing can be written there, or there is no image: `FileNotFoundError`.
@@ -129,8 +143,7 @@ def quantize(
     """
     path = Path(path)
     _check_suffix(path, io)
-    if weight_bits not in (None, 7, 8):
-        raise SpecError(f"weight_bits must be 7, 8 or None, but got {weight_bits!r}")
+    _check_bits(path, weight_bits, finetune)
     targets_of(path, () if isinstance(model, nn.Module) else [Path(model)])
     net = model if isinstance(model, nn.Module) else load_checkpoint(network_file(model))
     small, large = _pairs(images, targets)
@@ -139,8 +152,11 @@ def quantize(
     with written(path) as file:
 
         def write(bits: int) -> tuple[str, Scores]:
-            samples = (x for image in small for x in reference.inputs(pixels_of(image)))
-            write_int8(plain, file, samples, per_channel, bits, io)
+            trained = plain
+            if finetune:
+                small_tiles = _inputs(Upscaler(plain, engine="torch", tile=min(tile, _TILE)), small)
+                trained = finetuned(plain, list(map(torch.from_numpy, small_tiles)), bits, per_channel, finetune)
+            write_int8(trained, file, _inputs(reference, small), per_channel, bits, io)
             upscaler = Upscaler(file, tile=tile)
             return upscaler.engine, _scores(reference, upscaler, small, large)
 
@@ -150,7 +166,8 @@ def quantize(
         if best != list(tried)[-1]:
             write(best)
         files = tuple(path.with_name(one.name) for one in reversed(files_beside(file)))
-    return QuantizationReport(files, engine, len(small), per_channel, best, *scores, layer_ranges(net, plain))
+    ranges = layer_ranges(net, plain)
+    return QuantizationReport(files, engine, len(small), per_channel, best, finetune, *scores, ranges)
 
 
 def _check_suffix(path: Path, io: str) -> None:
@@ -162,6 +179,24 @@ def _check_suffix(path: Path, io: str) -> None:
         raise SpecError(f"io={io!r} is an option of .tflite; {path.suffix} takes and gives float32")
     if path.suffix != ".tflite" and not find_spec("onnxruntime"):
         raise ExportError("quantizing needs onnxruntime: pip install 'reparam[onnx]'")
+
+
+def _check_bits(path: Path, weight_bits: int | None, finetune: int) -> None:
+    if weight_bits not in (None, 4, 7, 8):
+        raise SpecError(f"weight_bits must be 4, 7, 8 or None, but got {weight_bits!r}")
+    if finetune < 0:
+        raise SpecError(f"finetune is a number of steps, 0 or more, but got {finetune!r}")
+    if path.suffix == ".tflite":
+        return
+    if weight_bits == 4:
+        raise SpecError(f"weight_bits=4 is an option of .tflite; what runs {path.suffix} computes with such in float32")
+    if finetune:
+        raise SpecError(f"finetune={finetune!r} is an option of .tflite, for 4 bits; {path.suffix} has 7 or 8")
+
+
+def _inputs(upscaler: Upscaler, images: Sequence[Any]) -> Iterator[np.ndarray]:
+    """What the network gets of all images, tile by tile."""
+    return (x for image in images for x in upscaler.inputs(pixels_of(image)))
 
 
 def _pairs(images: Images, targets: Images | None) -> tuple[list[Any], list[Any] | None]:
