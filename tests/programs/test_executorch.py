@@ -133,4 +133,4 @@ def test_the_command(tmp_path):
     result = CliRunner().invoke(app, command)
     assert "ExecuTorch, differs by" in result.output and "XNNPACK runs all of it" in result.output
     refused = CliRunner().invoke(app, [*command, "--half", "--overwrite"])
-    assert refused.exit_code == 1 and "half=True is an option of .onnx and .mlpackage" in refused.output
+    assert refused.exit_code == 1 and "half=True is an option of .onnx and .tflite and .mlpackage" in refused.output
