@@ -25,16 +25,17 @@ class Of(nn.Module):
         return self.function(x, *self.layers)
 
 
+def conv(inputs: int, outputs: int, kernel: int = 3, **options) -> nn.Conv2d:
+    """Of images of one size in and out, at stride 1."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * options.get("dilation", 1), **options)
+
+
 def picture(*shape: int, seed: int = 0) -> torch.Tensor:
     """Smooth, with some noise, in float64, of 0 to 1."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(*shape[:2], 3, 4, generator=generator, dtype=torch.float64)
     smooth = F.interpolate(coarse, shape[2:], mode="bicubic").clip(0, 1)
     return 0.9 * smooth + 0.1 * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def conv(*channels: int, kernel: int = 3, **options) -> nn.Conv2d:
-    return nn.Conv2d(*channels, kernel, padding=kernel // 2, **options)
 
 
 class Attention(nn.Module):

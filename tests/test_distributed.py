@@ -23,11 +23,15 @@ from reparam import (
     RepSRBlock,
     RepVGGBlock,
     create_model,
+    export,
     freeze_bn_stats,
     fuse,
+    macs,
     save_checkpoint,
     set_fold,
     swap_convs,
+    tune_fold,
+    verify,
 )
 from reparam.bench._launches import launches
 from reparam.errors import ReparamError
@@ -214,6 +218,10 @@ def shard(rank: int, folder: str) -> dict:
         ]
         result["fuse"] = refusal(lambda sharded=sharded: fuse(sharded))
         result["save"] = refusal(lambda sharded=sharded: save_checkpoint(sharded, f"{folder}/{rank}.safetensors"))
+        result["verify"] = refusal(lambda sharded=sharded, net=nets[1]: verify(sharded, net, joined_batch()))
+        result["macs"] = refusal(lambda sharded=sharded: macs(sharded, joined_batch()))
+        result["export"] = refusal(lambda sharded=sharded: export(sharded, f"{folder}/net.pt2", example=joined_batch()))
+        result["tune"] = refusal(lambda sharded=sharded: tune_fold(sharded, joined_batch(), rounds=1))
         result["swap"] = refusal(lambda sharded=sharded: swap_convs(sharded, RepSRBlock, match="0.3"))
     return results
 
@@ -264,6 +272,9 @@ def test_a_sharded_network_learns_what_ddp_does(ranks: list[dict], way: str, fol
         for name, wanted in result["wanted"].items() if rank == 0 else ():  # who alone gets the whole
             torch.testing.assert_close(result["got"][name], wanted, rtol=1e-9, atol=1e-9, msg=name)
         assert re.match("FuseError: .* sharded over processes.*get_model_state_dict", result["fuse"])
+        for name in ("verify", "macs", "export"):
+            assert re.match("FuseError: .* sharded over processes", result[name]), name
+        assert re.match("SpecError: cannot time .* sharded: tune, then shard", result["tune"])
         assert re.match("CheckpointError: cannot write .* sharded over processes", result["save"])
         assert re.match("SpecError: cannot swap inside of .* sharded over processes: swap, then shard", result["swap"])
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import made
+from plain_nets import Of, conv
 from torch import nn
 from typer.testing import CliRunner
 
@@ -32,21 +33,6 @@ def nothing_there(patch):
 def _no_player(monkeypatch):
     """Whether a player is there does not change what is written."""
     nothing_there(monkeypatch)
-
-
-class Calls(nn.Module):
-    """A network that is a function of its image and of layers."""
-
-    def __init__(self, function, *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3, **options) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * options.get("dilation", 1), **options)
 
 
 def blocks(text: str) -> list[tuple[dict[str, list[str]], str]]:
@@ -183,28 +169,28 @@ def passes_of(net: nn.Module, colors: int = 1):
 
 def test_only_neighbours_cost_a_pass():
     first, point, last = conv(1, 8), conv(8, 6, 1), conv(6, 1)
-    net = Calls(lambda x, a, b, c: c(torch.sigmoid(b(F.relu(a(x)))) * 2 - 1) + x, first, point, last)
+    net = Of(lambda x, a, b, c: c(torch.sigmoid(b(F.relu(a(x)))) * 2 - 1) + x, first, point, last)
     one, two = passes_of(net)
     assert [step.kind for step in one.steps][:5] == ["conv", "clamp", "conv", "function", "affine"]
     assert [step.kind for step in two.steps] == ["conv", "add"]
 
 
 def test_branches_of_one_depth_share_a_pass_and_a_texture():
-    net = Calls(lambda x, a, b, c: c(torch.cat([a(x), b(x)], 1)), conv(1, 5), conv(1, 6, 5), conv(11, 1))
+    net = Of(lambda x, a, b, c: c(torch.cat([a(x), b(x)], 1)), conv(1, 5), conv(1, 6, 5), conv(11, 1))
     one, two = passes_of(net)
     assert [step.kind for step in one.steps] == ["conv", "conv", "concat"] and one.texels == 3
     assert one.grid == (2, 2) and two.textures == (1,)
 
 
 def test_a_pass_keeps_only_what_later_ones_take():
-    net = Calls(lambda x, a, b, c: c(F.relu(b(F.relu(a(x)))) + a(x)), conv(1, 4), conv(4, 4), conv(4, 1))
+    net = Of(lambda x, a, b, c: c(F.relu(b(F.relu(a(x)))) + a(x)), conv(1, 4), conv(4, 4), conv(4, 1))
     one, two, three = passes_of(net)
     assert [stored.channels for stored in one.writes.values()] == [4, 4] and one.texels == 2  # before and after relu
     assert two.textures == (1,) and three.textures == (2,) and len(two.writes) == 1
 
 
 def test_what_is_done_to_the_image_alone_is_kept_only_for_neighbours():
-    net = Calls(lambda x, a: a(x * 2 - 1) + x * 0.5, conv(1, 1))
+    net = Of(lambda x, a: a(x * 2 - 1) + x * 0.5, conv(1, 1))
     one, two = passes_of(net)
     assert {step.kind for step in one.steps} == {"affine"} and one.texels == 1
     assert [step.kind for step in two.steps].count("affine") == 1 and two.textures == (1,)
@@ -238,8 +224,8 @@ REFUSED = {
     "transposed": (nn.Sequential(nn.ConvTranspose2d(1, 1, 2, 2)), "0 is a step of the kind transposed"),
     "pooling": (nn.Sequential(nn.AvgPool2d(3, 1, 1)), "0 is a step of the kind average"),
     "unshuffle": (nn.Sequential(nn.PixelUnshuffle(2)), "0 is a step of the kind unshuffle"),
-    "attention": (Calls(lambda x, a: x * a(x.mean((2, 3), keepdim=True)), conv(1, 1, 1)), "network is .* kind mean"),
-    "divide": (Calls(lambda x: x / (x + 1)), "the network is a step of the kind divide"),
+    "attention": (Of(lambda x, a: x * a(x.mean((2, 3), keepdim=True)), conv(1, 1, 1)), "network is .* kind mean"),
+    "divide": (Of(lambda x: x / (x + 1)), "the network is a step of the kind divide"),
     "function": (nn.Sequential(nn.GELU()), "0 is the function gelu, which a shader"),
     "bicubic": (nn.Sequential(nn.Upsample(scale_factor=2, mode="bicubic")), "0 is a bicubic resize with align_corners"),
     "aligned": (
@@ -281,7 +267,7 @@ def test_more_textures_than_a_player_binds_are_refused():
             found.append(layer(found[-1]))
         return layers[-1](torch.cat(found, 1))
 
-    allowed, refused = (Calls(dense, *[conv(1, 1) for _ in range(depth)], conv(depth + 1, 1, 1)) for depth in (16, 17))
+    allowed, refused = (Of(dense, *[conv(1, 1) for _ in range(depth)], conv(depth + 1, 1, 1)) for depth in (16, 17))
     assert len(passes_of(allowed)[-1].textures) == 15
     with pytest.raises(ExportError, match="takes what 16 layers gave, and players let a shader read at most 15"):
         passes_of(refused)

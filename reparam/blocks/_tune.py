@@ -20,6 +20,7 @@ from ..errors import SpecError
 from ..folding.moments import reaches_across
 from ..modules._guard import all_read
 from ..modules._hooks import leave_hooks_out
+from ..modules._shards import why_not_whole
 from ._block import PHASES, ReparamBlock
 from ._set_fold import set_fold
 
@@ -84,7 +85,8 @@ def tune_fold(model: nn.Module, example: Any, *, rounds: int = 5) -> FoldReport:
         The times, and the choices, which `set_fold(model, report.choices)` makes again.
 
     Raises:
-        SpecError: if no block runs, or one on an empty batch, or for less than one round.
+        SpecError: if no block runs, or one on an empty batch, for less than one round, or for a model that is sharded
+            over processes, whose blocks cannot be copied: tune first, then shard.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -95,6 +97,10 @@ def tune_fold(model: nn.Module, example: Any, *, rounds: int = 5) -> FoldReport:
     """
     if rounds < 1:
         raise SpecError(f"tune_fold times each way at least once, but got rounds={rounds}")
+    if why_not_whole(model):
+        raise SpecError(
+            f"cannot time copies of the blocks of a {type(model).__name__} that is sharded: tune, then shard"
+        )
     blocks = dict(_outermost(model))
     calls = _calls(model, blocks, example)
     alike: dict[Hashable, list[str]] = {}

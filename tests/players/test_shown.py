@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import made
+from plain_nets import Of, conv
 from torch import nn
 
 from reparam import create_model, export
@@ -25,21 +26,6 @@ ENGINES = {".glsl": "libplacebo", ".wgsl": "wgpu"}
 def _player():
     for name, missing in (player(), webgpu()):
         assert name, f"these tests run shaders, but {missing}: apt-get install ffmpeg mesa-vulkan-drivers"
-
-
-class Calls(nn.Module):
-    """A network that is a function of its image and of layers."""
-
-    def __init__(self, function, *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3, **options) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * options.get("dilation", 1), **options)
 
 
 def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
@@ -66,24 +52,24 @@ NETWORKS = {
     "groups and depthwise": lambda: nn.Sequential(
         conv(1, 8), conv(8, 8, groups=8), conv(8, 6, groups=2), conv(6, 1, 1)
     ),
-    "residuals, two branches": lambda: Calls(
+    "residuals, two branches": lambda: Of(
         lambda x, a, b, c, d: d(torch.cat([b(F.relu(a(x))), c(a(x))[:, 1:]], 1)) + x,
         *(conv(3, 6), conv(6, 6), conv(6, 7), conv(12, 3)),
     ),
-    "one channel for many, largest and smallest": lambda: Calls(
+    "one channel for many, largest and smallest": lambda: Of(
         lambda x, a, b, c: c(torch.maximum(a(x), torch.minimum(b(x), a(x) * 0.5)) * torch.sigmoid(a(x)[:, :1])),
         *(conv(1, 5), conv(1, 5), conv(5, 1)),
     ),
-    "functions": lambda: Calls(
+    "functions": lambda: Of(
         lambda x, a, b: (
             b(sum(f(a(x)) for f in (torch.tanh, F.silu, F.hardswish, F.softplus, F.elu, torch.sin, torch.abs))) * 0.1
         ),
         *(conv(1, 4), conv(4, 1)),
     ),
-    "added after the shuffle, cut": lambda: Calls(
+    "added after the shuffle, cut": lambda: Of(
         lambda x, a: (F.pixel_shuffle(a(x), 3) + F.interpolate(x, scale_factor=3)).clamp(0.1, 0.9), conv(3, 27)
     ),
-    "layers after a shuffle": lambda: Calls(
+    "layers after a shuffle": lambda: Of(
         lambda x, a, b, c: (
             c(F.relu(F.pixel_shuffle(b(F.pixel_shuffle(F.relu(a(x)), 2)), 2))) + F.interpolate(x, scale_factor=4)
         ),
@@ -92,7 +78,7 @@ NETWORKS = {
     "base of areas": lambda: made("plain_m1c4_x3_y", base="bilinear", act="softplus"),
     "mean off the colours": lambda: made("edsr_m1c4_x2"),
     "two shuffles": lambda: made("sesr_m3_x4"),
-    "no layer": lambda: Calls(lambda x: 1 - x),
+    "no layer": lambda: Of(lambda x: 1 - x),
 }
 
 

@@ -17,8 +17,8 @@ import pyvips
 
 from ...errors import SpecError
 from ...files._writing import written
-from ._chunks import COLORS, Chunks, insert_chunks, is_lossless_webp, is_planar_tiff, kept_chunks, png_chunks
 from .arrays import MAX_PIXELS
+from .chunks import COLORS, Chunks, insert_chunks, is_lossless_webp, is_planar_tiff, kept_chunks, png_chunks
 from .images import from_pil, to_pil
 from .tiled import Read, Shape
 
