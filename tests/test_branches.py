@@ -241,14 +241,14 @@ class WrongShape(Branch):
         (
             lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3), nn.ReLU()),
             NotLinearError,
-            "stage 1: ReLU is not linear",
+            "stage 1: ReLU is not known to be linear",
         ),
         (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3, padding=1)), NotLinearError, r"padding=\(1, 1\)"),
         (lambda: SequentialBranch(SPEC, nn.ConvTranspose2d(4, 6, 3)), NotLinearError, "ConvTranspose2d"),
         (lambda: SequentialBranch(SPEC, nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 6, 1)), NotLinearError, "padding=1"),
         (lambda: SequentialBranch(SPEC, nn.AvgPool2d(3, 1, ceil_mode=True)), NotLinearError, "ceil_mode=True"),
-        (lambda: SequentialBranch(SPEC, nn.Identity()), NotLinearError, "Identity has nothing to do"),
-        (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 5, 3)), SpecError, "out_channels=5, .* asks for out_channels=6"),
+        (lambda: SequentialBranch(SPEC, nn.Identity()), NotLinearError, "Identity does nothing"),
+        (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 5, 3)), SpecError, "out_channels=5, .* needs out_channels=6"),
         (lambda: SequentialBranch(SPEC, nn.Conv2d(3, 6, 3)), SpecError, "takes 3 channels, but is given 4"),
         (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)), SpecError, "takes 4 .* given 6"),
         (

@@ -153,13 +153,13 @@ class TestWhatModelsReturn:
     @pytest.mark.parametrize(
         ("wrong", "match"),
         [
-            (lambda y: [y], "Tensor.*|not alike"),
+            (lambda y: [y], "Tensor.*|do not match"),
             (
                 lambda y: y[..., 1:],
-                r"not alike: a tensor of shape \(1, 4, 12, 12\) .* and a tensor of shape \(1, 4, 12, 11",
+                r"do not match: a tensor of shape \(1, 4, 12, 12\) .* and a tensor of shape \(1, 4, 12, 11",
             ),
             (lambda y: y.double(), "returns torch.float32, and the fused one torch.float64"),
-            (lambda y: y.argmax(1), "not alike: a tensor of shape .* torch.int64"),
+            (lambda y: y.argmax(1), "do not match: a tensor of shape .* torch.int64"),
         ],
     )
     def test_outputs_that_are_not_alike(self, wrong, match):
@@ -175,7 +175,7 @@ class TestWhatModelsReturn:
         model.more = {"z": torch.ones(2)}
         plain = fuse(model)
         plain.more = {}
-        with pytest.raises(FuseError, match=r"not alike at \['z'\]: a tensor of shape \(2,\) .* and 'nothing'"):
+        with pytest.raises(FuseError, match=r"do not match at \['z'\]: a tensor of shape \(2,\) .* and 'nothing'"):
             verify(model, plain, photo())
 
     def test_a_number_of_python_has_all_its_digits(self):
