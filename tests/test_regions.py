@@ -386,8 +386,8 @@ def test_a_region_costs_no_more_than_its_layers():
 
     tall, wide = nn.Conv2d(6, 6, (7, 1), padding=(3, 0)), nn.Conv2d(6, 6, (1, 7), padding=(0, 3))
     report = inspect_model(ready(nn.Sequential(Net(tall, wide), conv_bn(6, 6, 1))))
-    assert "one convolution would take 1,764 multiply-adds for each pixel of its input" in report.apart["0"]
-    assert "0 is cheaper as it is" in str(report)
+    assert "one convolution would take 1,764 multiply-adds per pixel of its input" in report.apart["0"]
+    assert "0 is cheaper unfused" in str(report)
     square = nn.Conv2d(6, 6, 7, padding=3)
     (block,) = inspect_model(ready(nn.Sequential(Net(square, wide)))).blocks
     assert (block.multiply_adds, block.fused_multiply_adds) == (49 * 36 + 7 * 36 + 6, 49 * 36)
