@@ -222,7 +222,7 @@ class TestWhatIsNotLinear:
             (lambda: nn.Sequential(nn.Linear(6, 6), conv(1)), "a linear layer is combined with a convol"),
             (lambda: nn.Sequential(conv(1), nn.Conv2d(8, 6, 1)), "6 channels reach an operation that takes 8"),
             (lambda: nn.Sequential(conv(1), nn.BatchNorm2d(8)), "6 channels reach an operation that takes 8"),
-            (lambda: Forward(lambda m, x: m.a(x) + m.b(x), a=conv(1), b=nn.Conv2d(3, 6, 1)), "6 and 3 channels are"),
+            (lambda: Forward(lambda m, x: m.a(x) + m.b(x), a=conv(1), b=nn.Conv2d(3, 6, 1)), "have 6 and 3 channels"),
             (lambda: nn.ReLU(), "ReLU has no parameters"),
         ],
     )  # fmt: skip

@@ -271,7 +271,7 @@ def _of_one_input(values: Sequence[LinearOp]) -> list[LinearOp]:
     """
     if len({value.inputs for value in values}) > 1:
         counts = " and ".join(str(value.inputs) for value in values)
-        raise NotLinearError(f"values of inputs with {counts} channels are combined")
+        raise NotLinearError(f"values are combined whose inputs have {counts} channels")
     if len({value.reads for value in values}) == 1:
         return list(values)
     return [_widened(value) for value in values]

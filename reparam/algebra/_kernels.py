@@ -42,9 +42,9 @@ def identity(channels: int, groups: int, ndim: int, like: Tensor) -> Kernel:
 
 
 def embed(kernel: Kernel, size: tuple[int, ...]) -> Kernel:
-    """Write the same function with more taps: zeros around the kernel, centre tap on centre tap.
+    """Write the same function with more taps: zeros around the kernel, center tap on center tap.
 
-    The kernel (a, b) with five taps is (0, 0, a, b, 0): the centre of an even size is the tap before the middle.
+    The kernel (a, b) with five taps is (0, 0, a, b, 0): the center of an even size is the tap before the middle.
 
     Raises:
         SpecError: if `size` is smaller than the kernel.

@@ -232,7 +232,7 @@ class ConvSpec:
         return self.out_channels * (self.in_channels // self.groups * prod(self.kernel_size) + self.bias)
 
     def pads_for(self, kernel_size: tuple[int, ...]) -> Pads:
-        """Pads for a smaller kernel with its centre tap on this one's; negative if the input must be cropped."""
+        """Pads for a smaller kernel with its center tap on this one's; negative if the input must be cropped."""
         pads = []
         for (low, high), big, small, d in zip(self.pads, self.kernel_size, kernel_size, self.dilation):
             before = centre(big) - centre(small)

@@ -74,7 +74,7 @@ def known_norms(model: nn.Module, what: str) -> list[tuple[str, BatchNorm]]:
     found = list(norms(model))
     for name, bn in found:
         if why := why_unknown(bn):
-            raise StatisticsError(f"cannot {what} batch norm {name!r}: {why}; replace it by a plain batch norm first")
+            raise StatisticsError(f"cannot {what} batch norm {name!r}: {why}; make it a plain batch norm first")
     return found
 
 
@@ -107,7 +107,7 @@ def unfreeze_bn_stats(model: nn.Module) -> list[str]:
 def _collecting(bn: BatchNorm, passive: bool) -> Iterator[Population]:
     """Collect the batch statistics of `bn` in the population that is yielded.
 
-    Meanwhile `bn` normalises with them, or, if `passive`, with its stored ones.
+    Meanwhile `bn` normalizes with them, or, if `passive`, with its stored ones.
     """
     kind = type(bn)
     population = Population()

@@ -72,7 +72,7 @@ class FrozenStatsBN(_NormBase):
         super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x of shape (N, C, *) with the stored statistics, in train and in eval mode."""
+        """Normalize x of shape (N, C, *) with the stored statistics, in train and in eval mode."""
         x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         for following in self.children():
             x = following(x)

@@ -65,7 +65,7 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
     ratio.
 
     A large gap on images like those of the training means that eval mode computes another function than training does.
-    It shows as artefacts in smooth areas and as a validation curve that explodes. The remedy is to freeze or to
+    It shows as artifacts in smooth areas and as a validation curve that explodes. The remedy is to freeze or to
     recalibrate the statistics.
 
     The model runs in eval mode with its stored statistics, so each layer gets the input that it gets in use. Afterwards

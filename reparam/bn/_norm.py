@@ -40,10 +40,10 @@ class PopulationBN(_NormBase):
 
     population: Population
     passive: bool
-    """Whether it still normalises with its stored statistics."""
+    """Whether it still normalizes with its stored statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x of shape (N, C, *) with the statistics of x, or, if passive, with the stored ones."""
+        """Normalize x of shape (N, C, *) with the statistics of x, or, if passive, with the stored ones."""
         self.population.add(*batch_moments(x))
         mean, var = (self.running_mean, self.running_var) if self.passive else (None, None)
         x = F.batch_norm(x, mean, var, self.weight, self.bias, not self.passive, 0.0, self.eps)
@@ -79,7 +79,7 @@ def norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
 
 
 def uses_batch_stats(bn: BatchNorm) -> bool:
-    """Whether the next forward normalises with the statistics of its batch."""
+    """Whether the next forward normalizes with the statistics of its batch."""
     if isinstance(bn, (FrozenStatsBN, PopulationBN)):
         return isinstance(bn, PopulationBN)
     return bn.training or bn.running_mean is None

@@ -56,7 +56,7 @@ class ChainBranch(Branch):
         """
         channels, ones = self.spec.in_channels, (1,) * self.spec.ndim
         outline = _Outline(torch.Size((channels, 1, *ones)), ones, ones, channels)
-        reach = []  # per stage: taps before and after the centre tap, and stride
+        reach = []  # per stage: taps before and after the center tap, and stride
         self.cost, self._of_run, self._of_kernel, shifts = 0.0, cost.Work(), cost.Work(), False
         for index, (stage, step) in enumerate(self.steps()):
             if why := why_hooked(stage) or why_not_read(stage):

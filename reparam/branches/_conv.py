@@ -24,7 +24,7 @@ class ConvBranch(ChainBranch):
     r"""A convolution, y = W * x + b, with as many taps as the spec or fewer.
 
     Args:
-        spec: the geometry; the centre tap of a smaller kernel is on the spec's centre tap.
+        spec: the geometry; the center tap of a smaller kernel is on the spec's center tap.
         kernel_size: taps of this branch; None means the spec's.
         dilation: distance between its taps, in pixels, a multiple of the spec's; None means the spec's.
         bias: whether the convolution has a bias.
@@ -65,7 +65,7 @@ class ConvBNBranch(ChainBranch):
     Source: X. Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, arXiv 2101.03697, eq. 2 and 3.
 
     Args:
-        spec: the geometry; the centre tap of a smaller kernel is on the spec's centre tap.
+        spec: the geometry; the center tap of a smaller kernel is on the spec's center tap.
         kernel_size: taps of this branch; None means the spec's.
         dilation: distance between its taps, in pixels, a multiple of the spec's; None means the spec's.
         bias: whether the convolution has a bias; in training, the batch norm subtracts it again with the mean.

@@ -21,7 +21,7 @@ def sobel_mask(ndim: int, axis: int) -> Tensor:
 
 
 def laplacian_mask(ndim: int) -> Tensor:
-    """1 at the 2 * ndim neighbours and -2 * ndim at the centre."""
+    """1 at the 2 * ndim neighbors and -2 * ndim at the center."""
     mask = torch.zeros((3,) * ndim)
     middle = (1,) * ndim
     for axis in range(ndim):
@@ -85,7 +85,7 @@ class LaplacianBranch(_EdgeBranch):
     $$y = s\,(L * (W x + b_1)) + b_2,\qquad L = \begin{pmatrix}0&1&0\\1&-4&1\\0&1&0\end{pmatrix}$$
 
     W is (out, in / groups, 1, 1), s and b_2 are (out,), and L is a fixed buffer. In one dimension L is (1, -2, 1); in
-    three it has six neighbours.
+    three it has six neighbors.
 
     Source: as `SobelBranch`.
 

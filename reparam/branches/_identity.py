@@ -33,8 +33,8 @@ def identities(
 class IdentityBranch(ChainBranch):
     r"""The identity, y = x, or y = BN(x) with `bn`.
 
-    The kernel is 1 at the centre tap, from every channel to itself. If the spec does not keep the size of its input, y
-    is x cropped or padded around the centre.
+    The kernel is 1 at the center tap, from every channel to itself. If the spec does not keep the size of its input, y
+    is x cropped or padded around the center.
 
     Source: without BN, the clean path of RepSR (arXiv 2205.05671); with BN, RepVGG (X. Ding et al., "RepVGG: Making
     VGG-style ConvNets Great Again", CVPR 2021, arXiv 2101.03697).

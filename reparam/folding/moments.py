@@ -21,7 +21,7 @@ half the kernel, where only a few taps reach the image. For a 3x3 kernel:
     r x x x x x r        in the corners with one tap               o o o o o
     r r r r r r r                                                  o o o o o
 
-The input is centred first, x = x' + c inside the image: otherwise the variance would be a small difference of large
+The input is centered first, x = x' + c inside the image: otherwise the variance would be a small difference of large
 numbers and lost in float32. Outside the image x is zero and not c. So a patch is p = (u, e), with u the patch of x' and
 e the patch of an image of ones, and
 

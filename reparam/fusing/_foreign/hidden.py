@@ -103,7 +103,7 @@ def _as_it_trains(module: nn.Module, reader: Reader) -> LinearOp | None:
 def _by_impulses(module: nn.Module, reader: Reader) -> LinearOp | None:
     """The kernel of a module with stride 1 that keeps the size, from its responses to single pixels.
 
-    The image is as large as all kernels composed. The response to a 1 in its centre, flipped, is the kernel; the
+    The image is as large as all kernels composed. The response to a 1 in its center, flipped, is the kernel; the
     response to zeros is the bias.
     """
     convs = [part for part in module.modules() if isinstance(part, _ConvNd)]

@@ -1,4 +1,4 @@
-"""Batch norms outside blocks, and the neighbouring layers that they can be merged into.
+"""Batch norms outside blocks, and the neighboring layers that they can be merged into.
 
 A norm is merged into the layer before it if nothing else reads that layer's output. It is merged into the layers after
 it if nothing else reads the norm's output and these layers do not pad. Both are read from the graph of the whole

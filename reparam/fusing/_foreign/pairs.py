@@ -76,7 +76,7 @@ class Search:
                 continue
             why = self._why_norm_stays(norm) or self._why_not(layer, layer._forward_hooks)
             if why or not _makes_channels(layer, norm):
-                self.left[id(norm)] = why or "the layer before it makes other channels than it normalises"
+                self.left[id(norm)] = why or "the layer before it makes other channels than it normalizes"
             else:
                 self.add(Neighbours(norm, (layer,), before=False))
 
@@ -125,7 +125,7 @@ class Search:
             return f"the layer before it, {self._words(source)}, is also used without it"
         why = self._why_not(layer, layer._forward_hooks)
         if why or not _makes_channels(layer, norm, turned):
-            return f"the layer before it, {self._words(source)}, {why or 'makes other channels than it normalises'}"
+            return f"the layer before it, {self._words(source)}, {why or 'makes other channels than it normalizes'}"
         return Neighbours(norm, (layer,), before=False)
 
     def _layers_after(self, node: Node, norm: nn.Module) -> Neighbours | str:
@@ -247,7 +247,7 @@ def _why_no_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> str:
     """Why some inputs of a layer are not values from the norm; empty if all are."""
     if isinstance(layer, nn.Linear):  # the norm's channels must be the entries of its vectors
         fits = (pooled or _is_of_vectors(norm)) and layer.in_features == norm.num_features
-        return "" if fits else "does not act on the channels that it normalises"
+        return "" if fits else "does not act on the channels that it normalizes"
     if isinstance(layer, _ConvTransposeNd):
         return "is transposed and inserts zeros between pixels"
     pads = layer.spec.pads if isinstance(layer, Branch) else _pads_of(layer)

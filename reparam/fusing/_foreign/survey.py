@@ -17,7 +17,7 @@ from .trace import is_any_norm
 
 @dataclass(frozen=True)
 class Survey:
-    """Foreign blocks by dotted name, and norms that can be merged into neighbouring layers."""
+    """Foreign blocks by dotted name, and norms that can be merged into neighboring layers."""
 
     blocks: Mapping[str, ForeignBlock]
     neighbours: tuple[Neighbours, ...]

@@ -80,7 +80,7 @@ def is_frozen_norm(module: nn.Module) -> bool:
 
 
 def is_any_norm(module: nn.Module) -> bool:
-    """Whether it normalises with running statistics per channel: see `is_norm` and `is_frozen_norm`."""
+    """Whether it normalizes with running statistics per channel: see `is_norm` and `is_frozen_norm`."""
     return (is_norm(module) or is_frozen_norm(module)) and not why_replaced(module)
 
 
