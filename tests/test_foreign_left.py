@@ -221,7 +221,7 @@ def test_a_frozen_norm_that_does_something_else_stays(change):
     plain = fuse(model)
     assert norms_in(plain) == ["1"]
     assert_close(plain(x), model(x))
-    assert survey(model, True).left == {"1": "the forward of FrozenBatchNorm2d is no scale and shift of channels"}
+    assert survey(model, True).left == {"1": "the forward of FrozenBatchNorm2d is not a scale and shift per channel"}
 
 
 class Log:
@@ -292,7 +292,7 @@ class TestRegisteredTypes:
         monkeypatch.setattr(Activated, "change", staticmethod(change))
         model = ready(nn.Sequential(conv_bn(6, 6, 1), Activated(6, 4, 3, 2, 1))).to(dtype)
         with pytest.raises(
-            FuseError, match=r"1: Activated: its forward is not the kernel .*numbers of shape \(3, 6, 9"
+            FuseError, match=r"1: Activated: its forward differs from the kernel .*inputs of shape \(3, 6, 9"
         ):
             fuse(model)
         with pytest.raises(FuseError, match="cannot fuse the model:\n  1: Activated"):
@@ -321,7 +321,7 @@ class TestRegisteredTypes:
         block = Branches(lambda m, x: m.a(x) + m.b(x))
         block.a = Activated(6, 6, 3, 1, 1)
         model = ready(nn.Sequential(block))
-        with pytest.raises(FuseError, match="0.a: Activated: its forward is not the kernel that is registered"):
+        with pytest.raises(FuseError, match="0.a: Activated: its forward differs from the kernel that is registered"):
             fuse(model)
 
     def test_on_the_meta_device_there_is_nothing_to_run(self):

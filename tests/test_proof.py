@@ -158,7 +158,7 @@ class TestWhatModelsReturn:
                 lambda y: y[..., 1:],
                 r"do not match: a tensor of shape \(1, 4, 12, 12\) .* and a tensor of shape \(1, 4, 12, 11",
             ),
-            (lambda y: y.double(), "returns torch.float32, and the fused one torch.float64"),
+            (lambda y: y.double(), "returns torch.float32, but the fused model returns torch.float64"),
             (lambda y: y.argmax(1), "do not match: a tensor of shape .* torch.int64"),
         ],
     )

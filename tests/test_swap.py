@@ -124,7 +124,7 @@ def test_what_cannot_take_a_kernel_says_why():
         SpecError, match=r"RRRB \(3 -> 16, 3x3\) cannot take the kernel: .* SequentialBranch is too narrow"
     ):
         absorb(reparam.RRRB(3, 16).double().eval(), a_kernel(ConvSpec(3, 16), 0))
-    with pytest.raises(SpecError, match=r"ChunkConv \(8 -> 8, 3x3.*its way through SliceBranch is too narrow"):
+    with pytest.raises(SpecError, match=r"ChunkConv \(8 -> 8, 3x3.*its path through SliceBranch is too narrow"):
         absorb(reparam.ChunkConv(8, kernel_size=3).double().eval(), a_kernel(ConvSpec(8), 0))
     with pytest.raises(SpecError, match="OmniShift .* has no bias to take the convolution's"):
         absorb(reparam.OmniShift(4, conv_bias=False).double().eval(), a_kernel(ConvSpec(4, kernel_size=5), 0))

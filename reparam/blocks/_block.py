@@ -196,7 +196,7 @@ class ReparamBlock(Branch):
         if self.fold is True:
             if across:
                 raise SpecError(
-                    f"fold=True needs images of at least half the kernel size, but got {tuple(x.shape[2:])} with "
+                    f"fold=True needs images of at least half the kernel, but got {tuple(x.shape[2:])} with "
                     f"kernel_size={self.spec.kernel_size}; use fold='auto'"
                 )
             return True
