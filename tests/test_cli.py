@@ -433,7 +433,7 @@ def not_a_number() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (None, "in.pth' is no file, and no network with weights; there are repsr_m4c16_x2"),
+        (None, "in.pth' is neither a file nor a network with weights; there are repsr_m4c16_x2"),
         (b"", "it is no checkpoint of torch or safetensors, but empty"),
         (b"PK\x03\x04", "a damaged archive"),
         (unseen(), r"block '' \(RepVGG\).*num_batches_tracked=0"),

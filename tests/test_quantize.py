@@ -339,7 +339,7 @@ def test_what_cannot_be_quantized(path, images, options, error, match, tmp_path,
 
 
 def test_networks_that_cannot_be_quantized(tmp_path):
-    with pytest.raises(SpecError, match="'nothing' is no file, and no network with weights"):
+    with pytest.raises(SpecError, match="'nothing' is neither a file nor a network with weights"):
         quantize("nothing", tmp_path / "net.onnx", SMALL)
     with pytest.raises(SpecError, match="Conv2d has scale=None"):
         quantize(nn.Conv2d(3, 3, 3), tmp_path / "net.onnx", SMALL)

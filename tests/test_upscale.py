@@ -863,7 +863,9 @@ def test_bad_images_and_networks(nets, doubling):
         Upscaler(nets["repsr_m2c8_x2"], engine="tensorrt")
     with pytest.raises(SpecError, match="Conv2d has scale=None and colors=None; give it the attributes"):
         Upscaler(nn.Conv2d(3, 3, 3))
-    with pytest.raises(SpecError, match="'nothing' is no file, and no network with weights; there are repsr_m4c16_x2"):
+    with pytest.raises(
+        SpecError, match="'nothing' is neither a file nor a network with weights; there are repsr_m4c16_x2"
+    ):
         Upscaler("nothing")
     with pytest.raises(SpecError, match="tile=-1"):
         Upscaler(nets["repsr_m2c8_x2"], tile=-1)
