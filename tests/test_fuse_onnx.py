@@ -272,7 +272,7 @@ def test_tensors_beside_the_file(external, tmp_path):
 def test_a_file_beside_it_that_is_missing_or_would_be_overwritten(tmp_path):
     s, y = of_branches()
     source = save(s.model(y), tmp_path / "a.onnx", save_as_external_data=True, location="b.onnx.data", size_threshold=0)
-    with pytest.raises(SpecError, match=r"b\.onnx\.data: it is .*b\.onnx\.data, which is read for it"):
+    with pytest.raises(SpecError, match=r"b\.onnx\.data: it is .*b\.onnx\.data, which is one of its sources"):
         fuse_onnx(source, tmp_path / "b.onnx")
     (tmp_path / "b.onnx.data").unlink()
     with pytest.raises(CheckpointError, match=r"a file of its tensors, .*b\.onnx\.data"):
@@ -306,7 +306,7 @@ def test_tensors_that_a_user_may_feed_are_no_constants(tmp_path):
         helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer[1:]
     )
     with pytest.raises(
-        FuseError, match=r"nothing to fuse in .*10 of its tensors \('tensor_0', \.\.\.\) are inputs too"
+        FuseError, match=r"nothing to fuse in .*10 of its tensors \('tensor_0', \.\.\.\) are also inputs"
     ):
         fuse_onnx(save(model, tmp_path / "all.onnx"), tmp_path / "no.onnx")
 
@@ -320,7 +320,7 @@ def test_norms_that_stay_are_listed_with_the_reason(tmp_path):
     report = fuse_onnx(save(s.model(alone), tmp_path / "model.onnx"), tmp_path / "fused.onnx")
     assert dict(report.left) == {
         trained: "BatchNormalization is in training mode, and uses batch statistics",
-        alone: "no layer beside it can take it in",
+        alone: "no layer next to it can absorb it",
     }
     assert f"left {trained}: BatchNormalization is in training mode" in str(report)
 
@@ -572,7 +572,9 @@ def test_places_that_are_not_written(tmp_path):
     s, y = of_branches()
     source = save(s.model(y), tmp_path / "model.onnx")
     before = source.read_bytes()
-    with pytest.raises(SpecError, match=r"cannot write .*model\.onnx: it is .*model\.onnx, which is read for it"):
+    with pytest.raises(
+        SpecError, match=r"cannot write .*model\.onnx: it is .*model\.onnx, which is one of its sources"
+    ):
         fuse_onnx(source, source)
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         fuse_onnx(source, tmp_path / "nowhere" / "fused.onnx")
@@ -593,14 +595,14 @@ def test_the_command(tmp_path):
     assert re.search(
         rf"^{y} +2 Conv, 2 BatchNormalization, 2 Add +Conv 8 -> 8, 3x3 +672 +576 +\de-0\d$", result.output, re.M
     )
-    assert "6 nodes and 704 numbers before, 1 and 584 after; the outputs differ by" in result.output
+    assert "6 nodes and 704 values before, 1 and 584 after; the outputs differ by" in result.output
     refused = CliRunner().invoke(app, ["fuse", str(source), str(target)])
-    assert refused.exit_code == 1 and "is there already" in refused.output
+    assert refused.exit_code == 1 and "exists already" in refused.output
     other = source.rename(tmp_path / "model.bin")  # known by what is in it
     result = CliRunner().invoke(app, ["fuse", str(other), str(target), "--overwrite", "--json"])
     report = json.loads(result.output)
     assert report["nodes"] == [6, 1] and report["regions"][0]["after"] == "Conv 8 -> 8, 3x3"
     result = CliRunner().invoke(app, ["fuse", str(other), str(target), "--overwrite", "--eps", "1e-3", "--act", "relu"])
-    assert result.exit_code == 1 and "which says all of itself; leave out eps, act" in result.output.replace("\n", " ")
+    assert result.exit_code == 1 and "which needs no options; leave out eps, act" in result.output.replace("\n", " ")
     result = CliRunner().invoke(app, ["fuse", str(tmp_path / "no.onnx"), str(target), "--overwrite"])
     assert result.exit_code == 1 and "no.onnx" in result.output

@@ -156,7 +156,7 @@ def test_on_the_command_line(tmp_path):
     run = CliRunner().invoke(app, ["export", "repsr_m4c16_x2_y", str(tmp_path / "net.glsl"), "--json"])
     report = json.loads(run.stdout, parse_constant=pytest.fail)  # nan is no JSON
     assert report["error"] is None and report["unchecked"] == "there is no ffmpeg"
-    with pytest.raises(SpecError, match=r"half=True is an option of .*, but user shader \(.glsl\) was asked for"):
+    with pytest.raises(SpecError, match=r"half=True is an option of .*, but the format is user shader \(.glsl\)"):
         export(made("plain_m1c4_x1"), tmp_path / "half.glsl", half=True)
 
 

@@ -275,10 +275,10 @@ def test_nothing_is_written_of_what_tflite_cannot_say(tmp_path):
         with pytest.raises(ExportError, match=message):
             export(net.eval(), file, example=x)
     with pytest.raises(
-        SpecError, match=r"shuffle_as_conv=True is an option of .tflite, but ONNX \(.onnx\) was asked for"
+        SpecError, match=r"shuffle_as_conv=True is an option of .tflite, but the format is ONNX \(.onnx\)"
     ):
         export(made("plain_m1c4_x2"), tmp_path / "net.onnx", shuffle_as_conv=True)
-    with pytest.raises(SpecError, match=r"opset=17 is an option of .onnx, but TFLite \(.tflite\) was asked for"):
+    with pytest.raises(SpecError, match=r"opset=17 is an option of .onnx, but the format is TFLite \(.tflite\)"):
         export(made("plain_m1c4_x2"), file, opset=17)
     assert [path.name for path in tmp_path.iterdir()] == ["net.tflite"] and file.read_bytes() == b"old"
 
