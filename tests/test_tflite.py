@@ -107,7 +107,7 @@ def test_networks_of_others(name, dynamic):
 
 NO_OPERATOR = {
     "resize-2": "bicubic interpolation",
-    "average-1": r"means of \(2, 1\) pixels .* leave out \(1, 0\) around",
+    "average-1": r"means of \(2, 1\) pixels .* not count the padding \(1, 0\)",
 }
 
 
@@ -285,7 +285,7 @@ def test_nothing_is_written_of_what_tflite_cannot_say(tmp_path):
 
 def test_an_enlarging_by_no_whole_number_where_sizes_are_free():
     net = nn.Upsample(scale_factor=1.5, mode="bilinear")
-    with pytest.raises(ExportError, match=r"an image enlarged by \(1.5, 1.5\) where sizes are free"):
+    with pytest.raises(ExportError, match=r"an upsampling by \(1.5, 1.5\) with free sizes"):
         assert_equal_there(net)
     assert assert_equal_there(net, dynamic=False) == {"RESIZE_BILINEAR": 1}
 

@@ -72,7 +72,7 @@ def train(
     titles = {"block": "", "channels": "d", "phase": "", "mode": "", "time": ".2f", "saved": ".2f", "launches": "d"}
     typer.echo(table({**titles, "fuse (ms)": ".1f", "error": ".0e"}, map(astuple, blocks)))
     typer.echo(
-        "\nA whole training run relative to the plain network's (10 % with frozen batch norms), and its two phases"
+        "\nA training run relative to the plain network's (10 % with frozen batch norms), and before and after freezing"
     )
     titles = {"network": "", "mode": "", "time": ".2f", "before": ".2f", "frozen": ".2f", "launches": "d"}
     typer.echo(table({**titles, "launches, frozen": "d"}, map(astuple, training)))

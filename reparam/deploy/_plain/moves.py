@@ -1,4 +1,4 @@
-"""Operations that move numbers and compute none: views, slices, permutations, shuffles, however they are spelled."""
+"""Operations that move elements without computing: views, slices, permutations, shuffles, however they are written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MOVES = (
     "pixel_shuffle",
     "pixel_unshuffle",
 )
-"""Names of torch's operations; others, such as `chunk` and `tile`, arrive as these."""
+"""The names of torch's operations; others, such as `chunk` and `tile`, are decomposed into these."""
 
 
 def places(shape: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What functions and arithmetic are as steps."""
+"""Reads functions and arithmetic as steps."""
 
 from __future__ import annotations
 

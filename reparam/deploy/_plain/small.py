@@ -1,4 +1,4 @@
-"""Sums of large images as sums of small ones."""
+"""Replaces sums of large images by sums of small ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .walk import needed
 
 
 def with_small_sums(plain: Plain) -> Plain:
-    r"""The same function, in which images that are enlarged only to be added are added before.
+    r"""The same function, in which images that are enlarged only to be added are added before enlarging.
 
     $$\mathrm{shuffle}_s(z) + x^{\uparrow} = \mathrm{shuffle}_s(z + \mathrm{repeat}_{s^2}(x))$$
 
-    if $x^{\uparrow}$ is x enlarged by nearest neighbour, or another pixel shuffle: the same numbers are added, where
-    there are as many, but fewer passes over them.
+    if $x^{\uparrow}$ is x enlarged by nearest neighbor, or another pixel shuffle. The same values are added, with
+    fewer passes over the large image.
 
     Args:
         plain: of `plain_steps`.

@@ -1,4 +1,4 @@
-"""The walk over a plain network: what it asks of torch, in turn, as steps of few kinds."""
+"""Walks over a plain network: records its torch operations, in order, as simple steps."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _OF_TWO = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum")
 
 
 def plain_steps(net: nn.Module, example: Tensor, dynamic: Dynamic = True) -> Plain:
-    r"""Takes a network apart into the steps that `Step` lists.
+    r"""Split a network into the steps that `Step` lists.
 
-    The network runs on the example, and each operation that torch is asked for is written down; a tensor that does not
-    come from the image is a constant. It runs again on another image, larger where sizes are free, and what is not the
-    same there depends on the image in a way that no step says.
+    The network runs on the example, and each torch operation is recorded. A tensor that does not come from the image is
+    a constant. Then it runs again on another image, which is larger if sizes are free. If anything differs there, it
+    depends on the image in a way that no step can express.
 
     Args:
         net: fused, in eval mode.
@@ -50,7 +50,7 @@ def plain_steps(net: nn.Module, example: Tensor, dynamic: Dynamic = True) -> Pla
     """
     if example.dim() != 4 or not example.is_floating_point():
         came = f"{tuple(example.shape)} of {example.dtype}"
-        raise ExportError(f"the input must be images (N, C, H, W) of floats, but the example is {came}")
+        raise ExportError(f"the input must be images (N, C, H, W) of floats, but got an example of {came}")
     first = example[:1] if dynamic else example
     plain = _walked(net, first)
     # Divisible by whatever the example is, and of other values: what was read out of them is no constant.
@@ -60,7 +60,7 @@ def plain_steps(net: nn.Module, example: Tensor, dynamic: Dynamic = True) -> Pla
         if not _same(one, again):
             raise ExportError(f"{_told(one.layer)} computes {one.kind} from the size or the values of the image")
     if len(plain.steps) != len(other.steps) or plain.output != other.output:
-        raise ExportError(f"{type(net).__name__} takes other steps for an image of another size or other values")
+        raise ExportError(f"{type(net).__name__} runs other steps for an image of another size or with other values")
     return plain
 
 
@@ -73,7 +73,7 @@ def _walked(net: nn.Module, example: Tensor) -> Plain:
     image = walk.writer.image_of(result) if walk.writer.knows(result) else None
     if image is None:
         raise ExportError(
-            f"{type(net).__name__} gives {_shown(result)} that is no image that these steps make of its input"
+            f"{type(net).__name__} returns {_shown(result)}, not an image that these steps compute from its input"
         )
     output = walk.writer.values[image].step
     steps = tuple(needed(walk.writer.steps, output))
@@ -122,12 +122,12 @@ class _Walk(TorchDispatchMode):
         operation = str(func.overloadpacket).removeprefix("aten.")
         where = f"{_told(self.layers[-1])} computes {operation} of {shapes or 'constants'}"
         if func._schema.is_mutable and not self._changes(func, arguments, bool(taken)):
-            raise ExportError(f"{where} into a constant or `out`, which none of the steps of these formats is")
+            raise ExportError(f"{where} into a constant or `out`, which no step of these formats can do")
         if taken:
             self.writer.layer = self.layers[-1]
             read = self._read(func, operation.removesuffix("_"), taken, result, arguments)
             if not read or any(self._odd(one) for one in tree_leaves(result)):
-                raise ExportError(f"{where}, which is none of the steps of these formats: {_numbers(arguments)}")
+                raise ExportError(f"{where}, which is not a step of these formats: {_numbers(arguments)}")
         return result
 
     def _read(self, func: Any, operation: str, taken: list[Tensor], result: Any, arguments: dict[str, Any]) -> bool:

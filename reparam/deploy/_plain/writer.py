@@ -1,4 +1,4 @@
-"""What is known of the tensors of a network while it runs, and the steps that gave them."""
+"""Records the tensors of a network while it runs, and the steps that computed them."""
 
 from __future__ import annotations
 

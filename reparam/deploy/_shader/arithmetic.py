@@ -1,4 +1,4 @@
-"""Arithmetic on images as lines that GLSL and WGSL write alike: four channels at a time, numbers in full."""
+"""Arithmetic on images as lines that are the same in GLSL and WGSL: four channels at a time, constants in full."""
 
 from __future__ import annotations
 

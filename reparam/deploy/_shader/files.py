@@ -1,4 +1,4 @@
-"""Networks as files of shaders: written, read back by what can run them, and compared."""
+"""Writes networks as shader files, runs them if a program is there, and compares the results."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def try_wgsl(file: Path, net: nn.Module) -> Trial:
 
 def _there(name: str, missing: str) -> str:
     if missing:
-        raise ExportError(f"nothing here runs the shader: {missing}")
+        raise ExportError(f"nothing here can run the shader: {missing}")
     return name
 
 
 def _note(file: Path, key: str) -> int:
     found = re.search(rf"^// {key}: (\d+)$", file.read_text(), re.MULTILINE)
     if found is None:
-        raise ExportError(f"{file.name} does not say its {key}, as the shaders of `export` do")
+        raise ExportError(f"{file.name} does not say its {key}; shaders that `export` wrote do")
     return int(found[1])

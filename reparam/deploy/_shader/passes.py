@@ -1,4 +1,4 @@
-"""Which steps of a plain network share a pass over the image, and what one pass leaves for another."""
+"""Decides which steps of a plain network share a pass over the image, and what one pass stores for another."""
 
 from __future__ import annotations
 

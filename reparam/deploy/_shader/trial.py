@@ -1,4 +1,4 @@
-"""A shader compared with its network, by what is shown."""
+"""Compares the picture that a shader shows with its network's output."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def tried(engine: str, missing: str, make: Callable[[], Run], net: nn.Module, co
     shapes = tuple((1, colors, *size) for size in _SIZES)
     try:
         run = make()
-    except Exception as problem:  # whatever it met
-        raise ExportError(f"{engine} cannot load what was written: {problem}") from problem
+    except Exception as problem:  # engines raise anything
+        raise ExportError(f"{engine} cannot load the file that was written: {problem}") from problem
     errors, psnrs = zip(*[_compared(engine, run, net, picture(*shape[1:])) for shape in shapes])
     return Trial(engine, shapes, max(errors), min(psnrs))
 
@@ -64,9 +64,9 @@ def _compared(engine: str, run: Run, net: nn.Module, x: Tensor) -> tuple[float, 
     psnr_db = float(-10 * difference.double().square().mean().clamp_min(1e-12).log10())
     if not psnr_db >= LEAST_PSNR_DB:
         raise ExportError(
-            f"{engine} shows an input of {tuple(x.shape)} at {psnr_db:.1f} dB to what torch gives, where "
-            f"{LEAST_PSNR_DB:g} dB is asked: half floats between the layers are too coarse for the network, or it is "
-            "another one there"
+            f"{engine} shows an input of {tuple(x.shape)} at {psnr_db:.1f} dB to torch's output, but at least "
+            f"{LEAST_PSNR_DB:g} dB is needed: float16 between the layers is too coarse for this network, or the "
+            "shader computes something else"
         )
     return float(difference.abs().max() / wanted.max().clamp_min(1e-3)), psnr_db
 

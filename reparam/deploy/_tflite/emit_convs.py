@@ -93,7 +93,7 @@ def _average(to: Emitter, x: str, kernel: Pair, stride: Pair, padding: Pair, cou
         x, padding = surrounded(to, x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
     borders = _kind_of_borders(kernel, stride, padding)
     if borders is None:
-        raise to.refusal(f"means of {kernel} pixels in steps of {stride} that leave out {padding} around the image")
+        raise to.refusal(f"means of {kernel} pixels in steps of {stride} that do not count the padding {padding}")
     return _pooled(to, "AVERAGE_POOL_2D", x, kernel, stride, borders)
 
 
@@ -111,7 +111,7 @@ def _pooled(to: Emitter, kind: str, x: str, kernel: Pair, stride: Pair, borders:
 def _bordered(
     to: Emitter, x: str, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1), value: float = 0.0
 ) -> tuple[str, int]:
-    """The image, with borders where those of TFLite's two kinds are others, and the kind."""
+    """The image, padded if neither of TFLite's two kinds of padding fits, and the kind."""
     borders = _kind_of_borders(kernel, stride, padding, dilation)
     if borders is not None:
         return x, borders

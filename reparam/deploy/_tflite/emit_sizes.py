@@ -108,7 +108,7 @@ def _resize(to: Emitter, x: str, factor: tuple[float, float], mode: str, align_c
     if mode == "bicubic":
         raise to.refusal("bicubic interpolation")
     if to.dynamic is True and not all(float(one).is_integer() for one in factor):
-        raise to.refusal(f"an image enlarged by {factor} where sizes are free")
+        raise to.refusal(f"an upsampling by {factor} with free sizes")
     size = scaled_size(to, x, factor, (0, 0))
     if mode == "nearest":
         return to.operator("RESIZE_NEAREST_NEIGHBOR", x, size)

@@ -1,4 +1,4 @@
-"""A graph of TFLite in whole numbers of 8 bits."""
+"""A TFLite graph in 8-bit integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channels in the order in which TFLite shuffles them, and reorderings inside of the convolutions beside them."""
+"""Puts channels into the order in which TFLite shuffles them, inside the neighboring convolutions if possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the integers of a graph stand for."""
+"""Finds the scales and zero points of the integers in a graph."""
 
 from __future__ import annotations
 

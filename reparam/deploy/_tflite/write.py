@@ -1,4 +1,4 @@
-"""A network as a file of TFLite."""
+"""Writes a network as a TFLite file."""
 
 from __future__ import annotations
 
