@@ -20,7 +20,7 @@ def with_small_sums(plain: Plain) -> Plain:
     fewer passes over the large image.
 
     Args:
-        plain: of `plain_steps`.
+        plain: the result of `plain_steps`.
     """
     uses = Counter(name for step in plain.steps for name in step.inputs)
     known: dict[str, Step] = {}
@@ -36,7 +36,7 @@ def with_small_sums(plain: Plain) -> Plain:
 
 
 def _factor(step: Step, uses: Counter[str]) -> int:
-    """By which a step enlarges its image pixel by pixel, for nobody but the sum; 0 if it does not."""
+    """The factor by which a step enlarges its image pixel by pixel, if only the sum reads it; else 0."""
     if step.kind == "shuffle":
         return step.settings["factor"] if uses[step.name] == 1 else 0
     vertical, horizontal = step.settings["factor"] if step.kind == "resize" else (0.0, 0.0)
@@ -45,7 +45,7 @@ def _factor(step: Step, uses: Counter[str]) -> int:
 
 
 def _before(known: dict[str, Step], step: Step, factor: int) -> str:
-    """The name of what is shuffled into the result of a step."""
+    """The name of the value that is shuffled into the result of a step."""
     if step.kind == "shuffle":
         return step.inputs[0]
     index = torch.arange(step.shape[1]).repeat_interleave(factor**2)

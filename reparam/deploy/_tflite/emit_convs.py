@@ -59,10 +59,10 @@ def _transposed(
 
 
 def _transposed_conv(to: Emitter, x: str, kernel: Tensor, bias: Tensor, stride: Pair) -> str:
-    """One whose result is as large as it can be: (n - 1) * stride + size.
+    """A transposed convolution without padding, whose result has (n - 1) * stride + size pixels.
 
     Args:
-        to: where to.
+        to: the emitter.
         x: the name of the image.
         kernel: (I, O, h, w).
         bias: (O,).
@@ -78,7 +78,7 @@ def _transposed_conv(to: Emitter, x: str, kernel: Tensor, bias: Tensor, stride: 
 
 
 def _filled(weight: Tensor, dilation: Pair, groups: int) -> Tensor:
-    """The same kernel (I, O/groups, h, w) without dilation and groups, with zeros in between."""
+    """The kernel (I, O/groups, h, w) without dilation and groups, filled up with zeros."""
     inputs, outputs, *size = weight.shape
     tall, wide = ((one - 1) * step + 1 for one, step in zip(size, dilation))
     whole = weight.new_zeros(groups, inputs // groups, groups, outputs, tall, wide)
@@ -119,7 +119,7 @@ def _bordered(
 
 
 def _kind_of_borders(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> int | None:
-    """What TFLite calls SAME has as much more on the right and below as keeps the number of steps: torch's has not."""
+    """TFLite's SAME pads more on the right and below, where needed to keep the number of steps; torch does not."""
     if padding == (0, 0):
         return _VALID
     centred = all(2 * pad == (size - 1) * step for size, pad, step in zip(kernel, padding, dilation))
