@@ -25,10 +25,10 @@ FUNCTIONS = {
     "abs": "abs({x})",
     "sin": "sin({x})",
 }
-"""By name, for four numbers x at once, in what GLSL and WGSL write alike; $2 \\sqrt{2 / \\pi} = 1.59576912$."""
+"""By name, for four values x at once, in the syntax common to GLSL and WGSL; $2 \\sqrt{2 / \\pi} = 1.59576912$."""
 
 MAX_TEXTURES = 15
-"""That a pass can read from beside the image: mpv and libplacebo bind 16."""
+"""How many textures a pass can read besides the image: mpv and libplacebo bind 16."""
 
 _KINDS = (
     *("conv", "prelu", "clamp", "function", "affine", "add", "multiply", "maximum", "minimum"),
