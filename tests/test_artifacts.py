@@ -211,8 +211,8 @@ def test_the_command_looks_at_checkpoints(training, photos, tmp_path, monkeypatc
     [
         (("--model", "repsr_m1c4_x2_y"), "cannot examine repsr_m1c4_x2_y: it must be .* for three colors"),
         (("--model", "plain_m1c4_x2"), "cannot examine plain_m1c4_x2: it must be .* with its batch norms"),
-        (("--model", "repsr_m9c4_x2"), r".*photo1\.png is too small: 60x120 pixels.* needs 76x76; take it out or give"),
-        (("--never", "photo0.png"), "--never and --frozen go together: give both"),
+        (("--model", "repsr_m9c4_x2"), r".*photo1\.png is too small: 60x120 pixels.* needs 76x76; remove it or use"),
+        (("--never", "photo0.png"), "--never and --frozen go together: pass both"),
         (("--val", "one"), "one has only one image, photo0.png, and pasting needs two: add another"),
         (("--val", "none"), "no image in none"),
         (("--val", "nowhere"), "there is no folder nowhere: give one of images"),

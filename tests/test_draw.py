@@ -215,7 +215,7 @@ def test_a_drawing_is_shown_and_saved(tmp_path):
 
 
 def test_another_suffix_is_refused(tmp_path):
-    with pytest.raises(SpecError, match="ends in .svg, but got 'block.png'"):
+    with pytest.raises(SpecError, match="end in .svg, but got 'block.png'"):
         draw(RepSRBlock(4)).save(tmp_path / "block.png")
     assert not list(tmp_path.iterdir())
 

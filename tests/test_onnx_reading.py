@@ -301,7 +301,11 @@ NOT_LINEAR = [
         ("n", 4, 2, 2, 2, 2),
     ),
     ("input 'relu_0' of Conv is not a known constant", lambda s: s.node("Conv", ["x", s.node("Relu", ["x"])]), None),
-    ("divides by another number", lambda s: s.node("AveragePool", ["x"], kernel_shape=(3, 3), pads=(1, 1, 1, 1)), None),
+    (
+        "divides by a different number",
+        lambda s: s.node("AveragePool", ["x"], kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+        None,
+    ),
     (
         "AveragePool with ceil_mode=1",
         lambda s: s.node("AveragePool", ["x"], kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1),
@@ -316,7 +320,11 @@ NOT_LINEAR = [
     ),
     ("MatMul by a constant of shape (2, 4, 3)", lambda s: s.node("MatMul", ["x", s.numbers(2, 4, 3)]), (2, 5, 4)),
     ("features are padded or cropped", lambda s: s.node("MatMul", [cut(s), s.numbers(3, 2)]), ("n", 5, 4)),
-    ("0.5 is padded", lambda s: s.node("Pad", ["x", np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array(0.5)]), None),
+    (
+        "Pad adds 0.5, not zeros",
+        lambda s: s.node("Pad", ["x", np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array(0.5)]),
+        None,
+    ),
     ("Pad adds channels, or images to a batch", lambda s: s.node("Pad", ["x", np.array([0, 1, 0, 0] * 2)]), None),
     ("Pad adds tokens to a sequence", lambda s: s.node("Pad", [tokens(s), np.array([0, 0, 1] * 2)]), ("n", 5, 4)),
     ("dropout is active", lambda s: s.node("Dropout", ["x", np.array(0.5), np.array(True)]), None),
@@ -329,12 +337,12 @@ NOT_LINEAR = [
         None,
     ),
     (
-        "a constant of shape (1, 1, 5, 5) is no number per channel",
+        "a constant of shape (1, 1, 5, 5) is not one number per channel",
         lambda s: s.node("Add", ["x", s.numbers(5, 5)]),
         (1, 4, 5, 5),
     ),
     ("axis 2 of 4 is not an axis of channels", lambda s: s.node("Add", ["x", s.numbers(5, 1)]), (1, 4, 5, 5)),
-    ("no number per channel of (1, 1, 5, 5)", lambda s: s.node("Mul", ["x", s.numbers(3, 1, 1)]), (1, 1, 5, 5)),
+    ("not one number per channel of (1, 1, 5, 5)", lambda s: s.node("Mul", ["x", s.numbers(3, 1, 1)]), (1, 1, 5, 5)),
     ("constants on the last axis follow", lambda s: s.node("Add", ["x", s.numbers(4)]), ("n", 5, 4)),
     ("with their channels on different axes", lambda s: s.norm(tokens(s), 5), ("n", 5, 4)),
     (
@@ -349,7 +357,7 @@ NOT_LINEAR = [
         ("n", 5, 4),
     ),
     (
-        "values of [(None, 4, None, None), (None, 4, 1, 1)] meet",
+        "values of [(None, 4, None, None), (None, 4, 1, 1)] are combined",
         lambda s: s.node("Add", ["x", s.node("GlobalAveragePool", ["x"])]),
         None,
     ),
