@@ -215,8 +215,8 @@ def test_the_command_looks_at_checkpoints(training, photos, tmp_path, monkeypatc
         (("--never", "photo0.png"), "--never and --frozen go together: pass both"),
         (("--val", "one"), "one has only one image, photo0.png, and pasting needs two: add another"),
         (("--val", "none"), "no image in none"),
-        (("--val", "nowhere"), "there is no folder nowhere: give one of images"),
-        (("--train", "photo0.png"), r"there is no folder photo0\.png: give one of images"),
+        (("--val", "nowhere"), "there is no folder nowhere: pass a folder of images"),
+        (("--train", "photo0.png"), r"there is no folder photo0\.png: pass a folder of images"),
         (("--patch", "999"), "no image in .* has 1998 pixels on both sides, as patch=999 needs"),
     ],
 )

@@ -533,7 +533,7 @@ def test_inspect_says_what_stands_in_the_way(ecbsr, tmp_path):
     assert result.exit_code == 0 and result.output.count("problem:") == 2
     assert "blocks:   6 x ECB" in result.output
     result = run("inspect", str(tmp_path / "none.pth"))
-    assert result.exit_code == 1 and "none.pth' is no file" in result.stderr and result.stderr.count("\n") == 1
+    assert result.exit_code == 1 and "none.pth' is neither a file" in result.stderr and result.stderr.count("\n") == 1
     assert run("inspect", str(ecbsr), "--wrapper", "params").exit_code == 1
 
 
