@@ -728,8 +728,8 @@ def plain_state_dict() -> StateDict:
 
 REASONS = (
     "a damaged archive",
-    "its archive unpacks to 50009 bytes",
-    "its archive unpacks to 3001 bytes",
+    "its archive unpacks to 50009",
+    "its archive unpacks to 3001",
     "not a whole safetensors file",
     "not a whole file of torch",
     "is not stored in full",
