@@ -290,7 +290,7 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
 
 def test_bad_arguments(net, tmp_path, monkeypatch):
     with pytest.raises(
-        SpecError, match=r"'net.tfl'; there are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
+        SpecError, match=r"'net.tfl'; known are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
     ):
         export(net, tmp_path / "net.tfl")
     with pytest.raises(FileNotFoundError, match="there is no directory"):
