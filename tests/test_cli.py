@@ -268,7 +268,7 @@ def test_what_is_no_checkpoint_takes_neither(tmp_path, monkeypatch):
     )
     small = ("bench", "infer", "--height", "9", "--width", "9", "--rounds", "1", "--engine", "torch")
     result = run(*small, "plain_m1c4_x2", "--wrapper", "params")
-    assert result.exit_code == 1 and "plain_m1c4_x2 is no file; leave out --wrapper" in result.stderr
+    assert result.exit_code == 1 and "plain_m1c4_x2 is not a file; leave out --wrapper" in result.stderr
     assert run(*small, "plain_m1c4_x2", "--act", "relu").exit_code == 0
 
 

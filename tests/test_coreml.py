@@ -113,7 +113,7 @@ def test_a_package_is_a_folder_that_is_replaced_whole(tmp_path):
     assert CliRunner().invoke(app, command).exit_code == 0
     (package / "more").write_text("of before")
     again = CliRunner().invoke(app, command)
-    assert again.exit_code == 1 and "net.mlpackage exists already" in again.output
+    assert again.exit_code == 1 and "net.mlpackage is there already" in again.output
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
     assert not (package / "more").exists() and (package / "Manifest.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.mlpackage", "net.safetensors"]

@@ -601,7 +601,7 @@ def test_the_command(tmp_path):
     )
     assert "6 nodes and 704 values before, 1 and 584 after; the outputs differ by" in result.output
     refused = CliRunner().invoke(app, ["fuse", str(source), str(target)])
-    assert refused.exit_code == 1 and "exists already" in refused.output
+    assert refused.exit_code == 1 and "is there already" in refused.output
     other = source.rename(tmp_path / "model.bin")  # known by what is in it
     result = CliRunner().invoke(app, ["fuse", str(other), str(target), "--overwrite", "--json"])
     report = json.loads(result.output)

@@ -319,7 +319,13 @@ def test_ranges_of_a_block_are_those_of_its_worst_layer():
         ("net.ncnn.param", SMALL, {}, SpecError, "but got 'net.ncnn.param'"),
         ("net.onnx", [], {}, SpecError, "there is no image for calibration"),
         ("net.onnx", SMALL, {"targets": LARGE[:1]}, SpecError, "2 images and 1 targets"),
-        ("net.onnx", SMALL, {"targets": SMALL}, SpecError, r"image 0 becomes \(80, 120, 3\), but .* \(40, 60, 3\)"),
+        (
+            "net.onnx",
+            SMALL,
+            {"targets": SMALL},
+            SpecError,
+            r"image 0 is enlarged to \(80, 120, 3\), but .* \(40, 60, 3\)",
+        ),
         (
             "net.onnx",
             [np.zeros((8, 8, 5), np.uint8)],

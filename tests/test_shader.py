@@ -383,7 +383,7 @@ def test_reading_a_file_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(shaders, "webgpu", lambda: ("wgpu", ""))
     assert read_glsl(file)[0] == "player 1.0"
     file.write_text("//!HOOK LUMA\n")
-    with pytest.raises(ExportError, match="net.glsl does not say its scale, as the shaders of `export` do"):
+    with pytest.raises(ExportError, match="net.glsl does not say its scale; shaders that `export` wrote do"):
         read_glsl(file)
     with pytest.raises(ExportError, match="net.glsl does not say its colors"):
         try_glsl(file, nn.Identity())

@@ -970,7 +970,7 @@ def test_the_command(nets, tmp_path, doubling):
     assert sorted(path.name for path in out.iterdir()) == ["a_x2.png", "b_x2.jpg"]
     assert (np.asarray(Image.open(out / "a_x2.png")) == doubling(PHOTO)).all()
     again = run(folder, "-o", out, *model)
-    assert again.exit_code == 1 and "exists already" in again.output
+    assert again.exit_code == 1 and "is there already" in again.output
     (folder / "c.png").write_text("no image")
     mixed = run(folder, "-o", out, *model, "--overwrite", "--suffix", "webp")
     assert mixed.exit_code == 1 and "c.png" in mixed.output

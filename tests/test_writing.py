@@ -248,9 +248,7 @@ def test_files_that_are_there_are_replaced_on_request_only(tmp_path):
     for name, command in commands.items():
         (tmp_path / name).write_bytes(b"old")
         result = CliRunner().invoke(app, list(map(str, command)))
-        assert result.exit_code == 1 and "exists already; choose another name, or pass --overwrite" in result.output, (
-            name
-        )
+        assert result.exit_code == 1 and "is there already; choose another name, or --overwrite" in result.output, name
         assert (tmp_path / name).read_bytes() == b"old"
     for name in ("out.pth", "out.pt2", "a_x2.png"):
         result = CliRunner().invoke(app, [*map(str, commands[name]), "--overwrite"])

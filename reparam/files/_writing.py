@@ -110,7 +110,7 @@ def _check(path: Path, place: Path, read: dict[tuple[int, int], Any], overwrite:
     if source := read.get(_identity(place)):
         raise SpecError(f"cannot write {path}: it is {source}, which is one of its sources; choose another name")
     if not overwrite:
-        raise SpecError(f"{path} exists already; choose another name, or pass --overwrite")
+        raise SpecError(f"{path} is there already; choose another name, or --overwrite")
 
 
 def _identity(path: Path) -> tuple[int, int]:
