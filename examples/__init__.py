@@ -1,1 +1,1 @@
-"""Programs that use the library."""
+"""Example programs that use the library."""

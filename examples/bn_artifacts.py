@@ -1,7 +1,7 @@
-"""What the stored statistics of batch norm do to smooth areas, and what freezing them late in training does about it.
+"""Shows what the stored statistics of batch norm do to smooth areas, and how freezing them late in training helps.
 
-A network is trained up to nine tenths and from there on twice, never frozen and frozen, and looked at on photos that it
-has not seen. docs/artifacts.md explains what comes out.
+It trains a network for nine tenths of the steps, and the last tenth twice: never frozen and frozen. Then it compares
+both on photos that were not used for training. docs/artifacts.md explains the results.
 
     python -m examples.bn_artifacts [--smoke]
 """
@@ -38,20 +38,20 @@ from reparam.errors import SpecError
 from reparam.sr import SRNet, create_model, load_checkpoint
 
 WAYS = ("stored", "recalibrated", "own", "frozen")
-"""Never frozen, with the statistics that the training stored, those of 100 batches at its end, and the image's own; and
-frozen."""
+"""The networks that are compared. The first three are the one that was never frozen, with the statistics that training
+stored, with those of 100 batches at the end of training, and with the image's own; the last one was frozen."""
 LOCAL = 17
-"""Height and width of what "local" means below, in pixels of the large image."""
+"""Height and width of a "local" window below, in pixels of the large image."""
 SMOOTH, TEXTURED = 3.0, 12.0
-"""Smooth is where the true luma has at most this local standard deviation, textured where it has at least this one."""
+"""A pixel is smooth if the true luma has at most the first local standard deviation, textured from the second on."""
 INNER = 16
-"""Height and width of the part of a window that nothing around the window reaches, in low-resolution pixels."""
+"""Height and width of the part of a window that does not depend on its surroundings, in low-resolution pixels."""
 AMPLIFY = 8
-"""Factor on the errors in the pictures."""
+"""The factor by which pictures amplify errors."""
 
 
 class Photo(NamedTuple):
-    """A test image in grey levels, (3, h, w) and (3, scale * h, scale * w), float64."""
+    """A test image in gray levels, (3, h, w) and (3, scale * h, scale * w), float64."""
 
     name: str
     low: Tensor
@@ -75,7 +75,7 @@ class Window(NamedTuple):
     size: int
 
     def of(self, image: Tensor, margin: int = 0) -> Tensor:
-        """This part of the photo or of what was made of it, without `margin` low-resolution pixels all round."""
+        """This part of the photo, or of an enlarged one, without `margin` low-resolution pixels on each side."""
         scale = image.shape[-1] // self.photo.low.shape[-1]
         size = scale * (self.size - 2 * margin)
         return image.narrow(-2, scale * (self.top + margin), size).narrow(-1, scale * (self.left + margin), size)
@@ -85,7 +85,7 @@ class Window(NamedTuple):
 
 
 class Training:
-    """L1 and Adam, with an average of weights and statistics unless `ema` is 0; deepcopy branches it off."""
+    """Training with L1 and Adam, and an average of weights and statistics unless `ema` is 0. deepcopy forks it."""
 
     def __init__(self, net: SRNet, batches: Batches, steps: int, lr: float, cosine: bool, ema: float) -> None:
         self.net, self.ema, self.done = net.train(), ema, 0
@@ -100,7 +100,7 @@ class Training:
         return self.average.module if self.ema else self.net  # type: ignore[return-value]  # of the same class
 
     def go_on(self, stop: int) -> None:
-        """Trains until `stop` steps are done."""
+        """Train until `stop` steps are done."""
         for low, high in self.batches.loader(self.done, stop):
             loss = F.l1_loss(self.net(low.float() / 255), high.float() / 255)
             self.optimizer.zero_grad()
@@ -113,7 +113,7 @@ class Training:
 
 
 def train_both_ways(training: Training, steps: int, tests: Sequence[Photo]) -> tuple[SRNet, SRNet]:
-    """Never frozen, and frozen for the last tenth; up to there it is the same training."""
+    """Train a network that is never frozen, and one that is frozen for the last tenth; until then they are the same."""
     table = Table("step", title="PSNR (dB) of the test images before the freeze")
     for region in ("all", "smooth"):
         for way in ("stored", "own"):
@@ -138,7 +138,7 @@ def train_both_ways(training: Training, steps: int, tests: Sequence[Photo]) -> t
 
 @torch.no_grad()
 def enlarge(net: SRNet, low: Tensor, own: bool = False) -> Tensor:
-    """The image enlarged with stored statistics, or with its own; those that are stored stay as they are."""
+    """The image enlarged with stored statistics, or with its own. The stored statistics do not change."""
     net = copy.deepcopy(net).train(own)
     return (net(low[None].float() / 255)[0].double() * 255).clamp(0, 255)
 
@@ -150,37 +150,37 @@ def in_all_ways(nets: Nets, low: Tensor) -> dict[str, Tensor]:
 
 
 def enlarge_bicubic(photo: Photo) -> Tensor:
-    """The yardstick, of 8 bit."""
+    """The image enlarged by bicubic interpolation in 8 bits, for comparison."""
     scale = photo.high.shape[-1] // photo.low.shape[-1]
     return torch.from_numpy(bicubic(photo.low.byte().numpy(), scale)).double()
 
 
 def local_mean(image: Tensor) -> Tensor:
-    """Mean over the LOCAL x LOCAL pixels around each one, as far as they lie in the image (C, H, W)."""
+    """Mean over the LOCAL x LOCAL pixels around each pixel, as far as they are inside the image (C, H, W)."""
     return F.avg_pool2d(image, LOCAL, 1, LOCAL // 2, count_include_pad=False)
 
 
 def regions(high: Tensor) -> dict[str, Tensor]:
-    """Masks (H, W) of the smooth pixels, the textured ones, and all of an image (3, H, W)."""
+    """Masks (H, W) of the smooth pixels, the textured pixels, and all pixels of an image (3, H, W)."""
     y = torch.from_numpy(luma(high.byte().numpy()))
     deviation = (local_mean(y * y) - local_mean(y).square()).clamp(min=0).sqrt()[0]
     return {"smooth": deviation <= SMOOTH, "textured": deviation >= TEXTURED, "all": deviation >= 0}
 
 
 def psnr(errors: Tensor) -> float:
-    """In dB, of errors in grey levels."""
+    """PSNR in dB, from errors in gray levels."""
     return float(10 * torch.log10(255**2 / errors.square().mean()))
 
 
 def mean_psnr(net: SRNet, tests: Sequence[Photo], region: str, own: bool) -> float:
-    """Mean over the images that have such a region; nan without one."""
+    """Mean PSNR over the images that have this region; nan if none has it."""
     masked = [(photo, mask) for photo in tests if (mask := regions(photo.high)[region]).any()]
     scores = [psnr((enlarge(net, photo.low, own) - photo.high)[:, mask]) for photo, mask in masked]
     return float(np.mean(scores)) if scores else math.nan
 
 
 def region_tables(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]]) -> tuple[Table, Table, Table]:
-    """How good each way is in each region, and what the choice of statistics changes there."""
+    """The quality of each way in each region, and what the choice of statistics changes there."""
     scores = Table("", "share", "bicubic", *WAYS, title="PSNR (dB) by region")
     tints = Table("", *WAYS, title=f"|error averaged over {LOCAL}x{LOCAL} pixels|, in grey levels")
     changes = Table("", "mean size", "at most", "mean, R G B", title="stored - own, in grey levels")
@@ -200,7 +200,7 @@ def region_tables(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]])
 
 
 def gap_table(never: SRNet, windows: dict[str, Window]) -> Table:
-    """How far the stored statistics are from those of each window."""
+    """The gap between the stored statistics and those of each window."""
     table = Table("", title="bn_gap: mean shift and typical ratio of the variances")
     for kind in windows:
         table.add_column(kind)
@@ -214,12 +214,12 @@ def gap_table(never: SRNet, windows: dict[str, Window]) -> Table:
 
 
 def margin_of(net: SRNet) -> int:
-    """How far an output looks in each direction: a pixel per 3x3 convolution."""
+    """How far an output reaches in each direction: one pixel per 3x3 convolution."""
     return net.num_blocks + 2
 
 
 def worst_window(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]], region: str, size: int) -> Window:
-    """The square with the most difference between stored and own statistics in pixels of this region."""
+    """The square where stored and own statistics differ most, in pixels of this region."""
     found = []
     for photo, images in zip(tests, enlarged):
         difference = (images["stored"] - images["own"]).abs().mean(0) * regions(photo.high)[region]
@@ -232,7 +232,7 @@ def worst_window(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]], 
 
 
 def paste(window: Window, into: Photo) -> Window:
-    """The window, in both resolutions, in the middle of another photo."""
+    """Paste the window, in both resolutions, into the middle of another photo."""
     photo = Photo(f"{window.photo.name} in {into.name}", into.low.clone(), into.high.clone())
     top, left = ((size - window.size) // 2 for size in into.low.shape[1:])
     pasted = Window(photo, top, left, window.size)
@@ -242,13 +242,13 @@ def paste(window: Window, into: Photo) -> Window:
 
 
 def other_photo(window: Window, tests: Sequence[Photo], region: str) -> Photo:
-    """Of the other photos, the one with the largest share of this region."""
+    """The other photo with the largest share of this region."""
     others = [photo for photo in tests if photo.name != window.photo.name]
     return max(others, key=lambda photo: float(regions(photo.high)[region].double().mean()))
 
 
 def paste_table(nets: Nets, pairs: Sequence[tuple[Window, Window]]) -> Table:
-    """The error inside of each window where it was and where it was pasted, and how far these outputs are apart."""
+    """The error inside each window in its photo and where it was pasted, and how much these outputs differ."""
     table = Table("", *WAYS, title="Inside of the window: mean |error|, in grey levels")
     margin = margin_of(nets.never)
     for pair in pairs:
@@ -268,7 +268,7 @@ def paste_table(nets: Nets, pairs: Sequence[tuple[Window, Window]]) -> Table:
 
 
 def picture(window: Window, images: dict[str, Tensor]) -> Image.Image:
-    """What is in the window, three by three: the truth and all ways, and below each an error, amplified, about grey."""
+    """The window in rows of three: the truth and all ways, with an amplified error around gray below each."""
     shown = {"truth": window.photo.high, "bicubic": enlarge_bicubic(window.photo), **images}
     above = {name: window.of(image) for name, image in shown.items()}
     errors = {f"{name} - truth": image - above["truth"] for name, image in above.items() if name != "truth"}
@@ -287,7 +287,7 @@ def picture(window: Window, images: dict[str, Tensor]) -> Image.Image:
 
 
 def show(nets: Nets, tests: Sequence[Photo], out: Path) -> None:
-    """Prints all tables and writes all pictures."""
+    """Print all tables and write all pictures."""
     enlarged = [in_all_ways(nets, photo.low) for photo in tests]
     size = INNER + 2 * margin_of(nets.never)
     windows = {region: worst_window(tests, enlarged, region, size) for region in ("smooth", "textured")}
@@ -312,58 +312,62 @@ def show(nets: Nets, tests: Sequence[Photo], out: Path) -> None:
 
 
 def check_net(net: object, name: object) -> SRNet:
-    """The network, if it is one that can be looked at."""
+    """The network, if this program can compare it."""
     if not (isinstance(net, SRNet) and net.colors == 3 and any(norms(net))):
         raise SpecError(
-            f"cannot look at {name}: it must be a network such as repsr_m4c16_x2 or repvggsr_m4c16_x2, for three "
-            "colours and with its batch norms (train.safetensors of a training, not fused.safetensors)"
+            f"cannot examine {name}: it must be a network such as repsr_m4c16_x2 or repvggsr_m4c16_x2, for three "
+            "colors and with its batch norms (train.safetensors of a training run, not fused.safetensors)"
         )
     return net
 
 
 def read_tests(folder: Path, net: SRNet) -> list[Photo]:
-    """The test images; each must hold a window, and a window must go from one to another."""
+    """The test images. Each must be large enough for a window, and pasting needs at least two."""
     files = image_files(folder)
     if len(files) < 2:
-        raise SpecError(f"{folder} has one image only, {files[0].name}, and pasting needs two: add another")
+        raise SpecError(f"{folder} has only one image, {files[0].name}, and pasting needs two: add another")
     tests, size = [], INNER + 2 * margin_of(net)
     for path in files:
         low, high = (torch.from_numpy(image.copy()).double() for image in read_pair(path, net.scale))
         if min(high.shape[1:]) < net.scale * size:
             height, width = high.shape[1:]
             raise SpecError(
-                f"{path} is too small: {height}x{width} pixels, and a window of this network needs "
-                f"{net.scale * size}x{net.scale * size}; take it out or give a larger one"
+                f"{path} is too small: {height}x{width} pixels, but a window of this network needs "
+                f"{net.scale * size}x{net.scale * size}; remove it or use a larger one"
             )
         tests.append(Photo(path.stem, low, high))
     return tests
 
 
 def main(
-    folder: Annotated[Path | None, Option("--train", help="Folder of images; scikit-image's if not given.")] = None,
-    val: Annotated[Path | None, Option(help="Folder of two test images or more; likewise.")] = None,
+    folder: Annotated[
+        Path | None, Option("--train", help="Folder of training images. Default: scikit-image's.")
+    ] = None,
+    val: Annotated[Path | None, Option(help="Folder of two or more test images. Default: scikit-image's.")] = None,
     out: Annotated[Path, Option(file_okay=False, help="Folder for the pictures.")] = Path("bn-artifacts"),
-    model: Annotated[str, Option(help="Name for create_model.")] = "repvggsr_m4c16_x2",
-    steps: Annotated[int, Option(min=10, help="Training steps in all.")] = 1000,
-    batch: Annotated[int, Option(min=1, help="Patches in a batch.")] = 4,
+    model: Annotated[str, Option(help="Name of the network, as for create_model.")] = "repvggsr_m4c16_x2",
+    steps: Annotated[int, Option(min=10, help="Number of training steps.")] = 1000,
+    batch: Annotated[int, Option(min=1, help="Patches per batch.")] = 4,
     patch: Annotated[int, Option(min=1, help="Height and width of a patch, in low-resolution pixels.")] = 24,
     lr: Annotated[float, Option(min=0, help="Learning rate of Adam.")] = 4e-3,
-    cosine: Annotated[bool, Option("--cosine", help="Let it fall to zero along a cosine.")] = False,
-    ema: Annotated[float, Option(min=0, max=1, help="Decay of the average that is looked at; 0: none.")] = 0.0,
-    seed: Annotated[int, Option(min=0, help="Of weights and patches.")] = 0,
+    cosine: Annotated[bool, Option("--cosine", help="Let the learning rate fall to zero along a cosine.")] = False,
+    ema: Annotated[float, Option(min=0, max=1, help="Decay of the weight average to compare; 0 for none.")] = 0.0,
+    seed: Annotated[int, Option(min=0, help="Random seed for weights and patches.")] = 0,
     never: Annotated[
-        Path | None, Option(exists=True, dir_okay=False, help="A checkpoint never frozen, in place of the training.")
+        Path | None, Option(exists=True, dir_okay=False, help="A checkpoint that was never frozen; skips training.")
     ] = None,
-    frozen: Annotated[Path | None, Option(exists=True, dir_okay=False, help="And a frozen one.")] = None,
-    smoke: Annotated[bool, Option(help="A few steps only, to see that it runs.")] = False,
+    frozen: Annotated[
+        Path | None, Option(exists=True, dir_okay=False, help="A checkpoint that was frozen; needs --never.")
+    ] = None,
+    smoke: Annotated[bool, Option(help="Run only a few steps.")] = False,
 ) -> None:
     """Train a network with batch norm never frozen and frozen late, and show what the choice of statistics changes."""
     with user_errors():
         if (never is None) != (frozen is None):
-            raise SpecError("--never and --frozen go together: give both to look at them, or neither to train them")
+            raise SpecError("--never and --frozen go together: pass both to compare them, or neither to train them")
         for given in (folder, val):
             if given and not given.is_dir():
-                raise SpecError(f"there is no folder {given}: give one of images, or none for those of scikit-image")
+                raise SpecError(f"there is no folder {given}: pass a folder of images, or none for scikit-image's")
         if val is None or folder is None:
             write_photos(out / "photos")
             for name in ("moon", "grass"):  # hardly any texture, and nothing else

@@ -1,7 +1,7 @@
-"""Give a trained timm network more to train: swap its convolutions for blocks, fine-tune, fuse, load it back.
+"""Fine-tune a trained timm network with blocks: swap its convolutions for blocks, train, fuse, and load it back.
 
-The task is small and needs no download: tell from a patch which photo of scikit-image it comes from. The network is a
-ResNet that is trained first as it is; put `pretrained=True` where it is built to start from timm's weights.
+The task is small and needs no download: recognize which of scikit-image's photos a patch comes from. The network is a
+ResNet, which is first trained without blocks. To start from timm's weights instead, build it with `pretrained=True`.
 
     python examples/finetune_timm.py [--smoke]
 """
@@ -28,7 +28,7 @@ images = [torch.from_numpy(photo()).permute(2, 0, 1).float() / 255 for photo in 
 
 
 def batch(rng: np.random.Generator, size: int, right: bool) -> tuple[Tensor, Tensor]:
-    """Patches of 32x32 and the numbers of their photos: from the right third of each photo, or from the rest of it."""
+    """Patches of 32x32 and the indices of their photos, from the right third of each photo or from the rest of it."""
     patches, labels = [], rng.integers(len(images), size=size)
     for label in labels:
         image = images[label]
@@ -40,7 +40,7 @@ def batch(rng: np.random.Generator, size: int, right: bool) -> tuple[Tensor, Ten
 
 
 def train(net: nn.Module, steps: int, learning_rate: float, rng: np.random.Generator) -> None:
-    """SGD with a cosine schedule."""
+    """Train with SGD and a cosine schedule."""
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), learning_rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -54,19 +54,19 @@ def train(net: nn.Module, steps: int, learning_rate: float, rng: np.random.Gener
 
 @torch.no_grad()
 def accuracy(net: nn.Module) -> float:
-    """Share of right answers on patches that no training saw."""
+    """Share of correct answers on patches that training never saw."""
     x, labels = batch(np.random.default_rng(1), 256, right=True)
     return float((net.eval()(x).argmax(1) == labels).float().mean())
 
 
-def main(smoke: Annotated[bool, typer.Option(help="A few steps only, to see that it runs.")] = False) -> None:
-    """Trains, swaps, fine-tunes, fuses and loads back."""
+def main(smoke: Annotated[bool, typer.Option(help="Run only a few steps.")] = False) -> None:
+    """Train a timm network, swap blocks in, fine-tune, fuse, and load the result back into the network."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     steps = 3 if smoke else 100
     net = build()
     train(net, steps, 0.02, rng)
-    print(f"trained as it is:     {accuracy(net):.3f}")
+    print(f"trained unchanged:    {accuracy(net):.3f}")
 
     x, _ = batch(rng, 8, right=True)
     before = copy.deepcopy(net)(x)
@@ -76,12 +76,12 @@ def main(smoke: Annotated[bool, typer.Option(help="A few steps only, to see that
 
     train(net, steps, 0.02, rng)
     freeze_bn_stats(net)
-    print(f"fine-tuned as blocks: {accuracy(net):.3f}")
+    print(f"fine-tuned, blocks:   {accuracy(net):.3f}")
 
     plain = fuse(net)
     print(verify(net, plain, x))
     loaded = build()
-    loaded.load_state_dict(plain.state_dict(), strict=True)  # the class of timm, its own keys
+    loaded.load_state_dict(plain.state_dict(), strict=True)  # timm's class, with its own keys
     print(f"fused, loaded back:   {accuracy(loaded):.3f}")
 
 

@@ -1,4 +1,4 @@
-"""Blocks in a network and a training loop of one's own: train, validate fused, freeze, fuse, check.
+"""Use blocks in your own network and training loop: train, validate the fused network, freeze, fuse, check.
 
 python examples/own_training_loop.py [--smoke]
 """
@@ -13,13 +13,13 @@ from torch import nn
 from reparam import RepSRBlock, freeze_bn_stats, fuse, verify
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--smoke", action="store_true", help="a few steps only")
+parser.add_argument("--smoke", action="store_true", help="run only a few steps")
 steps = 20 if parser.parse_args().smoke else 600
 torch.manual_seed(0)
 
 
 class Denoiser(nn.Module):
-    """Three convolutions, which only their names make re-parameterizable."""
+    """Three convolutions. Building them as `RepSRBlock` instead of `nn.Conv2d` makes them re-parameterizable."""
 
     def __init__(self, conv=RepSRBlock, width=16):
         super().__init__()
@@ -34,7 +34,7 @@ def noisy(clean):
 
 
 def error_db(model):
-    """PSNR on the lower half of the photo, which is not trained on."""
+    """PSNR on the lower half of the photo, which is not used for training."""
     with torch.no_grad():
         return -10 * torch.log10(F.mse_loss(model(noisy(photo[:, :, 256:])), photo[:, :, 256:])).item()
 
@@ -52,7 +52,7 @@ for step in range(steps):
     loss.backward()
     optimizer.step()
     if step % (steps // 4) == 0:
-        plain = fuse(net.eval())  # a copy: validation costs one convolution per layer
+        plain = fuse(net.eval())  # a copy, so validation costs one convolution per layer
         print(f"step {step:4d}: loss {loss.item():.4f}, fused {error_db(plain):.2f} dB on the held-out half")
         net.train()
 

@@ -203,20 +203,20 @@ def test_the_command_looks_at_checkpoints(training, photos, tmp_path, monkeypatc
     assert [row[4], *row[6:8]] == expected
     result = command(monkeypatch, *common, "--never", plain, "--frozen", frozen)
     assert result.exit_code == 1
-    assert re.fullmatch(r"error: cannot look at .*plain\.safetensors: .*with its batch norms.*\n", result.output)
+    assert re.fullmatch(r"error: cannot examine .*plain\.safetensors: .*with its batch norms.*\n", result.output)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "repsr_m1c4_x2_y"), "cannot look at repsr_m1c4_x2_y: it must be .* for three colours"),
-        (("--model", "plain_m1c4_x2"), "cannot look at plain_m1c4_x2: it must be .* with its batch norms"),
-        (("--model", "repsr_m9c4_x2"), r".*photo1\.png is too small: 60x120 pixels.* needs 76x76; take it out or give"),
-        (("--never", "photo0.png"), "--never and --frozen go together: give both"),
-        (("--val", "one"), "one has one image only, photo0.png, and pasting needs two: add another"),
+        (("--model", "repsr_m1c4_x2_y"), "cannot examine repsr_m1c4_x2_y: it must be .* for three colors"),
+        (("--model", "plain_m1c4_x2"), "cannot examine plain_m1c4_x2: it must be .* with its batch norms"),
+        (("--model", "repsr_m9c4_x2"), r".*photo1\.png is too small: 60x120 pixels.* needs 76x76; remove it or use"),
+        (("--never", "photo0.png"), "--never and --frozen go together: pass both"),
+        (("--val", "one"), "one has only one image, photo0.png, and pasting needs two: add another"),
         (("--val", "none"), "no image in none"),
-        (("--val", "nowhere"), "there is no folder nowhere: give one of images"),
-        (("--train", "photo0.png"), r"there is no folder photo0\.png: give one of images"),
+        (("--val", "nowhere"), "there is no folder nowhere: pass a folder of images"),
+        (("--train", "photo0.png"), r"there is no folder photo0\.png: pass a folder of images"),
         (("--patch", "999"), "no image in .* has 1998 pixels on both sides, as patch=999 needs"),
     ],
 )

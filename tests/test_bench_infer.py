@@ -36,7 +36,7 @@ def net() -> nn.Module:
         ("openvino", lambda y: y + 1e-3 * np.abs(y).max(), r"openvino \(fused\) differs by 1.0e-03 .* at most 1e-04"),
         ("openvino-bf16", lambda y: 1.2 * y, r"openvino-bf16 \(fused\) differs by 2.0e-01 .* at most 5e-02"),
         ("openvino", lambda y: y * np.nan, "differs by nan"),
-        ("ncnn", lambda y: y[:, :, 1:], r"ncnn \(fused\) gives \(1, 3, 17, 24\), where torch gives \(1, 3, 18, 24\)"),
+        ("ncnn", lambda y: y[:, :, 1:], r"ncnn \(fused\) returns \(1, 3, 17, 24\), but torch returns \(1, 3, 18, 24\)"),
     ],
 )
 def test_an_engine_with_another_output_is_not_timed(net, name, outcome, match, monkeypatch):
@@ -62,7 +62,7 @@ def test_an_engine_that_fails_is_named_and_the_others_are_timed(net, monkeypatch
     assert [row.engine for row in report.rows] == ["torch-eager"] * 3 + ["ncnn"]
     command = ["bench", "infer", "plain_m1c4_x2", "--height", "9", "--width", "12", "--rounds", "1"]
     assert (
-        "torch-compile is installed and cannot run this network: no compiler" in CliRunner().invoke(app, command).output
+        "torch-compile is installed but cannot run this network: no compiler" in CliRunner().invoke(app, command).output
     )
 
 
@@ -83,5 +83,5 @@ def test_a_file_is_run_by_its_engines(net, tmp_path, monkeypatch):
 
 
 def test_a_network_that_does_not_say_its_input():
-    with pytest.raises(SpecError, match="Conv2d does not say its input"):
+    with pytest.raises(SpecError, match="Conv2d does not say what its input is"):
         bench_inference(nn.Conv2d(3, 3, 3), 9, 12)

@@ -40,7 +40,7 @@ def test_a_step_takes_until_the_device_has_done_it(monkeypatch):
 
 
 def test_a_device_that_is_not_there():
-    with pytest.raises(SpecError, match=re.escape("got device='meta' (") + ".*there is: cpu"):
+    with pytest.raises(SpecError, match=re.escape("got device='meta' (") + ".*available: cpu"):
         Setting("meta")
     for device in ("cpu", "cpu:0"):
         assert Setting(device).seconds(lambda: None) >= 0

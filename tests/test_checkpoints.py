@@ -224,7 +224,7 @@ def test_odd_parts_of_edsr(tmp_path):
     sd["tail.0.0.weight"] = torch.rand(6 * 5, 6, 3, 3)
     torch.save(sd, tmp_path / "x.pth")
     with pytest.raises(
-        CheckpointError, match="'tail.0.0.weight' has 30 output channels, which is 6 colours times no sq"
+        CheckpointError, match="'tail.0.0.weight' has 30 output channels, but expected 6 times a square"
     ):
         load_checkpoint(tmp_path / "x.pth")
 
@@ -478,7 +478,7 @@ def test_where_nothing_can_be_written(tmp_path):
         with pytest.raises(OSError, match="irectory"):
             save_checkpoint(net, tmp_path / "folder" / file)
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["x.pth", "x.safetensors"]
-    with pytest.raises(CheckpointError, match=r"wrapper='params' was asked for x.safetensors"):
+    with pytest.raises(CheckpointError, match=r"got wrapper='params' for x.safetensors"):
         save_checkpoint(net, tmp_path / "x.safetensors", wrapper="params")
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -576,7 +576,7 @@ def test_a_fused_file_is_read_as_the_network_that_it_was_or_refused(source, keys
 
 def test_a_network_of_another_range(tmp_path):
     torch.save(of("ecbsr_m4c8_x2_c1"), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="no key tells the range of its images: pass img_range=255"):
+    with pytest.raises(CheckpointError, match="the keys do not say the range of its images: pass img_range=255"):
         load_checkpoint(tmp_path / "x.pth")
     assert "ECBSR" in inspect_file(tmp_path / "x.pth").network
     wide, unit = (load_checkpoint(tmp_path / "x.pth", img_range=r).double() for r in (1, 255))
@@ -585,13 +585,13 @@ def test_a_network_of_another_range(tmp_path):
     with pytest.raises(CheckpointError, match="img_range must be a positive number, but got -1"):
         load_checkpoint(tmp_path / "x.pth", img_range=-1)
     save_checkpoint(ready("ecbsr_m1c4_x2", act="softplus"), tmp_path / "y.safetensors")
-    with pytest.raises(CheckpointError, match="Softplus has no form for another range.*img_range=255"):
+    with pytest.raises(CheckpointError, match="Softplus cannot be converted from another range.*img_range=255"):
         load_checkpoint(tmp_path / "y.safetensors", img_range=255)
 
 
 def test_pixels_unshuffled_before_the_network(tmp_path):
     torch.save(PlainSR(colors=12, scale=1, num_blocks=1, channels=8).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="12 channels are no image of 1 or 3.*pass colors=12"):
+    with pytest.raises(CheckpointError, match="takes 12 channels, and an image has 1 or 3.*pass colors=12"):
         load_checkpoint(tmp_path / "x.pth")
     assert load_checkpoint(tmp_path / "x.pth", colors=12).colors == 12
 
@@ -645,7 +645,7 @@ def spoilt(name: str, key: str, value: Tensor | None) -> StateDict:
             "ecbsr_m4c8_x2_c1",
             "backbone.3.conv3x3.weight",
             None,
-            r"'backbone.3.conv1x1_3x3.b0' of shape .* belongs nowhere",
+            r"'backbone.3.conv1x1_3x3.b0' of shape .* is unexpected",
         ),
         (
             "ecbsr_m4c8_x2_c1",
@@ -657,9 +657,9 @@ def spoilt(name: str, key: str, value: Tensor | None) -> StateDict:
             "ecbsr_m4c8_x2_c1",
             "backbone.5.conv3x3.weight",
             torch.rand(5, 8, 3, 3),
-            "5 output channels, which is 1 colours times no",
+            "5 output channels, but expected 1 times a square",
         ),
-        ("ecbsr_m4c8_x2_c1", "tail.weight", torch.rand(2), r"'tail.weight' of shape \(2,\) belongs nowhere"),
+        ("ecbsr_m4c8_x2_c1", "tail.weight", torch.rand(2), r"'tail.weight' of shape \(2,\) is unexpected"),
         ("srvgg_compact_prelu", "body.3.weight", None, r"'body.3.weight' of shape \(8,\) is missing"),
         (
             "srvgg_compact_prelu",
@@ -695,7 +695,7 @@ def test_blocks_in_strange_places(tmp_path):
             {**{key: value for key, value in sd.items() if key != "x"}, **{place + k: v for k, v in block.items()}},
             tmp_path / "x.pth",
         )
-        with pytest.raises(CheckpointError, match=f"'{place}act.weight' of shape .* belongs nowhere"):
+        with pytest.raises(CheckpointError, match=f"'{place}act.weight' of shape .* is unexpected"):
             load_checkpoint(tmp_path / "x.pth")
 
 
@@ -705,7 +705,7 @@ def test_unknown_files_list_what_was_looked_for(tmp_path):
     with pytest.raises(CheckpointError, match=rf"{looked}.*found 1 keys: 'stem.weight'"):
         load_checkpoint(tmp_path / "x.pth")
     torch.save({"n_averaged": torch.tensor(1)}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="holds no tensors by name, but\n  1 tensors: 'n_averaged'"):
+    with pytest.raises(CheckpointError, match="holds no named tensors, but\n  1 tensors: 'n_averaged'"):
         load_checkpoint(tmp_path / "x.pth")
 
 
@@ -728,16 +728,16 @@ def plain_state_dict() -> StateDict:
 
 REASONS = (
     "a damaged archive",
-    "an archive of 50009",
-    "an archive of 3001",
+    "its archive unpacks to 50009",
+    "its archive unpacks to 3001",
     "not a whole safetensors file",
     "not a whole file of torch",
     "is not stored in full",
-    "which share their memory",
-    "belongs nowhere",
+    "whose tensors share memory",
+    "is unexpected",
     "is missing",
     "has shape",
-    "holds no tensors by name",
+    "holds no named tensors",
     r"holds Tensor (3,), not a state dict",
     "holds 2 networks: 'first', 'second'",
     "holds 2 networks: '0', '1'",
@@ -775,9 +775,7 @@ def test_nothing_is_executed(tmp_path):
     first, *_ = contents = list(armed(flag, plain_state_dict()))
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(
-            CheckpointError, match=r"global: GLOBAL \S+\. Files are read without executing what they hold"
-        ):
+        with pytest.raises(CheckpointError, match=r"global: GLOBAL \S+\. Files are read without executing their code"):
             load_checkpoint(path)
         assert not flag.exists()
     pickle.loads(first).close()
@@ -790,7 +788,7 @@ def test_what_is_no_file(tmp_path):
     with pytest.raises(CheckpointError, match="it is a directory"):
         load_checkpoint(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match="it is no regular file"):
+    with pytest.raises(CheckpointError, match="it is not a regular file"):
         load_checkpoint(tmp_path / "pipe")
 
 
@@ -798,23 +796,23 @@ NO_CHECKPOINTS = {
     b"": "empty.*copy it again",
     b"\x89PNG\r\n\x1a\n": "a PNG image",
     b"\xff\xd8\xff\xe0\0\x10JFIF": "a JPEG image",
-    b"<!DOCTYPE html><html>404": "a page of HTML.*download the file itself",
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:12": "a pointer of git-lfs.*git lfs pull",
-    b"\x08\x0e\x12\x07pytorch\x1a\x032.1:": "an ONNX model.*`reparam fuse` takes it",
-    b"<?xml version='1.0'?><net>": "a text of XML",
-    "Grüße".encode(): "a text",
-    b'{"weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}': "a text of JSON.*the files that it names",
+    b"<!DOCTYPE html><html>404": "an HTML page.*download the file itself",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:12": "a git-lfs pointer.*git lfs pull",
+    b"\x08\x0e\x12\x07pytorch\x1a\x032.1:": "an ONNX model.*`reparam fuse` accepts it",
+    b"<?xml version='1.0'?><net>": "an XML file",
+    "Grüße".encode(): "a text file",
+    b'{"weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}': "a JSON file.*the files that it names",
     b"\0\0\0\0TFL3": "a TensorFlow Lite model",
-    b"\x93NUMPY\x01\0": "an array of numpy",
+    b"\x93NUMPY\x01\0": "a NumPy array",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first",
     b"\xfd7zXZ\0": "an xz archive; unpack it first",
     b"BZh91AY": "a bzip2 archive; unpack it first",
     b"\x28\xb5\x2f\xfd\x04": "a zstd archive; unpack it first",
     b"Rar!\x1a\x07": "a RAR archive; unpack it first",
     b"model.pth".ljust(257, b"\0") + b"ustar": "a tar archive; unpack it first",
-    zipped({"a.npy": b"x"}): r"an archive of numpy \(.npz\)",
+    zipped({"a.npy": b"x"}): r"a NumPy archive \(.npz\)",
     zipped({"m/code/x.py": b"x", "m/constants.pkl": b"x", "m/data.pkl": b"x"}): "a TorchScript program.*torch.jit.load",
-    zipped({"m/models/model.json": b"x", "m/archive_format": b"pt2"}): "a program of torch.export.*torch.export.load",
+    zipped({"m/models/model.json": b"x", "m/archive_format": b"pt2"}): "a torch.export program.*torch.export.load",
     zipped({"readme.txt": b"hello"}): "a zip archive that torch did not write.*unpack it",
 }
 
@@ -822,7 +820,7 @@ NO_CHECKPOINTS = {
 @pytest.mark.parametrize("content", NO_CHECKPOINTS, ids=NO_CHECKPOINTS.values())
 def test_a_file_is_called_what_it_is(content, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
-    match = f"cannot read .*x.pth: it is no checkpoint.*, but {NO_CHECKPOINTS[content]}"
+    match = f"cannot read .*x.pth: it is not a checkpoint.*, but {NO_CHECKPOINTS[content]}"
     for read_it in (load_checkpoint, inspect_file):
         with pytest.raises(CheckpointError, match=match):
             read_it(tmp_path / "x.pth")
@@ -856,7 +854,9 @@ def test_layers_that_share_their_memory(tmp_path):
     torch.save(of_one(torch.rand(4, 4, 3, 3), 5), tmp_path / "x.pth")
     assert load_checkpoint(tmp_path / "x.pth", colors=4).num_blocks == 3
     torch.save(of_one(torch.rand(64, 64, 3, 3), 200), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"a file of \d{6} bytes with tensors of \d{8}, which share their memory"):
+    with pytest.raises(
+        CheckpointError, match=r"a file of \d{6} bytes whose tensors share memory and would take \d{8} bytes"
+    ):
         load_checkpoint(tmp_path / "x.pth")
 
 

@@ -159,7 +159,7 @@ def test_options_of_bench_reach_the_library(monkeypatch):
 def test_a_device_that_is_not_there_is_a_line_with_those_that_are(device, why):
     result = run("bench", "--device", device)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert re.search(rf"device='{device}' \(.*{why}.*\); there is: cpu", result.stderr)
+    assert re.search(rf"device='{device}' \(.*{why}.*\); available: cpu", result.stderr)
 
 
 def test_bench_infer_has_a_row_for_every_way():
@@ -261,12 +261,14 @@ def test_what_is_no_checkpoint_takes_neither(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("export", "repsr_m4c16_x2", "net.onnx").exit_code == 0
     result = run("upscale", "photos", "-o", "out", "--model", "net.onnx", "--act", "relu", "--wrapper", "params")
-    assert result.exit_code == 1 and "net.onnx is a graph.*leave out --wrapper and --act" in result.stderr.replace(
-        ", which says all of itself; ", ".*"
+    assert (
+        result.exit_code == 1
+        and "net.onnx is an exported network.*leave out --wrapper and --act"
+        in result.stderr.replace(", which needs no options; ", ".*")
     )
     small = ("bench", "infer", "--height", "9", "--width", "9", "--rounds", "1", "--engine", "torch")
     result = run(*small, "plain_m1c4_x2", "--wrapper", "params")
-    assert result.exit_code == 1 and "plain_m1c4_x2 is no file; leave out --wrapper" in result.stderr
+    assert result.exit_code == 1 and "plain_m1c4_x2 is not a file; leave out --wrapper" in result.stderr
     assert run(*small, "plain_m1c4_x2", "--act", "relu").exit_code == 0
 
 
@@ -433,8 +435,8 @@ def not_a_number() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (None, "in.pth' is no file, and no network with weights; there are repsr_m4c16_x2"),
-        (b"", "it is no checkpoint of torch or safetensors, but empty"),
+        (None, "in.pth' is neither a file nor a network with weights; there are repsr_m4c16_x2"),
+        (b"", "it is not a checkpoint of torch or safetensors, but empty"),
         (b"PK\x03\x04", "a damaged archive"),
         (unseen(), r"block '' \(RepVGG\).*num_batches_tracked=0"),
         (
@@ -493,7 +495,7 @@ def test_inspect(ecbsr, tmp_path):
         "network:  ECBSR(scale=2, num_blocks=4, channels=8, colors=1, act=prelu, base=nearest, plain_ends=False, "
         "expansion=2.0)",
         "blocks:   6 x ECB",
-        "numbers:  11,992 in 131 tensors (float32), 2,748 after fusing",
+        "values:   11,992 in 131 tensors (float32), 2,748 after fusing",
         "wrapper:  params",
     ]
     found = json.loads(run("inspect", str(ecbsr), "--json").stdout)
@@ -531,7 +533,7 @@ def test_inspect_says_what_stands_in_the_way(ecbsr, tmp_path):
     assert result.exit_code == 0 and result.output.count("problem:") == 2
     assert "blocks:   6 x ECB" in result.output
     result = run("inspect", str(tmp_path / "none.pth"))
-    assert result.exit_code == 1 and "none.pth' is no file" in result.stderr and result.stderr.count("\n") == 1
+    assert result.exit_code == 1 and "none.pth' is neither a file" in result.stderr and result.stderr.count("\n") == 1
     assert run("inspect", str(ecbsr), "--wrapper", "params").exit_code == 1
 
 

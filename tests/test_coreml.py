@@ -35,7 +35,7 @@ def package(tmp_path_factory):
     package = tmp_path_factory.mktemp("coreml") / "net.mlpackage"
     report = export(NET, package)
     assert report.engine == "torch, read back" and report.error < 1e-5 and report.files == (package,)
-    assert "Core ML runs on a Mac or an iPhone only, and has not run it" in str(report)
+    assert "Core ML runs only on a Mac or an iPhone and has not run this file" in str(report)
     return package
 
 
@@ -98,10 +98,10 @@ def test_other_weights_are_found(tmp_path, monkeypatch):
 
 def test_what_cannot_be_checked_is_not_written(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Softmax(1)).eval()
-    with pytest.raises(ExportError, match="nothing here can check softmax of Core ML, and it is not written unchecked"):
+    with pytest.raises(ExportError, match="Core ML's softmax cannot be checked here, and nothing is written unchecked"):
         export(net, tmp_path / "net.mlpackage", example=torch.rand(1, 3, 8, 9))
     padded = nn.Conv2d(3, 3, 3, padding="same").eval()
-    with pytest.raises(ExportError, match="a convolution of Core ML with pad_type 'same'"):
+    with pytest.raises(ExportError, match="a Core ML convolution with pad_type 'same'"):
         export(padded, tmp_path / "net.mlpackage", example=torch.rand(1, 3, 8, 9))
     assert not list(tmp_path.iterdir())
 

@@ -215,7 +215,7 @@ def test_a_drawing_is_shown_and_saved(tmp_path):
 
 
 def test_another_suffix_is_refused(tmp_path):
-    with pytest.raises(SpecError, match="ends in .svg, but got 'block.png'"):
+    with pytest.raises(SpecError, match="end in .svg, but got 'block.png'"):
         draw(RepSRBlock(4)).save(tmp_path / "block.png")
     assert not list(tmp_path.iterdir())
 
@@ -223,9 +223,9 @@ def test_another_suffix_is_refused(tmp_path):
 def test_what_is_no_block_is_refused_and_its_blocks_are_named():
     with pytest.raises(NotLinearError, match=r"but got Sequential; .* get_submodule of '0', '2'"):
         draw(nn.Sequential(RepSRBlock(4), nn.PReLU(), ECB(4)))
-    with pytest.raises(NotLinearError, match="but got Conv2d; no block is inside"):
+    with pytest.raises(NotLinearError, match="but got Conv2d; it contains no block"):
         draw(nn.Conv2d(4, 4, 3))
-    with pytest.raises(NotLinearError, match="but got str; no block is inside"):
+    with pytest.raises(NotLinearError, match="but got str; it contains no block"):
         draw("RepSRBlock")
 
 

@@ -258,7 +258,8 @@ def test_memory_that_runs_out_is_a_line(command, place, error, monkeypatch):
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     (line,) = result.stderr.split("\n")[-2:-1]  # after what is left of a bar
     assert (
-        line.startswith("error: not enough memory; take less at once") and not result.stderr[: -len(line) - 1].strip()
+        line.startswith("error: not enough memory; use smaller images or tiles")
+        and not result.stderr[: -len(line) - 1].strip()
     )
 
 

@@ -129,12 +129,12 @@ def test_the_opset_that_is_asked_for(opset, net, tmp_path):
 
 
 def test_opsets_that_cannot_be(net, tmp_path):
-    with pytest.raises(ExportError, match="opset 9 has not what the network needs: .*mode.* DepthToSpace"):
+    with pytest.raises(ExportError, match="opset 9 lacks what the network needs: .*mode.* DepthToSpace"):
         export(net, tmp_path / "net.onnx", opset=9)
     resized = made("plain_m1c4_x2", base="bilinear")
-    with pytest.raises(ExportError, match="opset 10 has not what the network needs: "):
+    with pytest.raises(ExportError, match="opset 10 lacks what the network needs: "):
         export(resized, tmp_path / "net.onnx", opset=10)
-    with pytest.raises(ExportError, match=r"where opset=99 was asked for|opset_version.*99|99"):
+    with pytest.raises(ExportError, match=r"but got opset=99|opset_version.*99|99"):
         export(net, tmp_path / "net.onnx", opset=99)
     assert not list(tmp_path.iterdir())
 
@@ -276,11 +276,11 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
     monkeypatch.setattr(exporter, "FORMATS", (kind,))
     (tmp_path / f"net{suffix}").write_bytes(b"old")
     message = {
-        "write": "cannot export RepSR as .*; if only one size is needed, dynamic=False may do: so it is",
+        "write": "cannot export RepSR as .*; if you need only one size, try dynamic=False: so it is",
         "read": "cannot be loaded: so it is",
         "other numbers": r"program differs by 1.0e-03 of the largest value for an input of \(1, 3, 1, 1\)",
         "no number": r"program differs by nan of the largest value for an input of \(1, 3, 1, 1\)",
-        "other shape": r"program gives \(1, 3, 2, 1\) for an input of \(1, 3, 1, 1\), where torch gives \(1, 3, 2, 2\)",
+        "other shape": r"program returns \(1, 3, 2, 1\) for an input of \(1, 3, 1, 1\), but torch .* \(1, 3, 2, 2\)",
     }
     with pytest.raises(ExportError, match=message[step]):
         export(net, tmp_path / f"net{suffix}")
@@ -290,12 +290,12 @@ def test_nothing_is_written_unless_it_is_right(suffix, step, net, tmp_path, monk
 
 def test_bad_arguments(net, tmp_path, monkeypatch):
     with pytest.raises(
-        SpecError, match=r"'net.tfl'; there are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
+        SpecError, match=r"'net.tfl'; known are .onnx \(ONNX\), .pt2 \(torch.export\), .xml \(OpenVINO\)"
     ):
         export(net, tmp_path / "net.tfl")
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         export(net, tmp_path / "no" / "net.onnx")
-    with pytest.raises(SpecError, match="Conv2d does not say its input: pass example="):
+    with pytest.raises(SpecError, match="Conv2d does not say what its input is: pass example="):
         export(nn.Conv2d(3, 3, 3), tmp_path / "net.onnx")
     with pytest.raises(Exception, match="batch statistics"):
         export(create_model("repsr_m1c4_x2"), tmp_path / "net.onnx")
@@ -333,7 +333,7 @@ class Odd(nn.Module):
 
 
 def test_outputs_that_are_no_tensor(tmp_path):
-    with pytest.raises(ExportError, match="Odd gives a tuple: export a module whose output is one tensor"):
+    with pytest.raises(ExportError, match="Odd returns a tuple: export a module whose output is one tensor"):
         export(Odd(lambda x: (x, x)), tmp_path / "net.onnx")
     with pytest.raises(ExportError, match=r"Odd itself fails for .*\(2, 3, 8, 9\): .* pass example=, an input"):
         export(Odd(lambda x: x.reshape(2, 3, 7, 7)), tmp_path / "net.onnx")
@@ -371,14 +371,14 @@ def test_an_output_of_zeros(tmp_path):
 
 
 def test_what_ncnn_does_not_know(tmp_path):
-    with pytest.raises(ExportError, match=r"ncnn cannot be loaded: ncnn does not know all .* in net.ncnn.param"):
+    with pytest.raises(ExportError, match=r"ncnn cannot be loaded: ncnn does not support everything in net.ncnn.param"):
         export(Odd(lambda x: x.repeat_interleave(2, 1)), tmp_path / "net.ncnn.param")
     assert not list(tmp_path.iterdir())
 
 
 def test_ncnn_says_when_it_fails(files, monkeypatch):
     monkeypatch.setattr(ncnn.Extractor, "extract", lambda self, name: (-100, None))
-    with pytest.raises(ExportError, match=r"ncnn gives the code -100 for an image of \(3, 5, 6\)"):
+    with pytest.raises(ExportError, match=r"ncnn fails with code -100 for an image of \(3, 5, 6\)"):
         run(files[".ncnn.param"], torch.rand(1, 3, 5, 6))
 
 
@@ -437,7 +437,7 @@ def test_the_commands(net, tmp_path):
         assert told in command(*fixed, *options).output
     assert "--batch 2 needs --size" in command(*fixed[:-1], "--batch", 2).output
     bad = command("export", tmp_path / "net.safetensors", tmp_path / "net.xyz")
-    assert bad.exit_code == 1 and bad.output.startswith("error: the suffix says")
+    assert bad.exit_code == 1 and bad.output.startswith("error: the suffix selects")
     checked = command("verify", tmp_path / "net.safetensors")
     assert checked.exit_code == 0 and "end to end" in checked.output and "body.2" in checked.output
     save_checkpoint(

@@ -211,7 +211,7 @@ def test_a_part_of_another_network_is_not_taken_for_one(tmp_path):
     """A layer beside it that no training needs may belong to it."""
     sd = {**{f"trunk.{key}": tensor for key, tensor in ZOO["plain"].items()}, "post.weight": torch.rand(3, 3, 1, 1)}
     torch.save({"state_dict": sd}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"no known network.*wrapper='state_dict.trunk' takes it alone"):
+    with pytest.raises(CheckpointError, match=r"no known network.*wrapper='state_dict.trunk' reads it alone"):
         load_checkpoint(tmp_path / "x.pth")
     assert same(read_file(tmp_path / "x.pth", wrapper="state_dict.trunk").state_dict, ZOO["plain"])
     assert read_file(tmp_path / "x.pth").state_dict.keys() == sd.keys()
@@ -226,7 +226,9 @@ def test_blocks_of_an_unknown_network_keep_their_keys(tmp_path):
 def test_an_ema_without_buffers_says_where_the_others_are(tmp_path):
     net = randomise(create_model("repsr_m1c4_x2"), 0)
     torch.save({"model": net.state_dict(), "ema": dict(net.named_parameters())}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"running_mean.* is missing.*from 'ema', and there is wrapper='model'"):
+    with pytest.raises(
+        CheckpointError, match=r"running_mean.* is missing.*from 'ema', and there is also wrapper='model'"
+    ):
         load_checkpoint(tmp_path / "x.pth")
     assert same(load_checkpoint(tmp_path / "x.pth", wrapper="model").state_dict(), net.state_dict())
 
@@ -243,7 +245,7 @@ def test_a_fused_file_has_the_state_dict_under_the_same_keys(tmp_path):
 @pytest.mark.parametrize("content", [Whole(), {"model": Whole(), "epoch": 3}])
 def test_a_network_that_was_saved_as_an_object(content, tmp_path):
     torch.save(content, tmp_path / "x.pth")
-    match = r"(?s)a whole module, an object of .*Whole.*load it there, and save its state_dict\(\)"
+    match = r"(?s)a whole module, an object of .*Whole.*load it there and save its state_dict\(\)"
     with pytest.raises(CheckpointError, match=match):
         read_file(tmp_path / "x.pth")
 
@@ -270,7 +272,7 @@ def test_what_is_found_instead_is_drawn(tmp_path):
     with pytest.raises(CheckpointError) as error:
         read_file(tmp_path / "x.pth")
     lines = str(error.value).splitlines()
-    assert lines[0].endswith("holds no tensors by name, but")
+    assert lines[0].endswith("holds no named tensors, but")
     assert lines[1:5] == ["  epoch: int", "  log:", "    loss:", "      0: float"]
     assert "scalar" in lines[5] and len(lines[6]) < 60 and len(lines) == 7
     torch.save([*range(99)], tmp_path / "x.pth")

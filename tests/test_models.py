@@ -163,7 +163,7 @@ def test_listed_names_can_be_built():
             "resnet_m4c16_x2",
             "'resnet_m4c16_x2'; a name is FAMILY_.*families: plain, repsr, ecbsr, repvggsr, .*, sesr, edsr",
         ),
-        ("plain_m4c0_x2", "channels must be an integer from 1 on, but got channels=0"),
+        ("plain_m4c0_x2", "channels must be an integer of at least 1, but got channels=0"),
         ("plain_xl_x2", "'plain_xl_x2'.*usually m4c8, m4c16"),
         ("sesr_m4_x2", "'sesr_m4_x2'.*usually m3, m5, m7, m11, xl; scales: 2, 4"),
         ("sesr_m5_x3", "'sesr_m5_x3'; a name is sesr_SIZE_x<scale>; sizes"),
@@ -177,9 +177,9 @@ def test_wrong_names(name, match):
 
 
 def test_wrong_options():
-    with pytest.raises(SpecError, match="'repsr_m4c16_x2' already decides colors, scale; .* build RepSR"):
+    with pytest.raises(SpecError, match="'repsr_m4c16_x2' already sets colors, scale; .* build RepSR"):
         create_model("repsr_m4c16_x2", scale=3, colors=1)
-    with pytest.raises(SpecError, match="'sesr_xl_x2' already decides channels, hidden_channels; .* build SESR"):
+    with pytest.raises(SpecError, match="'sesr_xl_x2' already sets channels, hidden_channels; .* build SESR"):
         create_model("sesr_xl_x2", channels=16, hidden_channels=8)
     with pytest.raises(SpecError, match="scale must be one of 1, 2, 3, 4, but got scale=2.0"):
         PlainSR(scale=2.0)
@@ -187,9 +187,9 @@ def test_wrong_options():
         SESR(scale=3)
     with pytest.raises(SpecError, match="scale must be one of 2, 3, 4, but got scale=1"):
         EDSR(scale=1)
-    with pytest.raises(SpecError, match="num_blocks must be an integer from 0 on, but got num_blocks=-1"):
+    with pytest.raises(SpecError, match="num_blocks must be an integer of at least 0, but got num_blocks=-1"):
         RepVGGSR(num_blocks=-1)
-    with pytest.raises(SpecError, match="hidden_channels must be an integer from 1 on, but got hidden_channels=0"):
+    with pytest.raises(SpecError, match="hidden_channels must be an integer of at least 1, but got hidden_channels=0"):
         SESR(hidden_channels=0)
     with pytest.raises(SpecError, match="'prelu', 'relu', 'leakyrelu', 'softplus', 'linear', but got act='rrelu'"):
         ECBSR(act="rrelu")

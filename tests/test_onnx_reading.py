@@ -95,7 +95,7 @@ def test_padding_that_follows_from_a_free_size_only_at_stride_1():
     s = double("n", 4, "h", "w")
     check(s, (2, 4, 9, 10), s.conv("x", 4, 5, auto_pad="SAME_UPPER"))
     assert why(s, s.conv("x", 4, 5, auto_pad="SAME_UPPER", strides=(2, 2))) == (
-        "how much is padded at stride 2 depends on the size of the image"
+        "the padding at stride 2 depends on the size of the image"
     )
 
 
@@ -295,9 +295,17 @@ def with_shape(s: Sketch, operation: str, **attributes) -> str:
 
 
 NOT_LINEAR = [
-    ("a convolution has 4 axes; there are 1 to 3", lambda s: s.conv("x", 4, 4, 1, 1, 1, 1), ("n", 4, 2, 2, 2, 2)),
-    ("input 'relu_0' of Conv is no constant", lambda s: s.node("Conv", ["x", s.node("Relu", ["x"])]), None),
-    ("divides by another number", lambda s: s.node("AveragePool", ["x"], kernel_shape=(3, 3), pads=(1, 1, 1, 1)), None),
+    (
+        "a convolution has 4 axes, but only 1 to 3 are known",
+        lambda s: s.conv("x", 4, 4, 1, 1, 1, 1),
+        ("n", 4, 2, 2, 2, 2),
+    ),
+    ("input 'relu_0' of Conv is not a known constant", lambda s: s.node("Conv", ["x", s.node("Relu", ["x"])]), None),
+    (
+        "divides by a different number",
+        lambda s: s.node("AveragePool", ["x"], kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+        None,
+    ),
     (
         "AveragePool with ceil_mode=1",
         lambda s: s.node("AveragePool", ["x"], kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1),
@@ -306,100 +314,116 @@ NOT_LINEAR = [
     ("BatchNormalization is in training mode", lambda s: trained(s), None),
     ("Gemm transposes its input", lambda s: s.node("Gemm", ["x", s.numbers(4, 3)], transA=1), (4, 5)),
     (
-        "Gemm adds numbers of shape (2, 3) to 3",
+        "Gemm adds a constant of shape (2, 3) to 3",
         lambda s: s.node("Gemm", ["x", s.numbers(5, 3), s.numbers(2, 3)]),
         (2, 5),
     ),
     ("MatMul by a constant of shape (2, 4, 3)", lambda s: s.node("MatMul", ["x", s.numbers(2, 4, 3)]), (2, 5, 4)),
-    ("features are padded or cut off", lambda s: s.node("MatMul", [cut(s), s.numbers(3, 2)]), ("n", 5, 4)),
-    ("0.5 is padded", lambda s: s.node("Pad", ["x", np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array(0.5)]), None),
-    ("channels or images of a batch are padded", lambda s: s.node("Pad", ["x", np.array([0, 1, 0, 0] * 2)]), None),
-    ("tokens are padded", lambda s: s.node("Pad", [tokens(s), np.array([0, 0, 1] * 2)]), ("n", 5, 4)),
-    ("dropout is active", lambda s: s.node("Dropout", ["x", np.array(0.5), np.array(True)]), None),
-    ("the type is changed from 1 to 11", lambda s: s.node("Cast", [s.node("Cast", ["x"], to=1)], to=11), None),
-    ("Reshape changes the shape", lambda s: s.node("Reshape", ["x", np.array([-1, 2])]), (1, 4, 6, 6)),
-    ("Where takes parts", lambda s: s.node("Where", [np.array([True, False]), "x", "x"]), ("n", 4, "h", 2)),
+    ("features are padded or cropped", lambda s: s.node("MatMul", [cut(s), s.numbers(3, 2)]), ("n", 5, 4)),
     (
-        "ConstantOfShape makes a shape",
+        "Pad adds 0.5, not zeros",
+        lambda s: s.node("Pad", ["x", np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array(0.5)]),
+        None,
+    ),
+    ("Pad adds channels, or images to a batch", lambda s: s.node("Pad", ["x", np.array([0, 1, 0, 0] * 2)]), None),
+    ("Pad adds tokens to a sequence", lambda s: s.node("Pad", [tokens(s), np.array([0, 0, 1] * 2)]), ("n", 5, 4)),
+    ("dropout is active", lambda s: s.node("Dropout", ["x", np.array(0.5), np.array(True)]), None),
+    ("the type changes from 1 to 11", lambda s: s.node("Cast", [s.node("Cast", ["x"], to=1)], to=11), None),
+    ("Reshape changes the shape", lambda s: s.node("Reshape", ["x", np.array([-1, 2])]), (1, 4, 6, 6)),
+    ("Where combines parts", lambda s: s.node("Where", [np.array([True, False]), "x", "x"]), ("n", 4, "h", 2)),
+    (
+        "ConstantOfShape has a shape",
         lambda s: s.node("ConstantOfShape", [s.node("Gather", [s.node("Shape", ["x"]), np.array([0])])]),
         None,
     ),
     (
-        "a constant of shape (1, 1, 5, 5) is no number per channel",
+        "a constant of shape (1, 1, 5, 5) is not one number per channel",
         lambda s: s.node("Add", ["x", s.numbers(5, 5)]),
         (1, 4, 5, 5),
     ),
-    ("axis 2 of 4 is none of channels", lambda s: s.node("Add", ["x", s.numbers(5, 1)]), (1, 4, 5, 5)),
-    ("no number per channel of (1, 1, 5, 5)", lambda s: s.node("Mul", ["x", s.numbers(3, 1, 1)]), (1, 1, 5, 5)),
-    ("numbers on the last axis follow", lambda s: s.node("Add", ["x", s.numbers(4)]), ("n", 5, 4)),
-    ("channels on one axis meets", lambda s: s.norm(tokens(s), 5), ("n", 5, 4)),
-    ("channels on one axis meets", lambda s: s.node("MatMul", [s.norm("x", 5), s.numbers(4, 4)]), ("n", 5, 4)),
-    ("channels on one axis meets", lambda s: s.node("Add", [s.norm("x", 5), tokens(s)]), ("n", 5, 4)),
-    ("channels on one axis meets", lambda s: s.node("Mul", [s.conv("x", 5, 5, 3), s.numbers(4)]), ("n", 5, 4)),
+    ("axis 2 of 4 is not an axis of channels", lambda s: s.node("Add", ["x", s.numbers(5, 1)]), (1, 4, 5, 5)),
+    ("not one number per channel of (1, 1, 5, 5)", lambda s: s.node("Mul", ["x", s.numbers(3, 1, 1)]), (1, 1, 5, 5)),
+    ("constants on the last axis follow", lambda s: s.node("Add", ["x", s.numbers(4)]), ("n", 5, 4)),
+    ("with their channels on different axes", lambda s: s.norm(tokens(s), 5), ("n", 5, 4)),
     (
-        "values of [(None, 4, None, None), (None, 4, 1, 1)] meet",
+        "with their channels on different axes",
+        lambda s: s.node("MatMul", [s.norm("x", 5), s.numbers(4, 4)]),
+        ("n", 5, 4),
+    ),
+    ("with their channels on different axes", lambda s: s.node("Add", [s.norm("x", 5), tokens(s)]), ("n", 5, 4)),
+    (
+        "with their channels on different axes",
+        lambda s: s.node("Mul", [s.conv("x", 5, 5, 3), s.numbers(4)]),
+        ("n", 5, 4),
+    ),
+    (
+        "values of [(None, 4, None, None), (None, 4, 1, 1)] are combined",
         lambda s: s.node("Add", ["x", s.node("GlobalAveragePool", ["x"])]),
         None,
     ),
     ("ReduceSum sums over positions or channels", lambda s: s.node("ReduceSum", ["x", np.array([1])]), None),
-    ("a sum over what is no stack", lambda s: s.node("ReduceSum", ["x", np.array([1])], keepdims=0), None),
-    ("Concat puts a constant beside", lambda s: s.node("Concat", ["x", s.numbers(1, 2, 5, 5)], axis=1), (1, 4, 5, 5)),
-    ("axis 2 of 4 is none of channels", lambda s: s.node("Concat", ["x", "x"], axis=2), None),
+    ("the sum is not over a stack", lambda s: s.node("ReduceSum", ["x", np.array([1])], keepdims=0), None),
     (
-        "Concat is of a value whose shape is not known",
+        "Concat joins a constant and a value",
+        lambda s: s.node("Concat", ["x", s.numbers(1, 2, 5, 5)], axis=1),
+        (1, 4, 5, 5),
+    ),
+    ("axis 2 of 4 is not an axis of channels", lambda s: s.node("Concat", ["x", "x"], axis=2), None),
+    (
+        "Concat has an input of unknown shape",
         lambda s: s.node("Concat", [with_shape(s, "Identity"), "x"], axis=1),
         None,
     ),
     (
-        "Split takes apart channels of unknown number",
+        "Split has an input with an unknown number of channels",
         lambda s: s.node("Split", ["x"], outputs=2, axis=1, num_outputs=2)[0],
         ("n", "c", 5),
     ),
     (
-        "SequenceAt takes of what is no split",
+        "SequenceAt reads something that is not a split",
         lambda s: s.node("SequenceAt", [s.node("SequenceConstruct", ["x"]), np.array(0)]),
         None,
     ),
     (
-        "a value of unknown channels is split",
+        "a value with an unknown number of channels is split",
         lambda s: s.node("SequenceAt", [s.node("SplitToSequence", ["x", np.array(2)], axis=1), np.array(0)]),
         ("n", "c", 5),
     ),
     (
-        "Slice takes images out of a batch",
+        "Slice selects images of a batch",
         lambda s: s.node("Slice", ["x", np.array([1]), np.array([9]), np.array([0])]),
         (9, 4, 5),
     ),
     (
-        "or turns them around",
+        "or reverses an axis",
         lambda s: s.node("Slice", ["x", np.array([-1]), np.array([-9]), np.array([2]), np.array([-1])]),
         (9, 4, 5),
     ),
     (
-        "what lies from 0 to 3 depends on the size",
+        "the slice from 0 to 3 depends on the size",
         lambda s: s.node("Slice", ["x", np.array([0]), np.array([3]), np.array([2])]),
         None,
     ),
     (
-        "Slice takes tokens out of a row",
+        "Slice selects tokens of a sequence",
         lambda s: s.node("Slice", [tokens(s), np.array([1]), np.array([4]), np.array([1])]),
         ("n", 5, 4),
     ),
     (
-        "or every other one",
+        "or with a step",
         lambda s: s.node("Slice", ["x", np.array([0]), np.array([4]), np.array([1]), np.array([2])]),
         None,
     ),
-    ("axes are exchanged as (0, 1, 3, 2)", lambda s: s.node("Transpose", ["x"], perm=(0, 1, 3, 2)), None),
-    ("Gather takes one channel", lambda s: s.node("Gather", ["x", np.array(1)], axis=1), None),
-    ("ScatterND writes into what is not padded", lambda s: scattered(s, "x"), (1, 4, 5, 5)),
-    ("padded otherwise than by zeros", lambda s: ringed(s, mode="edge"), (1, 4, 5, 5)),
+    ("Transpose orders the axes as (0, 1, 3, 2)", lambda s: s.node("Transpose", ["x"], perm=(0, 1, 3, 2)), None),
+    ("Gather selects a single channel", lambda s: s.node("Gather", ["x", np.array(1)], axis=1), None),
+    ("ScatterND writes into a value that is not padded", lambda s: scattered(s, "x"), (1, 4, 5, 5)),
+    ("padding that is not zeros", lambda s: ringed(s, mode="edge"), (1, 4, 5, 5)),
     ("ScatterND writes into an image of unknown size", lambda s: ringed(s), None),
-    ("ScatterND writes something else", lambda s: scattered(s, padded(s)), (1, 4, 5, 5)),
+    ("ScatterND does not write one number", lambda s: scattered(s, padded(s)), (1, 4, 5, 5)),
     ("the ring around an image is not the bias", lambda s: ringed(s, more=0.1), (1, 4, 5, 5)),
     ("is not linear", lambda s: s.node("Relu", ["x"]), None),
-    ("input 'x' of Mul is no constant", lambda s: s.node("Mul", ["x", "x"]), None),
-    ("input 'x' of Div is no constant", lambda s: s.node("Div", [s.numbers(), "x"]), None),
+    ("input 'x' of Mul is not a known constant", lambda s: s.node("Mul", ["x", "x"]), None),
+    ("input 'x' of Div is not a known constant", lambda s: s.node("Div", [s.numbers(), "x"]), None),
 ]
 
 

@@ -79,7 +79,7 @@ def test_what_was_told_is_compared(folder):
         Upscaler(NET, engine="torch", scale=3)
     with pytest.raises(SpecError, match="there is no file no.onnx"):
         Upscaler("no.onnx")
-    with pytest.raises(SpecError, match=r"net.xml is run by openvino, openvino-bf16, and not by 'torch'"):
+    with pytest.raises(SpecError, match=r"net.xml runs in openvino, openvino-bf16, but got the engine 'torch'"):
         Upscaler(folder / "net.xml", engine="torch")
 
 
@@ -98,7 +98,7 @@ class Odd(nn.Module):
         (nn.Conv2d(4, 4, 3, padding=1), 4, "net.onnx takes images of 4 channels, where an image has 1 or 3"),
         (nn.Conv2d(3, 3, 3, 2, 1), 3, r"net.onnx makes \(1, 3, 24, 24\) of \(1, 3, 48, 48\), which is not the image"),
         (nn.Conv2d(3, 1, 3, padding=1), 3, r"net.onnx makes \(1, 1, 48, 48\) of \(1, 3, 48, 48\), which is not"),
-        (Odd(lambda x: x + x.mean((2, 3), keepdim=True)), 3, "reaches farther than .* only be run on whole images"),
+        (Odd(lambda x: x + x.mean((2, 3), keepdim=True)), 3, "reaches farther than .* only run on whole images"),
     ],
     ids=["channels", "smaller", "colours", "not local"],
 )
@@ -183,7 +183,7 @@ def test_a_size_of_another_program_has_no_radius(fixed, tmp_path):
 def test_an_engine_says_which_size_it_takes(suffix, fixed):
     file = fixed / f"net{suffix}"
     run = open_engine(file, FILE_ENGINES[file.suffix][0])
-    with pytest.raises(SpecError, match=rf"net{suffix} takes 3 x 3 x 14 x 17, but got an image of 1 x 3 x 14 x 17"):
+    with pytest.raises(SpecError, match=rf"net{suffix} accepts 3 x 3 x 14 x 17, but got an image of 1 x 3 x 14 x 17"):
         run(np.zeros((1, 3, 14, 17), np.float32))
 
 
@@ -234,5 +234,5 @@ def test_every_format_is_measured(folder, fixed):
     assert report.files[0].kilobytes == kilobytes["net.onnx"]
     assert report.files[1].kilobytes == pytest.approx(kilobytes["net.xml"] + kilobytes["net.bin"])
     assert re.search(rf"net.pt2 +{report.files[2].kilobytes:.1f} +10\n", str(report))
-    with pytest.raises(SpecError, match=r"net.onnx takes 3 x 3 x 14 x 17, but got an image of 1 x 3 x 9 x 12"):
+    with pytest.raises(SpecError, match=r"net.onnx accepts 3 x 3 x 14 x 17, but got an image of 1 x 3 x 9 x 12"):
         bench_inference(NET, 9, 12, engines=["onnxruntime"], files=[fixed / "net.onnx"], rounds=1)

@@ -108,7 +108,7 @@ REFUSED = {
     "the network computes _local_scalar_dense of ()": lambda x: x * x[0, 0, 0, 0].item(),
     "the network computes affine from the size or the values of the image": lambda x: x / x.shape[3],
     "computes clamp from the size": Of(lambda x, y: y(x) if len(x) < 2 else y(x + 1), nn.ReLU()),
-    "Of takes other steps for an image of another size": lambda x: x + 1 if x.shape[2] == 8 else (x + 1).sin(),
+    "Of runs other steps for an image of another size": lambda x: x + 1 if x.shape[2] == 8 else (x + 1).sin(),
     "computes affine from the size or the values": lambda x: x * float(x.numpy().mean()),
     "computes gather from the size": lambda x: x[:, [x.shape[2] % 3]],
     "computes crop from the size": lambda x: x[:, :, :4],
@@ -123,8 +123,8 @@ REFUSED = {
     "computes native_batch_norm of .* training=True": lambda x: F.batch_norm(x, None, None, training=True),
     "computes native_layer_norm": lambda x: F.layer_norm(x, [12]),
     "computes _to_copy of": lambda x: x.float(),
-    "computes mul of .*, which is none": lambda x: x * torch.rand(12),
-    "computes add of .*, which is none": lambda x: x + torch.rand(1, 3, 8, 12),
+    "computes mul of .*, which is not a step": lambda x: x * torch.rand(12),
+    "computes add of .*, which is not a step": lambda x: x + torch.rand(1, 3, 8, 12),
     "computes mean of (1, 3, 8, 12), .* dim=.1, 2, 3.": lambda x: x.mean((1, 2, 3), True) + x,
     "computes div of (1, 3, 1, 1) and (1, 3, 8, 12)": lambda x: x.mean((2, 3), True) / x,
     "computes div of .* rounding_mode=floor": lambda x: torch.div(x, 2, rounding_mode="floor"),
@@ -137,9 +137,9 @@ REFUSED = {
     "computes gather of": lambda x: x.gather(1, torch.zeros(1, 1, 8, 12).long()),
     "computes mul of (1, 3, 4, 6) and": lambda x: (lambda y, i: y * i)(*F.max_pool2d(x, 2, return_indices=True)),
     "computes _to_copy of (1, 3, 4, 6)": lambda x: F.max_pool2d(x, 2, return_indices=True)[1].double(),
-    "Of gives a tuple that is no image": lambda x: (x, x),
-    r"gives a tensor (1, 3, 12, 8) that is no image": lambda x: x.mT,
-    r"gives a tensor (1, 1, 1, 1) that is no image": lambda x: torch.ones(1, 1, 1, 1),
+    "Of returns a tuple, not an image": lambda x: (x, x),
+    r"returns a tensor (1, 3, 12, 8), not an image": lambda x: x.mT,
+    r"returns a tensor (1, 1, 1, 1), not an image": lambda x: torch.ones(1, 1, 1, 1),
 }  # fmt: skip
 
 
@@ -154,7 +154,9 @@ def test_what_cannot_be_said_is_refused(message):
 
 @pytest.mark.parametrize("example", [torch.rand(3, 8, 12), torch.ones(1, 3, 8, 12, dtype=torch.long)])
 def test_an_example_that_is_no_image(example):
-    with pytest.raises(ExportError, match=re.escape(f"but the example is {tuple(example.shape)} of {example.dtype}")):
+    with pytest.raises(
+        ExportError, match=re.escape(f"but got an example of {tuple(example.shape)} of {example.dtype}")
+    ):
         plain_steps(nn.ReLU(), example)
 
 

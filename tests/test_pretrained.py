@@ -74,11 +74,13 @@ def test_files_are_small_and_all_are_in_the_model_card():
 
 
 def test_what_has_no_weights():
-    with pytest.raises(SpecError, match="there are no weights for 'ecbsr_m4c16_x2'; there are for .*repsr_m4c16_x2"):
+    with pytest.raises(
+        SpecError, match="there are no weights for 'ecbsr_m4c16_x2'; the package has them for .*repsr_m4c16_x2"
+    ):
         create_model("ecbsr_m4c16_x2", pretrained=True)
     with pytest.raises(SpecError, match="no model is named 'resr_m4c16_x2'"):
         create_model("resr_m4c16_x2", pretrained=True)
-    with pytest.raises(SpecError, match="'repsr_m4c16_x2' fit the network without expansion; leave that out"):
+    with pytest.raises(SpecError, match="'repsr_m4c16_x2' fit the network without expansion; leave out the option or"):
         create_model("repsr_m4c16_x2", pretrained=True, expansion=3)
     with pytest.raises(SpecError, match="no weights for 'nothing'"):
         pretrained_file("nothing")

@@ -236,5 +236,7 @@ def test_the_callback_in_a_resumed_run(tmp_path):
 
 @lightnings_own
 def test_the_callback_refuses_a_training_without_an_end(tmp_path):
-    with pytest.raises(SpecError, match=r"fraction 0\.9 of a training without an end \(max_steps=-1, max_epochs=-1\)"):
+    with pytest.raises(
+        SpecError, match=r"fraction 0\.9 of a training run without an end \(max_steps=-1, max_epochs=-1\)"
+    ):
         fit(Module(), tmp_path, BNFreezeCallback(0.9), max_epochs=-1)

@@ -156,7 +156,7 @@ def test_on_the_command_line(tmp_path):
     run = CliRunner().invoke(app, ["export", "repsr_m4c16_x2_y", str(tmp_path / "net.glsl"), "--json"])
     report = json.loads(run.stdout, parse_constant=pytest.fail)  # nan is no JSON
     assert report["error"] is None and report["unchecked"] == "there is no ffmpeg"
-    with pytest.raises(SpecError, match=r"half=True is an option of .*, but user shader \(.glsl\) was asked for"):
+    with pytest.raises(SpecError, match=r"half=True is an option of .*, but the format is user shader \(.glsl\)"):
         export(made("plain_m1c4_x1"), tmp_path / "half.glsl", half=True)
 
 
@@ -217,16 +217,19 @@ def same(x):
 
 
 REFUSED = {
-    "stride": (nn.Sequential(conv(1, 4, stride=2)), r"0 is a convolution of stride \(2, 2\), which a shader"),
+    "stride": (nn.Sequential(conv(1, 4, stride=2)), r"0 is a convolution of stride \(2, 2\), which a player's shader"),
     "valid": (nn.Sequential(nn.Conv2d(1, 4, 3)), r"0 is a convolution 3x3 of padding \(0, 0\), which changes"),
     "even": (nn.Sequential(nn.Conv2d(1, 4, 2)), r"0 is a convolution 2x2 of padding \(0, 0\), which changes"),
-    "reflect": (nn.Sequential(conv(1, 4, padding_mode="reflect")), "0 is a step of the kind pad, which a shader"),
+    "reflect": (
+        nn.Sequential(conv(1, 4, padding_mode="reflect")),
+        "0 is a step of the kind pad, which a player's shader",
+    ),
     "transposed": (nn.Sequential(nn.ConvTranspose2d(1, 1, 2, 2)), "0 is a step of the kind transposed"),
     "pooling": (nn.Sequential(nn.AvgPool2d(3, 1, 1)), "0 is a step of the kind average"),
     "unshuffle": (nn.Sequential(nn.PixelUnshuffle(2)), "0 is a step of the kind unshuffle"),
     "attention": (Of(lambda x, a: x * a(x.mean((2, 3), keepdim=True)), conv(1, 1, 1)), "network is .* kind mean"),
     "divide": (Of(lambda x: x / (x + 1)), "the network is a step of the kind divide"),
-    "function": (nn.Sequential(nn.GELU()), "0 is the function gelu, which a shader"),
+    "function": (nn.Sequential(nn.GELU()), "0 is the function gelu, which a player's shader"),
     "bicubic": (nn.Sequential(nn.Upsample(scale_factor=2, mode="bicubic")), "0 is a bicubic resize with align_corners"),
     "aligned": (
         nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
@@ -235,7 +238,7 @@ REFUSED = {
     "one way": (nn.Sequential(nn.Upsample(scale_factor=(2, 1))), "0 is a resize by 2 and 1"),
     "colours": (
         nn.Sequential(conv(1, 3)),
-        "as many colours as they gave, 1, .* gives 3 colours and sides times 1 and 1",
+        "as many colors as they provide, 1, .* returns 3 colors and scales by 1 and 1",
     ),
 }
 
@@ -249,14 +252,14 @@ def test_what_a_shader_cannot_say_is_refused_with_the_layer(name, tmp_path):
 
 
 def test_two_colours_are_refused(tmp_path):
-    with pytest.raises(ExportError, match=r"1 colour \(luma\) or 3 \(RGB\), but the network takes 2"):
+    with pytest.raises(ExportError, match=r"1 color \(luma\) or 3 \(RGB\), but the network takes 2"):
         export(conv(2, 2).eval(), tmp_path / "net.glsl", example=torch.rand(1, 2, 8, 8))
 
 
 def test_numbers_that_are_not_finite_are_refused():
     net = nn.Sequential(conv(1, 1))
     net[0].weight.data[0, 0, 1, 1] = float("inf")
-    with pytest.raises(ExportError, match="0 is .* conv with numbers in weight that are not finite"):
+    with pytest.raises(ExportError, match="0 is .* conv with values in weight that are not finite"):
         passes_of(net)
 
 
@@ -269,7 +272,7 @@ def test_more_textures_than_a_player_binds_are_refused():
 
     allowed, refused = (Of(dense, *[conv(1, 1) for _ in range(depth)], conv(depth + 1, 1, 1)) for depth in (16, 17))
     assert len(passes_of(allowed)[-1].textures) == 15
-    with pytest.raises(ExportError, match="takes what 16 layers gave, and players let a shader read at most 15"):
+    with pytest.raises(ExportError, match="reads the outputs of 16 layers, but players let a shader read at most 15"):
         passes_of(refused)
 
 
@@ -305,7 +308,9 @@ def test_a_file_that_shows_something_else_is_not_put_in_place(twist, tmp_path, m
     }
     shows(lambda x: twists[twist](net(x).clamp(0, 1)), monkeypatch)
     (tmp_path / "net.glsl").write_text("old")
-    with pytest.raises(ExportError, match=r"player 1.0 shows .*\(1, 1, 3, 5\) at \d+.\d dB .* where 65 dB is asked"):
+    with pytest.raises(
+        ExportError, match=r"player 1.0 shows .*\(1, 1, 3, 5\) at \d+.\d dB .* but at least 65 dB is needed"
+    ):
         export(net, tmp_path / "net.glsl")
     assert (tmp_path / "net.glsl").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
@@ -357,14 +362,14 @@ def test_a_player_that_fails(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"player 1.0 fails for an input of \(1, 1, 3, 5\): so it is"):
         export(made("plain_m1c4_x2_y"), tmp_path / "net.glsl")
     monkeypatch.setattr(shaders, "run_player", broken)
-    with pytest.raises(ExportError, match="player 1.0 cannot load what was written: so it is"):
+    with pytest.raises(ExportError, match="player 1.0 cannot load the file that was written: so it is"):
         export(made("plain_m1c4_x2_y"), tmp_path / "net.glsl")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_shows_no_numbers_is_not_put_in_place(tmp_path, monkeypatch):
     shows(lambda x: x.repeat(1, 1, 2, 2) * float("nan"), monkeypatch)
-    with pytest.raises(ExportError, match="at nan dB to what torch gives"):
+    with pytest.raises(ExportError, match="at nan dB to torch's output"):
         export(made("plain_m1c4_x2_y"), tmp_path / "net.glsl")
 
 
@@ -372,13 +377,13 @@ def test_reading_a_file_by_itself(tmp_path, monkeypatch):
     file = tmp_path / "net.glsl"
     export(made("plain_m1c4_x2"), file)
     for read, missing in ((read_glsl, "there is no ffmpeg"), (read_wgsl, "there is no wgpu")):
-        with pytest.raises(ExportError, match=f"nothing here runs the shader: {missing}"):
+        with pytest.raises(ExportError, match=f"nothing here can run the shader: {missing}"):
             read(file)
     monkeypatch.setattr(shaders, "player", lambda: ("player 1.0", ""))
     monkeypatch.setattr(shaders, "webgpu", lambda: ("wgpu", ""))
     assert read_glsl(file)[0] == "player 1.0"
     file.write_text("//!HOOK LUMA\n")
-    with pytest.raises(ExportError, match="net.glsl does not say its scale, as the shaders of `export` do"):
+    with pytest.raises(ExportError, match="net.glsl does not say its scale; shaders that `export` wrote do"):
         read_glsl(file)
     with pytest.raises(ExportError, match="net.glsl does not say its colors"):
         try_glsl(file, nn.Identity())

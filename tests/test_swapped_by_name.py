@@ -129,23 +129,23 @@ def test_what_cannot_be_swapped_is_told(code):
     [
         ({"blok": "ECB"}, OptionError, "no option 'blok'; it has net, block, weights, match and calibrate"),
         ({"net": None}, SpecError, "net must be the section of a network, with its type, but got net=None"),
-        ({"net": {"type": "Nett"}}, SpecError, "net must have the type of a network of this code, but got type='Nett'"),
-        ({"net": {"num_feat": 6}}, SpecError, "net must have the type of a network of this code, but got type=None"),
+        ({"net": {"type": "Nett"}}, SpecError, "net needs the type of a network of this codebase, but got type='Nett'"),
+        ({"net": {"num_feat": 6}}, SpecError, "net needs the type of a network of this codebase, but got type=None"),
         ({"net": {"type": "Net", "feat": 6}}, OptionError, "cannot be built: .*unexpected keyword argument 'feat'"),
-        ({"net": {"type": "Net", "scale": 4}, "scale": 2}, SpecError, "net has scale=4, but .* asks for scale=2"),
+        ({"net": {"type": "Net", "scale": 4}, "scale": 2}, SpecError, "net has scale=4, but .* has scale=2"),
         ({"weights": "none.pth"}, SpecError, "weights='none.pth' cannot be loaded: .*No such file"),
         ({"net": {"type": "Net", "num_feat": 7}}, SpecError, r"weights='net.pth' cannot be loaded: .*size mismatch"),
         (
             {"block": "RepSRBlok"},
             SpecError,
-            "block must be the name of a block, .* but got 'RepSRBlok'; there are ECB, ",
+            "block must be a block's name, .* but got 'RepSRBlok'; there are ECB, ",
         ),
-        ({"block": {"expansion": 2}}, SpecError, r"block must be the name of a block, .* but got \{'expansion': 2\}"),
-        ({"block": None}, SpecError, "block must be the name of a block, .* but got None"),
-        ({"block": "ReparamBlock"}, SpecError, "block must be the name of a block, .* but got 'ReparamBlock'"),
+        ({"block": {"expansion": 2}}, SpecError, r"block must be a block's name, .* but got \{'expansion': 2\}"),
+        ({"block": None}, SpecError, "block must be a block's name, .* but got None"),
+        ({"block": "ReparamBlock"}, SpecError, "block must be a block's name, .* but got 'ReparamBlock'"),
         ({"block": {"type": "ECB", "depth": 2}}, SpecError, r"block=\{'type': 'ECB', 'depth': 2\}, .*'depth'"),
         ({"match": "boody.*"}, SpecError, r"match='boody\.\*': no convolution of Net matches 'boody\.\*'"),
-        ({"match": 5}, SpecError, "match must be a pattern of names, or a list of such, but got 5"),
+        ({"match": 5}, SpecError, "match must be a pattern of names, or a list of them, but got 5"),
         ({"match": ["head", 5]}, SpecError, r"match must be a pattern of names, .* but got \['head', 5\]"),
         ({"calibrate": "none"}, SpecError, "calibrate='none': there is no folder none"),
         ({"calibrate": "empty"}, SpecError, "calibrate='empty': no image in empty"),
@@ -163,7 +163,7 @@ def test_the_scale_of_the_code_is_that_of_the_network(code):
 
 def test_the_scale_of_the_code_agrees_with_a_name(code):
     assert code["reparam_model"](name="repsr_m1c6_x2", scale=2).scale == 2
-    with pytest.raises(SpecError, match=r"'repsr_m1c6_x2' means scale 2, but the training code asks for scale=4"):
+    with pytest.raises(SpecError, match=r"'repsr_m1c6_x2' means scale 2, but the option file has scale=4"):
         code["reparam_model"](name="repsr_m1c6_x2", scale=4)
 
 

@@ -305,7 +305,7 @@ def test_the_command(tmp_path):
     file = tmp_path / "net.tflite"
     command = ["quantize", NAME, str(file), "--images", str(tmp_path / "images"), "--io", "uint8", "--per-tensor"]
     done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0 and "weights of 8 bits, a scale for each tensor, 1 images" in done.output, done.output
+    assert done.exit_code == 0 and "weights of 8 bits, one scale per tensor, 1 images" in done.output, done.output
     assert Interpreter(model_path=str(file)).get_input_details()[0]["dtype"] == np.uint8
     assert read_note(file)["scale"] == "2"
     whole = Upscaler(NAME, engine="torch")(pixels)

@@ -168,9 +168,9 @@ def test_a_file_is_checked_block_by_block(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("sd", "key", "match"),
     [
-        (rtmosr, "conv3.extra.weight", "keys of RTMoSR's RepConv, but more: 'conv3.extra.weight'"),
-        (lambda: unireplknet(7), "stages.1.0.dwconv.extra", "keys of UniRepLKNet's block, but more: .*dwconv.extra"),
-        (lambda: unireplknet(3), "stages.1.0.pwconv2.3.weight", "small block, but more: .*pwconv2.3.weight"),
+        (rtmosr, "conv3.extra.weight", "keys of RTMoSR's RepConv and others: 'conv3.extra.weight'"),
+        (lambda: unireplknet(7), "stages.1.0.dwconv.extra", "keys of UniRepLKNet's block and others: .*dwconv.extra"),
+        (lambda: unireplknet(3), "stages.1.0.pwconv2.3.weight", "small block and others: .*pwconv2.3.weight"),
     ],
 )
 def test_a_tensor_that_nobody_accounts_for_is_refused(sd, key, match):

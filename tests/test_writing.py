@@ -207,14 +207,16 @@ def test_nothing_is_written_onto_what_it_is_made_of(how, tmp_path):
     source = tmp_path / "net.onnx"  # files are read by their content
     write_file(NET.state_dict(), source)
     before, target = source.read_bytes(), linked(source, how)
-    match = f"cannot write .*{target.name}: it is .*net.onnx, which is read for it"
+    match = f"cannot write .*{target.name}: it is .*net.onnx, which is one of its sources"
     with pytest.raises(SpecError, match=match):
         fuse_file(source, target, act="prelu")
     with pytest.raises(SpecError, match=match):
         quantize(source, target, [PIXELS])
     for command in (("fuse",), ("export",), ("quantize", "--images", str(tmp_path))):
         result = CliRunner().invoke(app, [*command, str(source), str(target), "--overwrite"])
-        assert result.exit_code == 1 and "which is read for it; choose another name" in result.output, result.output
+        assert result.exit_code == 1 and "which is one of its sources; choose another name" in result.output, (
+            result.output
+        )
     assert source.read_bytes() == before
 
 
@@ -227,7 +229,7 @@ def test_no_image_is_written_onto_one_that_is_read(how, tmp_path):
     sources = [str(file) for file in tmp_path.iterdir()]
     command = ["upscale", *sources, "-o", str(tmp_path), "--engine", "torch", "--overwrite"]
     result = CliRunner().invoke(app, command)
-    assert result.exit_code == 1 and "which is read for it" in result.output
+    assert result.exit_code == 1 and "which is one of its sources" in result.output
     assert (tmp_path / "a_x2.png").read_bytes() == before and len(list(tmp_path.iterdir())) == len(sources)
 
 

@@ -1,4 +1,4 @@
-"""What training and inference cost on this machine, as ratios measured in one run."""
+"""Measures the cost of training and inference on this machine, as ratios within one run."""
 
 from ._inference import InferenceCost, InferenceReport, bench_inference
 from ._setting import Setting

@@ -1,4 +1,4 @@
-"""A fused network on every engine of this machine, beside its own train graph and the limit of the processor."""
+"""Measures a fused network on every engine of this machine, next to its train graph and the processor's limit."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Pass = Callable[[], np.ndarray]
 
 EAGER = "torch-eager"
 _LIMIT, _LIMIT_BF16, _LIMIT_FILE = 1e-4, 5e-2, 0.5
-"""How far outputs may be apart, over the largest value."""
+"""The allowed difference between outputs, relative to the largest value."""
 _GRAPHS = ("branches", "folded", "fused")
 _GEMM = 1536
-"""Height and width of the matrices whose product measures the limit of the processor: far beyond its caches' lines,
-and a fraction of a second."""
+"""Height and width of the matrices whose product measures the processor's limit: far larger than cache lines, and
+still a fraction of a second."""
 
 
 @dataclass(frozen=True)
@@ -44,48 +44,48 @@ class InferenceCost:
     """One way to run a network."""
 
     graph: str
-    """"branches" (the train graph, one by one), "folded" (the train graph, one convolution a block), "fused", or a
-    file's name."""
+    """"branches" (the train graph, branch by branch), "folded" (the train graph, one convolution per block), "fused",
+    or the name of a file."""
     engine: str
-    """"torch-eager" (the module, called as it is), or one of the engines of `Upscaler`."""
+    """"torch-eager" (a plain call of the module), or one of the engines of `Upscaler`."""
     latency_ms: float
-    """Median time of one image, milliseconds."""
+    """Median time of one image, in milliseconds."""
     megapixels_per_s: float
-    """Pixels of the output, in millions a second."""
+    """Output pixels per second, in millions."""
     speed: float
-    """How many times as fast as the fused network in "torch-eager": the median of the ratios of all rounds."""
+    """Speed relative to the fused network in "torch-eager": the median of the ratios of all rounds."""
     gflops: float
-    """10^9 operations a second, those of the fused network counted: two for a multiply-add."""
+    """10^9 operations per second. The operations are those of the fused network, two per multiply-add."""
     share: float
-    """`gflops` over the measured limit of the processor."""
+    """`gflops` divided by the measured limit of the processor."""
     error: float
-    """Largest difference from the fused network in "torch-eager", over its largest output."""
+    """The largest difference from the fused network in "torch-eager", relative to its largest output."""
 
 
 @dataclass(frozen=True)
 class InferenceReport:
-    """All ways, and what they are measured against; printed, it is a table."""
+    """The result of `bench_inference`. `print` shows it as a table."""
 
     rows: tuple[InferenceCost, ...]
     failed: dict[str, str]
-    """Engines that were asked for and could not run the network, and why."""
+    """Engines that could not run the network, and why."""
     operations: float
-    """Of the fused network for one image."""
+    """Operations of the fused network for one image."""
     limit_gflops: float
     """The best rate of a product of two float32 matrices in torch, in the same run."""
     shape: tuple[int, ...]
-    """Of the image, (1, C, H, W)."""
+    """The shape of the image, (1, C, H, W)."""
     threads: int
-    """Of torch; the engines have their own count where it was left to them."""
+    """The number of threads of torch. With `threads=0`, the other engines choose their own number."""
     files: tuple[FileSize, ...] = ()
-    """How large those are that were given."""
+    """The sizes of the files that were measured."""
 
     def __str__(self) -> str:
         titles = {"graph": "", "engine": "", "ms": ".1f", "Mpixel/s": ".1f", "speed": ".2f", "GFLOP/s": ".0f"}
         titles |= {"of limit": ".0%", "error": ".0e"}
         _, _, height, width = self.shape
         size = f"{width}x{height}, {self.operations / 1e9:.1f} GFLOP, {self.threads} threads of torch"
-        failed = [f"{name} is installed and cannot run this network: {why}" for name, why in self.failed.items()]
+        failed = [f"{name} is installed but cannot run this network: {why}" for name, why in self.failed.items()]
         limit = f"limit: {self.limit_gflops:.0f} GFLOP/s, a product of float32 matrices in the same run"
         sizes = [table({"": "", "kB": ".1f", "operators": "d"}, self.files)] if self.files else []
         return "\n".join([size, table(titles, map(astuple, self.rows)), *failed, limit, *sizes])
@@ -102,27 +102,31 @@ def bench_inference(
     threads: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> InferenceReport:
-    """Measures a network on all engines, which take turns in each round; one more way is a product of matrices.
+    """Measure the inference of a network on all engines. They take turns in each round, with a matrix product as limit.
 
-    Before anything is timed, every way must give the output of the fused network in torch: to 1e-4 of its largest
-    value, in bfloat16 to 5e-2, a file to a half, as 8 bits meet noise.
+    Before anything is timed, the output of every engine is compared with the fused network in torch. The difference,
+    relative to the largest value, may be 1e-4, in bfloat16 5e-2, and for a file 0.5, because the input is noise, which
+    8 bits represent badly.
 
     Args:
-        net: a network with `colors`, in eval mode or with frozen batch norms; if it has blocks, its train graph is
-            measured as well, branch by branch and folded.
-        height: of the image, in pixels.
-        width: likewise.
-        engines: of `Upscaler`; None takes all that are installed.
-        files: of the same network, such as `export` and `quantize` write; on the engines that run them.
-        rounds: how often every way runs.
-        threads: of every engine; 0 leaves that to them.
-        progress: called after each round; there are `rounds` + 2.
+        net: a network with `colors`, in eval mode or with frozen batch norms. If it has blocks, its train graph is
+            measured too, branch by branch and folded.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
+        engines: engines of `Upscaler`; None means all that are installed.
+        files: files of the same network, such as `export` and `quantize` write, each measured on the engines that run
+            it.
+        rounds: how often everything runs.
+        threads: threads of every engine; 0 lets the engine choose.
+        progress: called after each round, of which there are `rounds` + 2.
+
+    Returns:
+        The time, speed and error of each graph on each engine.
 
     Raises:
-        SpecError: for an engine that is unknown or not installed, a file of another kind, or a network without
-            `colors`.
-        ExportError: if an engine gives another output.
-        FuseError: if the network cannot be fused as it is.
+        SpecError: if an engine is unknown or not installed, a file is of another kind, or the network has no `colors`.
+        ExportError: if the output of an engine differs by more than allowed.
+        FuseError: if the network cannot be fused in its present state.
 
     Example:
         >>> from reparam import create_model
@@ -133,7 +137,7 @@ def bench_inference(
     """
     colors: Any = getattr(net, "colors", None)
     if not isinstance(colors, int):
-        raise SpecError(f"{type(net).__name__} does not say its input: give it the attribute colors, 1 or 3")
+        raise SpecError(f"{type(net).__name__} does not say what its input is: set its attribute colors to 1 or 3")
     x = torch.rand(1, colors, height, width, generator=torch.Generator().manual_seed(0))
     plain = plain_copy(net)
     with torch_threads(threads), torch.inference_mode():
@@ -173,7 +177,7 @@ def _graphs(net: nn.Module, plain: nn.Module, x: torch.Tensor) -> dict[Way, Pass
 def _engines(
     plain: nn.Module, x: torch.Tensor, names: Sequence[str], threads: int
 ) -> tuple[dict[Way, Pass], dict[str, str]]:
-    """The fused network on each engine, and why those fail that do."""
+    """The fused network on each engine, and why some engines fail."""
     ways: dict[Way, Pass] = {}
     failed: dict[str, str] = {}
     for name in names:
@@ -182,7 +186,7 @@ def _engines(
             run()
         except SpecError:
             raise
-        except Exception as problem:  # engines raise whatever they met, such as a compiler that is missing
+        except Exception as problem:  # engines raise anything, for example if a compiler is missing
             failed[name] = str(problem).strip().partition("\n")[0] or type(problem).__name__
         else:
             ways["fused", name] = run
@@ -192,7 +196,7 @@ def _engines(
 def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads: int) -> dict[Way, Pass]:
     """Each file on each engine that runs it."""
     if wrong := [file for file in files if file.suffix not in FILE_ENGINES]:
-        raise SpecError(f"files of {', '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
+        raise SpecError(f"only files of type {', '.join(FILE_ENGINES)} can be measured, but got {wrong[0].name}")
     return {
         (file.name, name): partial(open_engine(file, name, threads), x.numpy())
         for file in files
@@ -202,18 +206,18 @@ def _files(files: Sequence[Path], x: torch.Tensor, names: Sequence[str], threads
 
 
 def _errors(ways: dict[Way, Pass]) -> dict[Way, float]:
-    """How far each output is from that of the fused network in torch."""
+    """The difference of each output from that of the fused network in torch."""
     wanted = ways["fused", EAGER]()
     errors = {}
     for way, run in ways.items():
         limit = _LIMIT_FILE if way[0] not in _GRAPHS else _LIMIT_BF16 if way[1].endswith("bf16") else _LIMIT
         got = run()
         if got.shape != wanted.shape:
-            raise ExportError(f"{way[1]} ({way[0]}) gives {got.shape}, where torch gives {wanted.shape}")
+            raise ExportError(f"{way[1]} ({way[0]}) returns {got.shape}, but torch returns {wanted.shape}")
         errors[way] = float(np.abs(got - wanted).max() / np.abs(wanted).max())
         if not errors[way] <= limit:
             raise ExportError(
-                f"{way[1]} ({way[0]}) differs by {errors[way]:.1e} of the largest value, where rounding does at most "
+                f"{way[1]} ({way[0]}) differs by {errors[way]:.1e} of the largest value, but rounding explains at most "
                 f"{limit:.0e}; nothing was timed. Leave it out, or choose another engine"
             )
     return errors

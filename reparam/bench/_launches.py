@@ -1,4 +1,4 @@
-"""Launches: the operations that a device is told of in one step, which is what small images wait for."""
+"""Counts launches: the operations sent to a device in one step. On small images, their number decides the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NO_WORK = ("detach", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view")
-"""Operations that run nothing on a device, though their outputs are no views."""
+"""Operations that run nothing on a device, although their outputs are not views."""
 
 
 class _Launches(TorchDispatchMode):
@@ -25,13 +25,13 @@ class _Launches(TorchDispatchMode):
 
 
 def launches(run: Callable[[], object]) -> Counter[str]:
-    """What a function launches, by the name of the operation: all but views and memory without numbers.
+    """Count what a function launches, by the name of the operation: everything except views and empty memory.
 
-    It is counted on any device, and is the same on all where the same code runs: one operation is one launch, though
-    some of them, as the backward pass of a convolution, are a few on a GPU.
+    It works on any device, and the count is the same wherever the same code runs. Each operation counts as one launch,
+    although some, such as the backward pass of a convolution, launch several kernels on a GPU.
 
     Args:
-        run: takes no arguments.
+        run: a function without arguments.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Where and how a training step is measured."""
+"""The device on which a training step is measured, and how it runs there."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .._timing import seconds
 from ..errors import SpecError
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-"""To be named to who asked for another."""
+"""The devices that an error suggests instead of a missing one."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A device, and how a network runs on it.
+    """The device to measure on, and how a network runs there.
 
     Args:
-        device: its name, such as "cpu", "cuda" or "mps".
-        compiled: whether networks go through `torch.compile`, each into one graph; torch 2.13 or newer does that.
-        autocast: whether they run under autocast to bfloat16.
+        device: the name of the device, such as "cpu", "cuda" or "mps".
+        compiled: whether to compile each network into one graph with `torch.compile`; needs torch 2.13 or newer.
+        autocast: whether to run under autocast to bfloat16.
 
     Raises:
-        SpecError: for a device that is not there.
+        SpecError: if the device is not available.
 
     Example:
         >>> from reparam.bench import Setting
@@ -44,13 +44,12 @@ class Setting:
         if why := _why_not(self.device):
             there = ", ".join(name for name in _DEVICES if not _why_not(name))
             raise SpecError(
-                f"a device of this machine is needed to measure on, but got device={self.device!r} ({why}); "
-                f"there is: {there}"
+                f"measuring needs a device of this machine, but got device={self.device!r} ({why}); available: {there}"
             )
 
     def measured_on(self) -> dict[str, str | int]:
-        """What figures depend on: the device and its name, torch and its threads, the dtype and the mode."""
-        named = getattr(_module(self.device), "get_device_name", None)  # of accelerators
+        """Describe what the figures depend on: the device and its name, torch and its threads, the dtype, the mode."""
+        named = getattr(_module(self.device), "get_device_name", None)  # accelerators have it
         return {
             "device": self.device,
             "name": named() if named else platform.processor() or platform.machine(),
@@ -61,15 +60,15 @@ class Setting:
         }
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Time that a function takes, until the device has done all that it was told."""
+        """Measure the time of a function, until the device has finished everything that it launched."""
         return seconds(run, self.device)
 
     def forward(self, module: nn.Module, *, compiled: bool | None = None) -> Callable[[Tensor], Tensor]:
-        """The module's forward in this setting, compiled at the first call; or uncompiled if told so."""
+        """Return the module's forward in this setting, compiled at the first call; `compiled` overrides that."""
         run: Callable[[Tensor], Tensor] = module
         if self.compiled if compiled is None else compiled:
-            # Apart from one another: they share the code of one forward, whose recompilations torch limits.
-            options: dict[str, Any] = {"isolate_recompiles": True}  # which torch's types do not name yet
+            # Isolated from each other: blocks share the code of one forward, whose recompilations torch limits.
+            options: dict[str, Any] = {"isolate_recompiles": True}  # not yet in torch's type hints
             run = torch.compile(module, fullgraph=True, dynamic=False, **options)
         device_type = torch.device(self.device).type
 
@@ -81,15 +80,15 @@ class Setting:
 
 
 def _module(device: str) -> Any:
-    """`torch.cpu`, `torch.cuda` and their kin."""
+    """`torch.cpu`, `torch.cuda` or the module of another device."""
     return torch.get_device_module(torch.device(device).type)
 
 
 def _why_not(device: str) -> str | None:
-    """Why nothing can be timed on it, in a line, or None if it can."""
+    """Why nothing can be timed on a device, in one line; None if it can."""
     try:
         torch.empty(0, device=device)
         _module(device)
-    except (RuntimeError, AssertionError) as error:  # the second of a torch that was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         return str(error).partition("\n")[0].partition(". ")[0]
     return None

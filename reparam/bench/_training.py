@@ -1,4 +1,4 @@
-"""What training a block costs, as ratios to a plain convolution of the same shape measured in the same run."""
+"""Measures the cost of training a block or network, relative to the plain one measured in the same run."""
 
 from __future__ import annotations
 
@@ -27,53 +27,53 @@ from ._setting import Setting
 BLOCKS: tuple[type[ConvBlock], ...] = (RepSRBlock, ECB, RepVGGBlock)
 FAMILIES = ("repsr", "ecbsr", "repvggsr", "collapsiblesr")
 _PLAIN = ("", "", "")
-"""The way that all are measured against."""
+"""The plain network or convolution, which all others are compared with."""
 _HERE = Setting()
 FOLDS: dict[str, Fold] = {"folded": True, "branches": False, "auto": "auto"}
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One way to train one block, against the plain convolution."""
+    """The cost of one way to train one block, relative to the plain convolution."""
 
     block: str
     """Class of the block."""
     channels: int
-    """Of input and output."""
+    """Channels of input and output."""
     phase: str
     """"batch statistics", "frozen", or "no BN"."""
     mode: str
-    """"folded", "branches", or "auto", which takes one of the two."""
+    """"folded", "branches", or "auto", which chooses one of the two."""
     step: float
-    """Time of forward and backward, over that of the convolution: the median of the ratios of all rounds."""
+    """Time of forward and backward relative to the convolution's: the median of the ratios of all rounds."""
     saved: float
-    """Bytes kept for the backward pass, over those of the convolution; parameters are not counted."""
+    """Bytes kept for the backward pass relative to the convolution's; parameters are not counted."""
     launches: int
-    """Operations of forward and backward, uncompiled: what a GPU is told of one by one."""
+    """Operations of forward and backward, uncompiled, each of which is sent to a GPU separately."""
     fuse_ms: float
-    """Time to fuse the block, milliseconds."""
+    """Time to fuse the block, in milliseconds."""
     fuse_error: float
-    """Largest difference of the fused convolution, relative to the largest output."""
+    """The largest difference of the fused convolution, relative to the largest output."""
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """One way to train a network, nine tenths as it is and one tenth with frozen batch norms, against the plain one."""
+    """The cost of one way to train a network, relative to the plain one. The last tenth has frozen batch norms."""
 
     model: str
     """Name for `create_model`."""
     mode: str
-    """"plain", of the plain network itself; "folded", "branches", or "auto", which takes one of the two."""
+    """"plain" (the plain network itself), "folded", "branches", or "auto", which chooses one of the last two."""
     step: float
-    """Mean time of a training step, over that of the plain network."""
+    """Mean time of a training step, relative to the plain network's."""
     learning: float
-    """The same, before the batch norms are frozen."""
+    """The same before the batch norms are frozen."""
     frozen: float
-    """The same, after that; of a network without batch norms, as before."""
+    """The same after they are frozen; equal to `learning` for a network without batch norms."""
     launches: int
-    """Operations of forward and backward before that, uncompiled: what a GPU is told of one by one."""
+    """Operations of forward and backward before freezing, uncompiled, each of which is sent to a GPU separately."""
     frozen_launches: int
-    """The same, after that."""
+    """The same after freezing."""
 
 
 def bench_blocks(
@@ -86,16 +86,19 @@ def bench_blocks(
     setting: Setting = _HERE,
     blocks: Sequence[type[ConvBlock]] = BLOCKS,
 ) -> list[BlockCost]:
-    """Measures every shipped block at one width; the ways take turns in each round, so that noise meets all alike.
+    """Measure the training cost of blocks at one width. They take turns in each round, so noise affects all equally.
 
     Args:
-        channels: of input and output.
-        batch: images.
-        size: height and width in pixels.
-        rounds: how often every way runs.
+        channels: channels of input and output.
+        batch: number of images.
+        size: height and width of the images, in pixels.
+        rounds: how often everything runs.
         progress: called after each round.
         setting: the device, and how the blocks run on it.
-        blocks: their classes.
+        blocks: the classes of the blocks.
+
+    Returns:
+        A row for each block, phase and mode.
     """
     x = torch.rand(batch, channels, size, size, device=setting.device, requires_grad=True)
     conv = nn.Conv2d(channels, channels, 3, padding=1, device=setting.device)
@@ -117,7 +120,7 @@ def bench_blocks(
 
 
 def _fused(block: ConvBlock, x: Tensor, setting: Setting) -> tuple[float, float]:
-    """How long fusing takes, in milliseconds, and how far the result is off."""
+    """The time of fusing, in milliseconds, and the error of the result."""
     in_eval, fused = copy.deepcopy(block).eval(), []
     seconds = setting.seconds(lambda: fused.append(fuse(in_eval)))
     return 1000 * seconds, verify(in_eval, fused[0], x.detach()[:1]).total.relative
@@ -134,17 +137,20 @@ def bench_training(
     families: Sequence[str] = FAMILIES,
     modes: Sequence[str] = tuple(FOLDS),
 ) -> list[TrainingCost]:
-    """Measures training steps of whole networks x2 with Adam, in both phases, beside the plain network.
+    """Measure training steps of whole x2 networks with Adam, before and after freezing, relative to the plain network.
 
     Args:
-        size: of the networks, as in their names.
-        batch: images.
-        patch: height and width of an image, in pixels.
-        rounds: how often every way runs.
+        size: size of the networks, as in their names.
+        batch: number of images.
+        patch: height and width of the images, in pixels.
+        rounds: how often everything runs.
         progress: called after each round.
         setting: the device, and how the networks run on it.
-        families: of the networks, as in their names.
-        modes: of "folded", "branches" and "auto".
+        families: families of the networks, as in their names.
+        modes: which of "folded", "branches" and "auto" to measure.
+
+    Returns:
+        A row for the plain network, and one for each family and mode.
     """
     x = torch.rand(batch, 3, patch, patch, device=setting.device)
     nets = {_PLAIN: create_model(f"plain_{size}_x2").to(setting.device)}
@@ -173,7 +179,7 @@ def bench_training(
 
 
 def _training(net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
-    """A function that takes one step."""
+    """A function that runs one training step."""
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
 
     def step() -> None:
@@ -187,7 +193,7 @@ def _training(net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) ->
 def saved_bytes(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """Bytes that a forward keeps for the backward pass: each storage once, without the module's own parameters.
 
-    Under autocast, casts of parameters are kept beside them, and so they count.
+    Under autocast, casts of parameters are kept as well, so they count.
     """
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     storages: dict[int, int] = {}
@@ -199,7 +205,7 @@ def saved_bytes(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tenso
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = forward(x)  # alive until all is counted, so that no address is used twice
+        y = forward(x)  # keep it until everything is counted, so that no address is reused
     del y
     return sum(storages.values())
 
@@ -219,7 +225,7 @@ def _ways(block: ConvBlock, x: Tensor) -> dict[tuple[str, str, str], ConvBlock]:
 
 
 def _step(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Forward, and backward to the input and to every parameter."""
+    """Run forward, and backward to the input and to every parameter."""
     x.grad = None
     module.zero_grad()
     y = forward(x)

@@ -1,6 +1,6 @@
-"""The `reparam` command: every command calls something of the library, and imports it when it runs.
+"""The `reparam` command. Each command calls a function of the library, and imports it only when it runs.
 
-Importing torch takes seconds, which `--help`, `--version` and the completion of a shell do without.
+Importing torch takes seconds; `--help`, `--version` and shell completion do not need it.
 """
 
 from ._app import app

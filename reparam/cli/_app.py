@@ -1,4 +1,4 @@
-"""All commands, in the order in which `reparam --help` lists them."""
+"""The `reparam` app with all its commands, in the order in which `reparam --help` lists them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Re-parameterizable blocks: train branches, ship one convolution."""

@@ -1,4 +1,4 @@
-"""What training and inference cost here: `reparam bench` and `reparam bench infer`."""
+"""The commands that measure training and inference: `reparam bench` and `reparam bench infer`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Side = Annotated[int, typer.Option(min=1, max=MOST_PIXELS, help="Of the image, in pixels.")]
-Rounds = Annotated[int, typer.Option(min=1, help="How often everything is run; the median counts.")]
+Side = Annotated[int, typer.Option(min=1, max=MOST_PIXELS, help="Size of the image, in pixels.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often to run everything; the median is reported.")]
 
 
 @app.callback(invoke_without_command=True)
 def train(
     context: typer.Context,
     channels: Annotated[
-        list[int] | None, typer.Option(min=1, max=4096, help="Widths to measure; may be repeated.")
+        list[int] | None,
+        typer.Option(min=1, max=4096, help="Width of the blocks; repeat for several widths. 16 and 64 by default."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images in a batch.")] = 16,
-    size: Annotated[int, typer.Option(min=3, max=MOST_PIXELS, help="Height and width, in pixels.")] = 64,
-    networks: Annotated[str, typer.Option(help="Size of the networks, as in their names.")] = "m4c16",
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images per batch.")] = 16,
+    size: Annotated[int, typer.Option(min=3, max=MOST_PIXELS, help="Height and width of the images, in pixels.")] = 64,
+    networks: Annotated[
+        str, typer.Option(help="Size of the networks, as in the names that `reparam models` lists.")
+    ] = "m4c16",
     rounds: Rounds = 10,
     threads: Threads = 0,
-    device: Annotated[str, typer.Option(help="Where: cpu, cuda, mps, ...")] = "cpu",
-    compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile (torch 2.13 or newer).")] = False,
-    autocast: Annotated[bool, typer.Option("--autocast", help="Under autocast to bfloat16.")] = False,
+    device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, mps, ...")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (torch 2.13 or newer).")] = False,
+    autocast: Annotated[bool, typer.Option("--autocast", help="Use autocast to bfloat16.")] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="3 rounds at most, one width, and networks with fold='auto' alone."),
+        typer.Option("--quick", help="At most 3 rounds, one width, and two networks, with fold='auto' only."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what training costs here, as ratios to plain convolutions; or, with `infer`, what inference does."""
+    """Measure the cost of training on this machine, relative to plain convolutions. `infer` measures inference."""
     if context.invoked_subcommand:
         return
     from .. import bench
@@ -63,12 +66,14 @@ def train(
         rows = {"blocks": list(map(asdict, blocks)), "training": list(map(asdict, training))}
         typer.echo(json.dumps({"measured_on": on, **rows}, indent=2))
         return
-    typer.echo("A training step over that of a plain 3x3 convolution: time, and bytes saved for backward")
+    typer.echo("A training step relative to that of a plain 3x3 convolution: time, and bytes saved for backward")
     typer.echo(f"({batch} images of {size}x{size}, {on['threads']} threads; {on['device']}: {on['name']}, ", nl=False)
     typer.echo(f"torch {on['torch']}, {on['dtype']}, {on['mode']})")
     titles = {"block": "", "channels": "d", "phase": "", "mode": "", "time": ".2f", "saved": ".2f", "launches": "d"}
     typer.echo(table({**titles, "fuse (ms)": ".1f", "error": ".0e"}, map(astuple, blocks)))
-    typer.echo("\nA whole training over the plain one (10 % with frozen batch norms), and before and after freezing")
+    typer.echo(
+        "\nA training run relative to the plain network's (10 % with frozen batch norms), and before and after freezing"
+    )
     titles = {"network": "", "mode": "", "time": ".2f", "before": ".2f", "frozen": ".2f", "launches": "d"}
     typer.echo(table({**titles, "launches, frozen": "d"}, map(astuple, training)))
 
@@ -76,22 +81,24 @@ def train(
 @app.command()
 def infer(
     model: Annotated[
-        str, typer.Argument(metavar="NETWORK", help=f"{NETWORK} Any other name of `reparam models`, untrained, too.")
+        str, typer.Argument(metavar="NETWORK", help=f"{NETWORK} Any other name of `reparam models` runs untrained.")
     ] = "repsr_m4c16_x2",
     wrapper: Wrapper = None,
     act: Act = None,
     height: Side = 540,
     width: Side = 960,
-    engine: Annotated[list[str] | None, typer.Option(help="Engines to measure; may be repeated. All, if none.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Engine to measure; repeat for several. All that are installed by default.")
+    ] = None,
     file: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, help="Of the same network, such as `reparam quantize` writes."),
+        typer.Option(exists=True, help="File of the same network to measure too, such as `reparam quantize` writes."),
     ] = None,
     rounds: Rounds = 5,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure a network on the engines that are installed: its train graph, and fused, beside the processor's limit."""
+    """Measure a network's speed on the installed engines, fused and as the training graph, next to the CPU's limit."""
     from .. import bench
 
     net = _network(model, wrapper, act)
@@ -103,14 +110,14 @@ def infer(
 
 
 def _network(name: str, wrapper: str | None, act: str | None) -> models.Network:
-    """With its blocks, and with weights if there are some: of a file, or of the package."""
+    """The network with its blocks, and with weights from a file or from the package, if there are any."""
     import torch
 
     from .. import models
 
     if name in models.list_models(pretrained=True) or Path(name).exists():
         return load(name, wrapper, act)
-    refuse_told(name, "is no file", wrapper, None)
+    refuse_told(name, "is not a file", wrapper, None)
     net = models.create_model(name, **told(act))
     with torch.no_grad():
         net(torch.rand(2, net.colors, 16, 16))  # statistics for its batch norms

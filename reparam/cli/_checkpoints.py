@@ -1,4 +1,4 @@
-"""Files of weights: `reparam fuse`, `inspect`, `verify` and `models`."""
+"""The commands for files of weights: `reparam fuse`, `inspect`, `verify` and `models`."""
 
 from __future__ import annotations
 
@@ -22,30 +22,34 @@ class Keys(str, Enum):
 
 
 def fuse(
-    source: Annotated[str, typer.Argument(metavar="NETWORK", help=f"{NETWORK} Files of ONNX, whoever made them, too.")],
-    target: Annotated[Path, typer.Argument(help="File to write; .safetensors, torch's format, or .onnx.")],
-    keys: Annotated[Keys, typer.Option(help="Whose keys to write: those of the code the file is from, or ours.")] = (
+    source: Annotated[str, typer.Argument(metavar="NETWORK", help=f"{NETWORK} Or any ONNX file.")],
+    target: Annotated[Path, typer.Argument(help="File to write: .safetensors, .pth (torch) or .onnx.")],
+    keys: Annotated[Keys, typer.Option(help="Whose keys to write: those of the file's own code, or reparam's.")] = (
         Keys.source
     ),
     wrapper: Wrapper = None,
-    eps: Annotated[float | None, typer.Option(help="Of the batch norms, if not torch's 1e-5.")] = None,
+    eps: Annotated[float | None, typer.Option(help="eps of the batch norms, if not torch's 1e-5.")] = None,
     identity: Annotated[
-        bool | None, typer.Option("--identity/--no-identity", help="Where the keys do not tell (with_idt of ECBSR).")
+        bool | None,
+        typer.Option(
+            "--identity/--no-identity",
+            help="Whether blocks add their input, if the keys do not say (ECBSR's with_idt).",
+        ),
     ] = None,
     act: Act = None,
-    with_13: Annotated[bool, typer.Option("--with-13", help="EFDN: the blocks use their 1x1-3x3 path.")] = False,
+    with_13: Annotated[bool, typer.Option("--with-13", help="For EFDN: its blocks use their 1x1-3x3 path.")] = False,
     pool: Annotated[
-        bool | None, typer.Option("--pool/--no-pool", help="Whether blocks have an average pool (QARepVGG's V2).")
+        bool | None, typer.Option("--pool/--no-pool", help="Whether blocks have an average pool (V2 of QARepVGG).")
     ] = None,
-    groups: Annotated[int | None, typer.Option(min=1, help="Of the channels, where the keys do not tell.")] = None,
-    dilations: Annotated[list[int] | None, typer.Option(help="Of small kernels; once for each of them.")] = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="Number of channel groups, if the keys do not say.")] = None,
+    dilations: Annotated[list[int] | None, typer.Option(help="Dilation of a small kernel; repeat for each.")] = None,
     img_range: Annotated[
-        float | None, typer.Option(help="Of the images that an ECBSR was trained on: 255 or 1.")
+        float | None, typer.Option(help="Range of the images that an ECBSR was trained on: 255 or 1.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fuse a checkpoint of this library or of a paper's code, or any ONNX file; check every block, write the result."""
+    """Fuse a checkpoint (of this library or of a paper's code) or an ONNX file, check every block, write the result."""
     from ..files import fuse_file
     from ..files._writing import check_targets
     from ..models._pretrained import network_file
@@ -78,14 +82,14 @@ def _fuse_onnx(source: str, target: Path, of_others: dict[str, Any], overwrite: 
     from ..files._writing import check_targets
 
     if given := [name for name, value in of_others.items() if value]:
-        raise SpecError(f"{source} is an ONNX file, which says all of itself; leave out {', '.join(given)}")
+        raise SpecError(f"{source} is an ONNX file, which needs no options; leave out {', '.join(given)}")
     check_targets([target], [source], overwrite)
     report = fuse_onnx(source, target)
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else f"{report}\nwritten: {target}")
 
 
 def inspect(file: Network, wrapper: Wrapper = None, act: Act = None, as_json: Json = False) -> None:
-    """Say what a checkpoint holds: network, blocks, sizes, and what stands in the way of fusing it."""
+    """Show what a checkpoint holds: network, blocks and sizes, and what prevents loading or fusing it."""
     from ..files import inspect_file
     from ..models._pretrained import network_file
 
@@ -98,11 +102,11 @@ def verify(
     wrapper: Wrapper = None,
     act: Act = None,
     size: Annotated[
-        int, typer.Option(min=1, max=MOST_PIXELS, help="Height and width of the image that it is tried on.")
+        int, typer.Option(min=1, max=MOST_PIXELS, help="Height and width of the test image, in pixels.")
     ] = 64,
     as_json: Json = False,
 ) -> None:
-    """Compare a checkpoint's network with its fused form, block by block; exit code 1 if they differ."""
+    """Compare a checkpoint's network with its fused form, block by block. The exit code is 1 if they differ."""
     import torch
 
     from .. import fusing
@@ -116,17 +120,17 @@ def verify(
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="As of a shell, such as 'repsr_*_x2'.")] = "*",
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only networks that come with weights.")] = False,
+    pattern: Annotated[str, typer.Argument(help="Shell pattern of names, such as 'repsr_*_x2'.")] = "*",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="List only networks that have weights.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the names of networks, those with weights marked."""
+    """List the names of networks, and mark those that come with weights."""
     from ..models import list_models
 
     with_weights = set(list_models(pretrained=True))
     names = list_models(pattern, pretrained=pretrained)
     if not names:
-        raise SpecError(f"no name fits {pattern!r}; there are {', '.join(list_models(pretrained=pretrained))}")
+        raise SpecError(f"no name matches {pattern!r}; there are {', '.join(list_models(pretrained=pretrained))}")
     if as_json:
         typer.echo(json.dumps([{"name": name, "pretrained": name in with_weights} for name in names], indent=2))
         return

@@ -1,4 +1,4 @@
-"""Networks for other programs: `reparam export` and `reparam quantize`."""
+"""The commands that write networks for other programs: `reparam export` and `reparam quantize`."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def export(
     wrapper: Wrapper = None,
     act: Act = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Height and width of all images, such as 720x1280; else any.")
+        str | None,
+        typer.Option(metavar="HxW", help="Fix height and width of the images, such as 720x1280. Any by default."),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=0, help="With --size: how many images; 0 is any. 1, if none.")
+        int | None, typer.Option(min=0, help="With --size: the number of images; 0 for any. 1 by default.")
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="Of ONNX; 18, if none.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="In float16.")] = False,
+    opset: Annotated[int | None, typer.Option(help="For ONNX: version of the operators. 18 by default.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write float16 (ONNX, Core ML; in TFLite the weights).")] = False,
     shuffle_as_conv: Annotated[
-        bool, typer.Option("--shuffle-as-conv", help="Of TFLite, where DEPTH_TO_SPACE is refused.")
+        bool, typer.Option("--shuffle-as-conv", help="For TFLite: for programs that refuse DEPTH_TO_SPACE.")
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fuse a checkpoint's network and write it for another program, proved equal there."""
+    """Fuse a checkpoint's network and export it for another program; the file is run there and compared."""
     from .. import deploy
     from ..deploy._exporter import targets_of
     from ..models._pretrained import network_file
@@ -55,19 +56,19 @@ def export(
 
 
 def _pixels(size: str | None, batch: int | None) -> tuple[int, int] | None:
-    """Height and width, of such as 720x1280."""
+    """Height and width from a text such as 720x1280."""
     if size is None:
         if batch is not None:
-            raise SpecError(f"--batch {batch} needs --size; without, all sizes are free")
+            raise SpecError(f"--batch {batch} needs --size; without it, all sizes are free")
         return None
     height, cross, width = size.lower().partition("x")
     if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise SpecError(f"--size is height x width in pixels, such as 720x1280, but got {size!r}")
+        raise SpecError(f"--size must be height x width in pixels, such as 720x1280, but got {size!r}")
     return int(height), int(width)
 
 
 def _sizes(colors: int, pixels: tuple[int, int], batch: int | None) -> dict[str, Any]:
-    """What `export` is told."""
+    """The arguments of `export` for fixed sizes."""
     import torch
 
     images = 1 if batch is None else batch
@@ -77,28 +78,31 @@ def _sizes(colors: int, pixels: tuple[int, int], batch: int | None) -> dict[str,
 def quantize(
     source: Network,
     target: Annotated[Path, typer.Argument(help="File to write: .onnx, .xml (OpenVINO) or .tflite.")],
-    images: Annotated[Path, typer.Option(help="Folder of images such as the network is to enlarge, to calibrate on.")],
+    images: Annotated[Path, typer.Option(help="Folder of typical input images for calibration.")],
     wrapper: Wrapper = None,
     act: Act = None,
-    targets: Annotated[Path | None, typer.Option(help="Folder of the same images, large, in the same order.")] = None,
-    per_tensor: Annotated[bool, typer.Option("--per-tensor", help="One scale for all channels of a weight.")] = False,
+    targets: Annotated[
+        Path | None, typer.Option(help="Folder of the same images at full size, to measure against.")
+    ] = None,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="Use one scale for all channels of a weight.")
+    ] = False,
     weight_bits: Annotated[
         int | None,
         typer.Option(
-            help="8; 7, right on every processor; or, of .tflite, 4. Else the better of 7 and 8 here is taken."
+            help="Bits of the weights: 8; 7, which is safe on every processor; or 4 (.tflite only). By default the "
+            "better of 7 and 8 on this machine; 8 for .tflite."
         ),
     ] = None,
     finetune: Annotated[
-        int, typer.Option(help="Of .tflite, steps of training with rounded weights: 300 for 4 bits.")
+        int, typer.Option(help="For .tflite: training steps with rounded weights. Use 300 for 4 bits.")
     ] = 0,
-    io: Annotated[
-        str, typer.Option(help="Of .tflite, what goes in and comes out: float32, uint8 or int8.")
-    ] = "float32",
+    io: Annotated[str, typer.Option(help="For .tflite: type of input and output, float32, uint8 or int8.")] = "float32",
     tile: Tile = 256,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fuse a network and write it in 8 bits, calibrated on images; say what that costs."""
+    """Fuse a network, quantize it to 8 bits with images for calibration, and report what that costs."""
     from .. import sr
     from ..deploy._exporter import targets_of
     from ..models._pretrained import network_file

@@ -1,4 +1,4 @@
-"""What the commands have in common."""
+"""What the commands share: errors, signals, options."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from .. import models
 
 MOST_PIXELS = 8192
-"""Of a side of an image that is made up."""
+"""The longest side of a made-up image."""
 
 
 class Commands(TyperGroup):
-    """Every command: the user's mistakes are a line and exit code 1, no traceback, and nothing half done stays."""
+    """A group whose commands report a user's mistake in one line with exit code 1, and leave nothing half done."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command."""
+        """Run the command."""
         with _leaving_on_signals(), user_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A mistake of the user's, or a machine that is too small, is a line and exit code 1, not a traceback."""
+    """Report a user's mistake, or too little memory, in one line with exit code 1 instead of a traceback."""
     try:
         yield
-    except (BrokenPipeError, typer.Exit):  # of `| head`, which click ends in silence; and of `--help`
+    except (BrokenPipeError, typer.Exit):  # from `| head`, which click ends silently, and from `--help`
         raise
     except (ReparamError, OSError, MemoryError, RuntimeError) as error:
         if not (plain := _plain(error)):
@@ -45,28 +45,28 @@ def user_errors() -> Iterator[None]:
 
 
 def _plain(error: Exception) -> str:
-    """What to tell the user; "" of a mistake in here."""
+    """The line for the user; "" for a mistake in this program."""
     from ..sr._upscale.memory import ran_out
 
     if isinstance(error, OSError) and error.filename:  # else it would begin with "[Errno 2]"
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, (ReparamError, OSError)):
         return str(error)
-    advice = "take less at once: smaller images or tiles, fewer images, or fewer threads"
+    advice = "use smaller images or tiles, fewer images, or fewer threads"
     return f"not enough memory; {advice} ({str(error).strip()})".partition("\n")[0] if ran_out(error) else ""
 
 
 @contextmanager
 def _leaving_on_signals() -> Iterator[None]:
-    """Asked to end, or left alone by its terminal, a command goes through its `finally`s, which remove what is half."""
+    """Let a command that a signal ends (a closed terminal, say) run its `finally`s, which remove unfinished files."""
 
     def leave(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice, which would end the removing
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice; the second must not stop the cleanup
         sys.exit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` ignores the second
-    if threading.current_thread() is not threading.main_thread():  # which alone may
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         taken = []
     for number in taken:
         signal.signal(number, leave)
@@ -78,7 +78,7 @@ def _leaving_on_signals() -> Iterator[None]:
 
 
 def load(network: str, wrapper: str | None, act: str | None, *, fused: bool = False) -> models.Network:
-    """What a `Network` stands for; of one that comes with weights, `fused` takes those without blocks."""
+    """Load what a `Network` argument names. For shipped weights, `fused` selects those without blocks."""
     from .. import files
     from ..models._pretrained import network_file
 
@@ -86,12 +86,12 @@ def load(network: str, wrapper: str | None, act: str | None, *, fused: bool = Fa
 
 
 def told(act: str | None) -> dict[str, Any]:
-    """The options of a network that a command was given."""
+    """The options of the network that the command got."""
     return {} if act is None else {"act": act}
 
 
 def refuse_told(network: str, why: str, wrapper: str | None, act: str | None) -> None:
-    """Raises a SpecError for options of checkpoints that were given with something else."""
+    """Raise a SpecError for options of checkpoints that were given with something else."""
     given = {"--wrapper": wrapper, "--act": act}
     if names := [name for name, value in given.items() if value is not None]:
         raise SpecError(f"{network} {why}; leave out {' and '.join(names)}")
@@ -99,7 +99,7 @@ def refuse_told(network: str, why: str, wrapper: str | None, act: str | None) ->
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Callable[[], object]]:
-    """A bar that goes when all is done; what it gives is called at each step."""
+    """Show a progress bar that disappears at the end; call what it yields at each step."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -113,11 +113,11 @@ Network = Annotated[str, typer.Argument(metavar="NETWORK", help=NETWORK)]
 Wrapper = Annotated[
     str | None,
     typer.Option(
-        help="Where in the file the state dict is, such as params or state_dict.net_g; else it is looked for."
+        help="Where in the file the state dict is, such as params or state_dict.net_g. Searched for by default."
     ),
 ]
-Act = Annotated[str | None, typer.Option(help="Activation, where the file has no slopes of PReLU.")]
-Tile = Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 takes each image as a whole.")]
-Threads = Annotated[int, typer.Option(help="How many are used; 0 leaves that to the engine.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there; never what is read.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Act = Annotated[str | None, typer.Option(help="Activation, if the file has no PReLU slopes.")]
+Tile = Annotated[int, typer.Option(min=0, help="Side of a tile in pixels; 0 runs each image whole.")]
+Threads = Annotated[int, typer.Option(help="Number of threads; 0 lets the engine choose.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files; never the file that is read.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

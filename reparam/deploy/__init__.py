@@ -1,4 +1,4 @@
-"""Fused networks as files that other programs run, and such files fused."""
+"""Exports fused networks as files that other programs run, and fuses ONNX files."""
 
 from ._engines import FILE_ENGINES, open_engine
 from ._exporter import ExportReport, export

@@ -1,4 +1,4 @@
-"""Files that are worth keeping from one run to the next, and that nothing ever needs."""
+"""A cache of files that save time in the next run, and that nothing depends on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..files._writing import written
 
 
 def cache_folder() -> Path | None:
-    """Where they are kept: beside torch's own cache (`TORCH_HOME`); None for a user without a home."""
+    """The cache folder, next to torch's own (`TORCH_HOME`); None for a user without a home directory."""
     folder = Path(torch.hub.get_dir()).parent / "reparam"
     return None if folder.parts[0] == "~" else folder
 
 
 def cached(name: str) -> Path | None:
-    """The file of this name that was kept, if it was."""
+    """The file of this name in the cache; None if there is none."""
     folder = cache_folder()
-    with contextlib.suppress(OSError):  # a folder that may not be looked into
+    with contextlib.suppress(OSError):  # no permission to look into the folder
         if folder and (folder / name).is_file():
             return folder / name
     return None
 
 
 def keep(name: str, write: Callable[[Path], object]) -> None:
-    """Lets `write` make a file to keep, and those beside it, if there is a place where that can be."""
+    """Let `write` make a file in the cache, and those next to it, if the cache can be written."""
     if folder := cache_folder():
         with contextlib.suppress(OSError, SpecError):  # a read-only home, a full disk, something else in its place
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Packages of Core ML. It runs on a Mac or an iPhone only: what was written is read back, and computed by torch."""
+"""Core ML packages. Core ML runs only on a Mac or an iPhone, so torch checks what was written by reading it back."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ._lean import lean, one_by_one
 from ._runners import Run
 
 LARGEST_SIDE = 4096
-"""Of images, where sizes are free: a range has an end."""
+"""The largest side of an image if sizes are free: a Core ML range needs an end."""
 
 
 def write_coreml(
     net: nn.Module, example: Tensor, dynamic: Any, file: Path, metadata: Mapping[str, str], half: bool = False
 ) -> str:
-    """Writes a package (a folder) for one image at a time, and says who has not run it."""
+    """Write a package (a folder) for one image at a time, and return the remark that Core ML has not run it."""
     with _quiet():
         import coremltools as ct
 
@@ -45,11 +45,11 @@ def write_coreml(
         )
         model.user_defined_metadata.update(metadata)
         model.save(str(file))
-    return "Core ML runs on a Mac or an iPhone only, and has not run it: it was read back, and computed by torch"
+    return "Core ML runs only on a Mac or an iPhone and has not run this file: torch read it back and computed it"
 
 
 def about_coreml(file: Path) -> tuple[dict[str, str], tuple[int | None, ...]]:
-    """The note, and the size of the input."""
+    """The note and the input shape of a package."""
     description = _model(file).get_spec().description
     image = description.input[0].type.multiArrayType
     free = image.WhichOneof("ShapeFlexibility") == "shapeRange"
@@ -60,7 +60,7 @@ def about_coreml(file: Path) -> tuple[dict[str, str], tuple[int | None, ...]]:
 
 
 def run_read_back(file: Path) -> Run:
-    """What the operations in a package compute, with the weights in it, as torch computes them."""
+    """A function that computes the operations of a package with torch, using the weights in the package."""
     with _quiet():
         from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -70,7 +70,7 @@ def run_read_back(file: Path) -> Run:
     main = program.functions["main"]
     operations = [operation for operation in main.operations if operation.op_type != "const"]
     if unknown := sorted({operation.op_type for operation in operations} - _OPERATIONS.keys()):
-        raise ExportError(f"nothing here can check {', '.join(unknown)} of Core ML, and it is not written unchecked")
+        raise ExportError(f"Core ML's {', '.join(unknown)} cannot be checked here, and nothing is written unchecked")
     half = _model(file).get_spec().description.input[0].type.multiArrayType.dataType == _FLOAT16
 
     @torch.inference_mode()
@@ -86,7 +86,7 @@ def run_read_back(file: Path) -> Run:
 
 
 _FLOAT16 = 65552
-"""Of Core ML's `ArrayFeatureType`."""
+"""The value of Core ML's `ArrayFeatureType` for float16."""
 
 
 def _model(file: Path) -> Any:
@@ -97,7 +97,7 @@ def _model(file: Path) -> Any:
 
 
 def _value(given: Any, values: Mapping[str, Tensor]) -> Any:
-    """Of an argument: computed before, or a constant; numbers of it in float32."""
+    """The value of an argument: computed before, or a constant, with floats in float32."""
     if isinstance(given, (tuple, list)):
         return [_value(one, values) for one in given]
     if given.name in values:
@@ -117,7 +117,7 @@ def _conv(
     x: Tensor, weight: Tensor, strides: Tensor, dilations: Tensor, groups: int, bias: Any = None, **padding: Any
 ) -> Tensor:
     if padding["pad_type"] not in ("custom", "valid"):
-        raise ExportError(f"nothing here can check a convolution of Core ML with pad_type {padding['pad_type']!r}")
+        raise ExportError(f"a Core ML convolution with pad_type {padding['pad_type']!r} cannot be checked here")
     x = _padded(x, **padding)
     return F.conv2d(x, weight, bias, strides.tolist(), 0, dilations.tolist(), groups)
 
@@ -151,12 +151,12 @@ _OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "identity": lambda x: x,
     "cast": lambda x, dtype: x.half().float() if dtype == "fp16" else x,
 }
-"""Of MIL, the language of Core ML's programs."""
+"""The operations of MIL, the language of Core ML programs."""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """It warns of versions that it was not tested with, and draws bars."""
+    """Silence coremltools: it warns about versions that it was not tested with, and draws progress bars."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The programs that can run a network, behind one call."""
+"""The engines (programs that run a network) behind one call."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from ._tflite import run_litert
 from ._threads import check_threads, torch_threads
 
 _EXPORT = 2
-"""Counts up when `export` writes other files of the same network: those in the cache are then left alone."""
+"""Increase this when `export` writes other files for the same network: the cache's older files are then ignored."""
 
 _TRIED = ("torch", "onnxruntime", "openvino")
-"""What "auto" chooses from: compiling takes longer than most images do, bfloat16 is less exact, and ncnn is made for
-other processors."""
+"""The engines that "auto" chooses from. Compiling takes longer than most images do, bfloat16 is less exact, and ncnn is
+made for other processors."""
 
 
 def _torch(model: nn.Module | Path, threads: int, compiled: bool = False) -> Run:
@@ -48,7 +48,7 @@ def _torch(model: nn.Module | Path, threads: int, compiled: bool = False) -> Run
     @torch.inference_mode()
     def engine(x: Any) -> Any:
         with torch_threads(threads):
-            # Of one channel, `to` would leave the strides as they are, and the network would run in the other layout.
+            # With one channel, `to` would leave the strides unchanged, and the network would run in the other layout.
             image = torch.empty(x.shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
             y = run(image.copy_(torch.as_tensor(x))).float().contiguous()
         return y.to(x.device) if isinstance(x, Tensor) else y.cpu().numpy()
@@ -57,7 +57,7 @@ def _torch(model: nn.Module | Path, threads: int, compiled: bool = False) -> Run
 
 
 class _Kind:
-    """How an engine is made: of the network itself, or of a file that it is exported to; torch of either."""
+    """How to make an engine: from the network itself, or from a file that it is exported to. torch takes either."""
 
     def __init__(self, package: str, make: Callable[..., Run], suffix: str = "", *options: object) -> None:
         self.package, self.make, self.suffix, self.options = package, make, suffix, options
@@ -77,7 +77,7 @@ ENGINES = {
 
 
 def installed_engines() -> list[str]:
-    """The engines whose packages are installed.
+    """List the engines whose packages are installed.
 
     Example:
         >>> installed_engines()[:2]
@@ -87,23 +87,23 @@ def installed_engines() -> list[str]:
 
 
 def make_engine(net: nn.Module, engine: str, threads: int = 0) -> Run:
-    """Makes an engine that runs a network; all but torch run a file, which is kept in a cache where there is one.
+    """Make an engine that runs a network. All but torch run a file, which is cached if possible.
 
     Args:
         net: the network, fused, in eval mode.
         engine: one of `ENGINES`.
-        threads: how many it may use; 0 leaves that to the engine.
+        threads: how many threads it may use; 0 lets the engine choose.
 
     Raises:
-        SpecError: for an unknown name, one whose package is not installed, or too many threads.
+        SpecError: if the name is unknown, its package is not installed, or there are too many threads.
     """
     kind = _kind(engine, threads)
     if not kind.suffix:
         return kind.make(net, threads, *kind.options)
     name = _name_of(net) + kind.suffix
-    if (kept := cached(name)) and holds(kept, net):  # what a forward does is not in the name, and files may be damaged
+    if (kept := cached(name)) and holds(kept, net):  # the name does not cover forward's code, and files may be damaged
         return kind.make(kept, threads, *kind.options)
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps what an engine has open
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows cannot delete a file that is open
         file = Path(folder) / name
         export(net, file)
         keep(name, lambda place: shutil.copytree(folder, place.parent, dirs_exist_ok=True))
@@ -118,41 +118,41 @@ FILE_ENGINES = {
     ".tflite": ("litert",),
     ".pte": ("executorch",),
 }
-"""The engines that run a file, by its suffix; the usual one first."""
+"""The engines that run a file, by its suffix, with the usual one first."""
 
 
 def open_engine(file: Path, name: str, threads: int = 0) -> Run:
-    """Makes a function of a network's file: of an image (N, C, H, W) in float32, what the network gives, likewise.
+    """Open a network's file as a function from images (N, C, H, W) in float32 to the network's output in float32.
 
     Args:
-        file: such as `export` and `quantize` write, or another program; in float16, too.
-        name: of the engine, one of `FILE_ENGINES` of the suffix.
-        threads: how many it may use; 0 leaves that to it.
+        file: a file that `export`, `quantize` or another program wrote; a file in float16 works too.
+        name: the engine, one of those that `FILE_ENGINES` lists for the suffix.
+        threads: how many threads it may use; 0 lets the engine choose.
 
     Returns:
-        The function; it refuses an image of a size that the file does not take, with a `SpecError`.
+        The function. It raises a `SpecError` for an image of a size that the file does not accept.
 
     Raises:
-        SpecError: for an engine that does not run this kind of file, a file that it cannot read, or too many threads.
+        SpecError: if the engine does not run this kind of file or cannot read it, or there are too many threads.
     """
     if name not in FILE_ENGINES[file.suffix]:
-        raise SpecError(f"{file.name} is run by {', '.join(FILE_ENGINES[file.suffix])}, and not by {name!r}")
+        raise SpecError(f"{file.name} runs in {', '.join(FILE_ENGINES[file.suffix])}, but got the engine {name!r}")
     kind = _kind(name, threads)
     try:
         return _sized(kind.make(file, threads, *kind.options), file)
-    except Exception as problem:  # engines raise whatever they met
+    except Exception as problem:  # engines raise anything
         why = str(problem).strip().partition("\n")[0]
         raise SpecError(f"{name} cannot read {file} as a network in {file.suffix[1:]}: {why}") from problem
 
 
 def _sized(run: Run, file: Path) -> Run:
-    """The same, if the file says nothing of its input; else it looks at an image first."""
+    """The same function, which first checks the size of an image if the file says what it accepts."""
     if (wanted := about(file).shape) is None:
         return run
 
     def engine(x: np.ndarray) -> np.ndarray:
         if len(wanted) != x.ndim or any(size not in (None, got) for size, got in zip(wanted, x.shape)):
-            raise SpecError(f"{file.name} takes {told_shape(wanted)}, but got an image of {told_shape(x.shape)}")
+            raise SpecError(f"{file.name} accepts {told_shape(wanted)}, but got an image of {told_shape(x.shape)}")
         return run(x)
 
     return engine
@@ -161,21 +161,21 @@ def _sized(run: Run, file: Path) -> Run:
 def _kind(name: str, threads: int) -> _Kind:
     check_threads(threads)
     if name not in ENGINES:
-        raise SpecError(f"no engine is named {name!r}; there are auto, {', '.join(ENGINES)}")
+        raise SpecError(f"no engine is named {name!r}; choose one of auto, {', '.join(ENGINES)}")
     kind = ENGINES[name]
     if not find_spec(kind.package):
         raise SpecError(
-            f"the engine {name!r} needs the package {kind.package}: pip install 'reparam[{kind.extra}]', or take one "
+            f"the engine {name!r} needs the package {kind.package}: pip install 'reparam[{kind.extra}]', or choose one "
             f"of {', '.join(installed_engines())}"
         )
     return kind
 
 
 def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
-    """The name of the engine that runs this network fastest here, of torch, onnxruntime and openvino, where installed.
+    """The name of the installed engine (torch, onnxruntime or openvino) that runs this network fastest here.
 
-    Each runs a 256x256 image a few times, and those that cannot run this network are left out; the outcome is kept in
-    the cache, for this machine, the versions of the engines, and networks of the same shape.
+    Each engine runs a 256x256 image a few times. Engines that cannot run this network are left out. The outcome is
+    cached for this machine, the versions of the engines, and networks of the same shape.
     """
     candidates = [name for name in _TRIED if find_spec(ENGINES[name].package)]
     if len(candidates) == 1 or tensor_like(net).device.type != "cpu":
@@ -190,7 +190,7 @@ def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
     for name in candidates:
         try:
             times[name] = _seconds(make_engine(net, name, threads), colors)
-        except Exception:  # engines raise whatever they met
+        except Exception:  # engines raise anything
             if name == "torch":
                 raise
     fastest = min(times, key=lambda name: times[name])
@@ -199,10 +199,10 @@ def fastest_engine(net: nn.Module, colors: int, threads: int = 0) -> str:
 
 
 def _recorded(record: str) -> Any:
-    """The outcome of a trial before, if there is a record of one that is whole."""
+    """The outcome of an earlier trial, if there is an intact record of one."""
     try:
         return json.loads(Path(cached(record) or os.devnull).read_bytes())["engine"]
-    except (OSError, ValueError, LookupError, TypeError):  # of another version, empty, damaged, or not there
+    except (OSError, ValueError, LookupError, TypeError):  # from another version, empty, damaged, or missing
         return None
 
 
@@ -212,10 +212,10 @@ def _seconds(engine: Run, colors: int) -> float:
 
 
 def _name_of(net: nn.Module) -> str:
-    """Of a file in the cache: after the network's content."""
+    """The name of a network's file in the cache: a hash of the network's content."""
     content = [str((_EXPORT, type(net), getattr(net, "options", ""), net)).encode()]
     for key, tensor in net.state_dict().items():
-        raw = tensor.cpu().contiguous().flatten().view(torch.uint8)  # numpy knows no bfloat16
+        raw = tensor.cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bfloat16
         content += [f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode(), raw.numpy().tobytes()]
     return f"{type(net).__name__.lower()[:99]}-{_digest(b''.join(content))}"
 

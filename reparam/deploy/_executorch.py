@@ -1,4 +1,4 @@
-"""Files of ExecuTorch, of which XNNPACK runs all: programs of phones and small machines."""
+"""ExecuTorch files for phones and small devices, run by its XNNPACK backend."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ._lean import lean, one_by_one
 from ._runners import Run
 
 LARGEST_SIDE = 1024
-"""Of images, where sizes are free: memory is set aside for the largest one when the file is loaded."""
+"""The largest side of an image if sizes are free: loading the file reserves memory for it."""
 FREE = "free_sizes"
-"""A method of the file, which gives whether height and width are free: the largest is all that it says itself."""
+"""A method of the file that returns whether height and width are free. The format itself has only the largest size."""
 
 
 def write_executorch(net: nn.Module, example: Tensor, dynamic: Any, file: Path, metadata: Mapping[str, str]) -> str:
-    """Writes a file for one image at a time, with the note as methods that give it, and says what XNNPACK runs."""
+    """Write a file for one image at a time, with the note as methods that return it, and say what XNNPACK runs."""
     with _without_notes():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
         net, image = lean(net, one_by_one), example[:1]
         with torch.no_grad(), _ShufflesAsConvolutions():
-            net(image)  # so that their weights are there, and not computed in the graph
+            net(image)  # creates the weights now, so that the graph does not compute them
             program = torch.export.export(net, (image,), dynamic_shapes=_free(image) if dynamic is True else None)
         constants = {name: int(text) if text.isdecimal() else text for name, text in metadata.items()}
         constants[FREE] = int(dynamic is True)
@@ -44,23 +44,23 @@ def write_executorch(net: nn.Module, example: Tensor, dynamic: Any, file: Path, 
 
 
 def run_executorch(file: Path, threads: int = 0) -> Run:
-    """A file in ExecuTorch, which takes one image at a time."""
+    """Run a file in ExecuTorch, which takes one image at a time."""
     _use(threads)
     method = _Method(_program(file).load_method("forward"))
     return lambda x: np.stack([method(image) for image in x])
 
 
 def about_executorch(file: Path) -> tuple[dict[str, str], tuple[int, ...] | None]:
-    """The note, and the size of the input where it is not free."""
+    """The note, and the input shape if it is fixed."""
     program = _program(file)
     note = {name: str(program.load_method(name).execute([])[0]) for name in program.method_names if name != "forward"}
     shape = program.load_method("forward").metadata.input_tensor_meta(0).sizes()
-    fixed = note.pop(FREE, "0") == "0"  # of others, the largest size is one that it takes in any case
+    fixed = note.pop(FREE, "0") == "0"  # for files of other programs the largest size is always accepted
     return note, tuple(shape) if fixed else None
 
 
 class _Method:
-    """What runs one image."""
+    """Runs one image."""
 
     def __init__(self, method: Any) -> None:
         self.method = method
@@ -68,23 +68,23 @@ class _Method:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of outputs that are smaller than the largest
+            warnings.simplefilter("ignore")  # about outputs smaller than the largest one
             try:
                 (y,) = self.method.execute([torch.from_numpy(image[None])])
             except RuntimeError as problem:
                 raise ExportError(
-                    f"ExecuTorch fails for an image of {image.shape} ({problem}); sizes that are free are so up to "
-                    f"{LARGEST_SIDE} pixels a side"
+                    f"ExecuTorch fails for an image of {image.shape} ({problem}); a file with free sizes accepts up to "
+                    f"{LARGEST_SIDE} pixels per side"
                 ) from problem
-        return y[0].numpy().copy()  # the next call has the same memory
+        return y[0].numpy().copy()  # the next call reuses this memory
 
 
 _running: weakref.WeakSet[_Method] = weakref.WeakSet()
-"""All that there are."""
+"""All methods in use."""
 
 
 def _use(threads: int) -> None:
-    """Sets the size of ExecuTorch's one pool of threads, which nothing that was loaded before survives."""
+    """Set the size of ExecuTorch's only thread pool, which invalidates everything that was loaded before."""
     with _without_notes():
         from executorch.extension.pybindings import portable_lib
 
@@ -93,8 +93,8 @@ def _use(threads: int) -> None:
         return
     if _running:
         raise SpecError(
-            f"ExecuTorch has one pool of threads for all files of a process, of {there} while one is open, but got "
-            f"threads={threads}; leave it at 0"
+            f"ExecuTorch has one thread pool per process, fixed at {there} threads while a file is open, but got "
+            f"threads={threads}; pass threads=0"
         )
     portable_lib._unsafe_reset_threadpool(threads)
 
@@ -120,10 +120,10 @@ def _left(graph: torch.fx.GraphModule) -> list[str]:
 
 
 class _ShufflesAsConvolutions(TorchFunctionMode):
-    """Pixel shuffles become transposed convolutions of zeros and ones, which XNNPACK knows at any size.
+    """Replaces pixel shuffles by transposed convolutions of zeros and ones, which XNNPACK runs at any size.
 
-    The shuffle puts channel c·s² + i·s + j of a pixel at row i and column j of its s x s pixels: so does a transposed
-    convolution of stride s whose kernel is one there, and zero elsewhere.
+    A pixel shuffle puts channel c·s² + i·s + j of a pixel at row i and column j of its s x s pixels. So does a
+    transposed convolution of stride s whose kernel is one there and zero elsewhere.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class _ShufflesAsConvolutions(TorchFunctionMode):
         self.weights: dict[tuple[int, int], Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Computes what torch would."""
+        """Compute what torch would."""
         if func not in (F.pixel_shuffle, torch.pixel_shuffle):
             return func(*args, **(kwargs or {}))
         return self._shuffle(*args, **(kwargs or {}))
@@ -147,7 +147,7 @@ class _ShufflesAsConvolutions(TorchFunctionMode):
 
 @contextmanager
 def _without_notes() -> Any:
-    """Of what is imported, which warns of deprecated calls of its own."""
+    """Silence imported packages, which warn about their own deprecated calls."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

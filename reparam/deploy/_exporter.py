@@ -1,4 +1,4 @@
-"""A network, fused, in a file of another program, proved before it is in place."""
+"""Exports a fused network to a file of another program, and checks the file before it replaces anything."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from ._runners import Run
 from ._shader.trial import Trial
 
 _BOUND, _HALF_BOUND = 1e-5, 4e-3
-"""What a file may differ by, over the largest value: in float32, and where it computes in float16, of 11 bits."""
+"""The allowed error of a file, relative to the largest value: in float32, and in float16 with its 11 bits."""
 _SIZES = ((1, 1, 1), (1, 3, 5), (2, 8, 9), (1, 17, 4), (1, 4, 33))
-"""Batch, height and width of the inputs that a file is tried on."""
+"""Batch, height and width of the inputs on which a file is tried."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how exact it is; printed, it is a line."""
+    """What `export` wrote, and how exact it is. `print` shows it as a line."""
 
     files: tuple[Path, ...]
     format: str
     engine: str
     """The program that ran the file to check it."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of the inputs that it was checked on."""
+    """The shapes of the inputs on which it was checked."""
     error: float
-    """The largest difference from the fused network in torch, in float32, over the largest value of its output; nan for
-    a shader that was not run."""
+    """The largest difference from the fused network in torch, in float32, relative to the largest value of its output;
+    nan for a shader that was not run."""
     bound: float = _BOUND
-    """What that had to stay below: 1e-5, or 4e-3 in float16."""
+    """The limit for `error`: 1e-5, or 4e-3 in float16."""
     peak: float | None = None
-    """In float16, the largest value inside on the example and on test pictures: 65504 is the largest that there is."""
+    """In float16: the largest value inside the network, on the example and on test pictures. float16 ends at 65504."""
     rescaled: tuple[str, ...] = ()
-    """The layers whose numbers were multiplied by powers of two for that."""
+    """The layers whose weights were multiplied by powers of two to stay in that range."""
     remark: str = ""
-    """What else there is to know of the file: what of it ran where."""
+    """What else to know about the file, such as which parts ran where."""
     psnr_db: float | None = None
-    """Of what a shader shows, to what torch gives: the smallest of the shapes. 65 is asked, in place of `bound`."""
+    """PSNR of a shader's picture to torch's, the lowest over the shapes. It must reach 65, instead of `bound`."""
     unchecked: str = ""
-    """Why nothing ran a shader, if nothing here could."""
+    """Why a shader was not run, if nothing here could run it."""
 
     def __str__(self) -> str:
         names, precision = " and ".join(map(str, self.files)), "" if self.peak is None else " in float16"
@@ -66,11 +66,11 @@ class ExportReport:
         lines = [f"{names}: {self.format}{precision}, {done}"]
         if self.peak is not None:
             scaled = f", after rescaling {', '.join(self.rescaled)}" if self.rescaled else ""
-            lines[0] += f", where {self.bound:.0e} is allowed; the largest value inside is {self.peak:.3g}{scaled}"
+            lines[0] += f" (allowed: {self.bound:.0e}); the largest value inside is {self.peak:.3g}{scaled}"
         return "\n".join([*lines, *([self.remark] if self.remark else [])])
 
 
-@torch.inference_mode(False)  # which a caller may be in, and in which torch shows other operations
+@torch.inference_mode(False)  # a caller may be in inference mode, in which torch shows other operations
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -81,68 +81,72 @@ def export(
     half: bool = False,
     shuffle_as_conv: bool = False,
 ) -> ExportReport:
-    r"""Writes a network for inference elsewhere: fused first, so that no branch is ever exported, in float32.
+    r"""Export a network for inference in another program, in float32. It is fused first, so no branch is exported.
 
-    The suffix says for which program:
+    The suffix selects the format:
 
-    | suffix | program | needs |
+    | suffix | format | needs |
     |---|---|---|
-    | `.onnx` | ONNX, opset 18 unless told otherwise, by torch's exporter | `reparam[onnx]` |
+    | `.onnx` | ONNX, opset 18 by default, by torch's exporter | `reparam[onnx]` |
     | `.pt2` | `torch.export` | |
     | `.xml` (and `.bin`) | OpenVINO IR, by OpenVINO's converter from ONNX | `reparam[openvino]` |
     | `.ncnn.param` (and `.ncnn.bin`) | ncnn, by pnnx | `reparam[ncnn]` |
-    | `.tflite` | TFLite, whose runtime is called LiteRT now; written here | `reparam[litert]` |
+    | `.tflite` | TFLite, whose runtime is now called LiteRT; written by this library | `reparam[litert]` |
     | `.pte` | ExecuTorch, with XNNPACK | `reparam[executorch]` |
     | `.mlpackage` (a folder) | Core ML, by coremltools | `reparam[coreml]` |
     | `.glsl` | a user shader for mpv, libplacebo and ffmpeg | |
     | `.wgsl` | a module for WebGPU | |
 
-    The network is fused with proof, on the example, where it runs in float64 (see `fuse`).
+    **Checks.** If the network runs in float64, fusing is checked on the example (see `fuse`). Then the new file runs on
+    images of awkward sizes, in ONNX Runtime (ONNX's reference if that is not installed), OpenVINO, ncnn, LiteRT or
+    ExecuTorch. It must satisfy $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$. Only then is it moved into
+    place, where it replaces an existing file as `torch.save` does; otherwise the existing file stays as it was. Core ML
+    runs only on Apple's devices, so its package is read back and computed by torch instead.
 
-    Before it is in place, the file is run (by ONNX Runtime if installed, else ONNX's reference; OpenVINO; ncnn; LiteRT;
-    ExecuTorch) on images of awkward sizes, and must give $\max|y - y_\text{torch}| \le 10^{-5} \max|y_\text{torch}|$.
-    If it does not, an existing file stays as it was; if it does, that is replaced, as by `torch.save`. Core ML runs on
-    Apple's machines only, and is run nowhere here: what is in its package is read back, and computed by torch.
+    A user shader is run by ffmpeg with libplacebo and a Vulkan driver, and a WebGPU module by the package wgpu, on
+    three pictures. The result must have a PSNR of at least 65 dB to torch's, because values between passes are float16.
+    If these programs are missing, the file is written anyway, and the report says that it was not run.
 
-    A user shader is run by ffmpeg, with libplacebo and a Vulkan driver, a module for WebGPU by the package wgpu, on
-    three pictures, and must show them at 65 dB or more to what torch gives, as numbers between the passes are float16.
-    Where these are missing the file is written all the same, and the report says that it was not run.
+    **Note.** Every format except ncnn stores a note in the file: `scale`, `colors`, `radius` (receptive radius in
+    pixels of the input, if the network has one), `period` (tiles start at multiples of it; 1 for convolutions), `range`
+    ("0 to 1"), `order` ("RGB" or "Y"), and `reparam`, a JSON of class, options and version. `read_note` reads it. It is
+    stored as metadata in ONNX and Core ML, as `rt_info` under "reparam" in OpenVINO, as extra files in `torch.export`,
+    as JSON in TFLite's metadata, as methods in ExecuTorch, and as comments in shaders.
 
-    All but ncnn's files hold a note: `scale`, `colors`, `radius` (the receptive one, in pixels of the input, if the
-    network has one), `period` (tiles begin on its multiples; 1 for convolutions), `range` ("0 to 1"), `order` ("RGB" or
-    "Y"), and `reparam`, a JSON of class, options and version: as metadata of ONNX, as `rt_info` under "reparam" of
-    OpenVINO, as extra files of `torch.export`, as JSON in the metadata of TFLite, as methods of ExecuTorch, as metadata
-    of Core ML, as comments in shaders.
+    **TFLite** has the axes (N, H, W, C). This library writes the file itself and has operators for convolutions,
+    pooling, padding, upsampling, elementwise functions, arithmetic, and everything that moves pixels. A network that
+    computes anything else is refused, and the layer is named.
 
-    TFLite has the axes (N, H, W, C). It is written here, and not converted: operators for convolutions, pooling,
-    borders, enlarging, functions, arithmetic and whatever moves pixels; a network that computes something else is
-    refused, by the name of the layer.
+    **Skip before the shuffle.** In ONNX, OpenVINO and TFLite, networks of this library add the nearest-neighbor skip
+    before the pixel shuffle (each channel s² times) instead of after it. The sums are the same, with fewer passes over
+    the large image.
 
-    In ONNX, OpenVINO and TFLite, networks of this library add the image enlarged by nearest neighbour before the pixel
-    shuffle, s² times for each channel, and not after it: the same numbers, for fewer passes over the large image.
-
-    In float16, no number may pass 65504. So the largest value that any layer gives is measured first, on the example
-    and, of a network with `colors`, on pictures that are soft, of hard edges, white and black; what passes a sixteenth
-    of 65504 is divided by a power of two through PReLUs, ReLUs, sums and shuffles, which changes no digit.
+    **float16** ends at 65504. With `half`, the largest value of every layer is measured first, on the example and, for
+    a network with `colors`, on test pictures (soft, with hard edges, white, black). A layer above 1/16 of 65504 is
+    divided by a power of two, and the factor is passed on through PReLUs, ReLUs, sums and shuffles. That changes no
+    digit of the result.
 
     Args:
-        model: any network of one input and one output; it is not changed.
-        path: where to; the directory must be there.
-        example: an input (N, C, ...), which only networks without `colors` need.
-        dynamic: whether batch, height and width of the input are free; if not, they are those of the example. "batch"
-            leaves how many images there are free, and nothing else.
-        opset: of ONNX, the version of the operators, for programs that want an older or a newer one than 18.
-        half: of ONNX and Core ML, whether weights, input and output are float16, of TFLite, whether weights are; the
-            file may then differ by 4e-3.
-        shuffle_as_conv: of TFLite, whether pixel shuffles are transposed convolutions of zeros and ones, which compute
-            the same, for programs that refuse `DEPTH_TO_SPACE`.
+        model: any network with one input and one output; it is not changed.
+        path: the file to write, in an existing directory.
+        example: an input (N, C, ...). Only networks without the attribute `colors` need it.
+        dynamic: whether batch, height and width of the input are free. False fixes them to those of the example;
+            "batch" leaves only the number of images free.
+        opset: for ONNX, the version of the operators, if a program needs an older or newer one than 18.
+        half: for ONNX and Core ML, whether weights, input and output are float16; for TFLite, whether the weights are.
+            The file may then differ by 4e-3.
+        shuffle_as_conv: for TFLite, whether to write pixel shuffles as transposed convolutions of zeros and ones, which
+            compute the same, for programs that refuse `DEPTH_TO_SPACE`.
+
+    Returns:
+        What was written, and its error.
 
     Raises:
-        SpecError: for an unknown suffix, an option that its format does not have, or a missing example.
-        ExportError: if a package is missing, the network cannot be exported (it gives more than one tensor, say), the
-            file does not run or is not exact, or a layer gives what float16 cannot hold.
-        FuseError: if the network cannot be fused as it is, or what it is fused into is another function.
-        OSError: if nothing can be written there: `FileNotFoundError` where there is no such directory.
+        SpecError: if the suffix is unknown, the format does not have an option, or an example is needed.
+        ExportError: if a package is missing; if the network cannot be exported (for example because it returns more
+            than one tensor); if the file does not run or is not exact; or if a layer exceeds the range of float16.
+        FuseError: if the network cannot be fused in its present state, or the fused network computes something else.
+        OSError: if the file cannot be written; `FileNotFoundError` if the directory does not exist.
 
     Example:
         >>> import tempfile
@@ -161,9 +165,9 @@ def export(
     shapes = _shapes(unwrap(model), example, dynamic)
     first = torch.rand(2, *shapes[0][1:-2], 8, 9) if example is None else example.detach().float().cpu()
     net = plain_copy(model, first).float().cpu().requires_grad_(False)
-    if dynamic and len(first) == 1:  # which torch.export would take for a constant
+    if dynamic and len(first) == 1:  # torch.export would treat a batch of one as a constant
         first = torch.cat([first, first])
-    _output(net, first)  # what it cannot do is said here, and not by a converter
+    _output(net, first)  # if it fails, this error is clearer than a converter's
     held = held_in_half(net, _pictures(net, example)) if half else None
     bound = _HALF_BOUND if half else _BOUND
     with written(path) as file:
@@ -180,7 +184,7 @@ def export(
 
 
 def holds(file: Path, net: nn.Module) -> bool:
-    """Whether a file that was exported before computes what a network does, as far as one small image tells."""
+    """Whether an exported file computes what a network does, tried on one small image."""
     net = copy_module(net).float().cpu()
     try:
         _check(format_of(file), file, net, _shapes(net, None, dynamic=True)[2:3])
@@ -190,28 +194,28 @@ def holds(file: Path, net: nn.Module) -> bool:
 
 
 def format_of(path: Path) -> Format:
-    """The one that the suffix asks for."""
+    """The format that the suffix selects."""
     kind = next((kind for kind in FORMATS if path.name.endswith(kind.suffixes[0])), None)
     if kind is None:
         known = ", ".join(f"{kind.suffixes[0]} ({kind.name})" for kind in FORMATS)
-        raise SpecError(f"the suffix says in which format to export, but got {path.name!r}; there are {known}")
+        raise SpecError(f"the suffix selects the export format, but got {path.name!r}; known are {known}")
     return kind
 
 
 def _chosen(kind: Format, **given: Any) -> dict[str, Any]:
-    """The options that were chosen, if the format has them."""
+    """The options that were given, checked against those of the format."""
     chosen = {name: value for name, value in given.items() if value not in (None, False)}
     if wrong := next((name for name in chosen if name not in kind.options), None):
         having = [other.suffixes[0] for other in FORMATS if wrong in other.options]
         raise SpecError(
-            f"{wrong}={chosen[wrong]!r} is an option of {' and '.join(having) or 'no format'}, but {kind.name} "
-            f"({kind.suffixes[0]}) was asked for"
+            f"{wrong}={chosen[wrong]!r} is an option of {' and '.join(having) or 'no format'}, but the format is "
+            f"{kind.name} ({kind.suffixes[0]})"
         )
     return chosen
 
 
 def _pictures(net: nn.Module, example: Tensor | None) -> list[Tensor]:
-    """What float16 is to hold the network on."""
+    """The images on which the range of float16 is checked."""
     colors: Any = getattr(net, "colors", None)
     given = [] if example is None else [example.detach().float().cpu()]
     if not isinstance(colors, int):
@@ -220,7 +224,7 @@ def _pictures(net: nn.Module, example: Tensor | None) -> list[Tensor]:
 
 
 def targets_of(path: Path, sources: Iterable[Path] = (), overwrite: bool = True) -> tuple[Path, ...]:
-    """The files that will be in place, the one that was asked for first, if nothing stands in the way of them."""
+    """The files that will be written, the requested one first, after checking that they can be."""
     kind = format_of(path)
     if missing := [package for package in kind.packages if not find_spec(package)]:
         raise ExportError(f"{kind.name} needs {' and '.join(missing)}: pip install 'reparam[{kind.extra}]'")
@@ -231,14 +235,14 @@ def targets_of(path: Path, sources: Iterable[Path] = (), overwrite: bool = True)
 
 
 def _shapes(net: nn.Module, example: Tensor | None, dynamic: Dynamic) -> tuple[tuple[int, ...], ...]:
-    """What the file is tried on."""
+    """The shapes of the inputs on which the file is tried."""
     if dynamic not in (True, False, "batch"):
         raise SpecError(f"dynamic must be True, False or 'batch', but got {dynamic!r}")
     colors: Any = getattr(net, "colors", None)
     if example is None and not isinstance(colors, int):
-        raise SpecError(f"{type(net).__name__} does not say its input: pass example=, a tensor such as it takes")
+        raise SpecError(f"{type(net).__name__} does not say what its input is: pass example=, an input that it accepts")
     if example is None and dynamic is not True:
-        raise SpecError(f"dynamic={dynamic!r} fixes the sizes to those of an example: pass example=, a tensor of them")
+        raise SpecError(f"dynamic={dynamic!r} fixes the sizes to those of an example: pass example=, an input")
     if example is None:
         return tuple((batch, colors, *size) for batch, *size in _SIZES)
     shape = tuple(example.shape)
@@ -251,7 +255,7 @@ def _shapes(net: nn.Module, example: Tensor | None, dynamic: Dynamic) -> tuple[t
 
 
 def metadata_of(net: nn.Module) -> dict[str, str]:
-    """The note that a file holds."""
+    """The note for a file."""
     from .. import __version__
 
     note: dict[str, Any] = {"version": __version__, "network": type(net).__name__}
@@ -261,36 +265,36 @@ def metadata_of(net: nn.Module) -> dict[str, str]:
     if isinstance(colors, int) and isinstance(scale, int):
         metadata |= {"scale": str(scale), "colors": str(colors)}
         metadata |= {"range": "0 to 1", "order": "RGB" if colors == 3 else "Y"}
-        with contextlib.suppress(Exception):  # it has none, or takes no image of the size that this is measured on
+        with contextlib.suppress(Exception):  # without a radius, or not for images of the tried sizes
             metadata |= {key: str(value) for key, value in locality(net, colors)._asdict().items()}
     return metadata
 
 
 def write_as(kind: Format, net: nn.Module, first: Tensor, dynamic: Dynamic, file: Path, **options: Any) -> str:
-    """Writes a file and gives the remark on it, or says what the network is that cannot be written."""
+    """Write a file and return the remark on it. An error names the network that cannot be written."""
     try:
         return kind.write(net, first, dynamic, file, metadata_of(net), **options) or ""
     except ReparamError:
         raise
-    except Exception as problem:  # exporters raise whatever they met
-        advice = "; if only one size is needed, dynamic=False may do" if dynamic is True else ""
+    except Exception as problem:  # exporters raise anything
+        advice = "; if you need only one size, try dynamic=False" if dynamic is True else ""
         raise ExportError(f"cannot export {type(net).__name__} as {kind.name}{advice}: {problem}") from problem
 
 
 def _check(
     kind: Format, file: Path, net: nn.Module, shapes: Iterable[tuple[int, ...]], bound: float = _BOUND
 ) -> tuple[str, float]:
-    """The name of the program that runs the file, and the largest error in it."""
+    """The name of the program that runs the file, and the file's largest error."""
     try:
         engine, run = kind.read(file)
-    except Exception as problem:  # engines raise whatever they met
-        raise ExportError(f"what was exported as {kind.name} cannot be loaded: {problem}") from problem
+    except Exception as problem:  # engines raise anything
+        raise ExportError(f"the exported {kind.name} file cannot be loaded: {problem}") from problem
     generator = torch.Generator().manual_seed(0)
     return engine, max(_error(engine, run, net, torch.rand(shape, generator=generator), bound) for shape in shapes)
 
 
 def _error(engine: str, run: Run, net: nn.Module, x: Tensor, bound: float) -> float:
-    """Of one input, over the largest value of the output; absolute where all of that is zero."""
+    """The error for one input, relative to the largest value of the output; absolute if the output is all zero."""
     shape = tuple(x.shape)
     wanted = _output(net, x).numpy()
     try:
@@ -298,12 +302,12 @@ def _error(engine: str, run: Run, net: nn.Module, x: Tensor, bound: float) -> fl
     except Exception as problem:
         raise ExportError(f"{engine} fails for an input of {shape}: {problem}") from problem
     if got.shape != wanted.shape:
-        raise ExportError(f"{engine} gives {got.shape} for an input of {shape}, where torch gives {wanted.shape}")
+        raise ExportError(f"{engine} returns {got.shape} for an input of {shape}, but torch returns {wanted.shape}")
     error = float(np.abs(got - wanted).max() / (np.abs(wanted).max() or 1.0))
     if not error <= bound:
         raise ExportError(
-            f"{engine} differs by {error:.1e} of the largest value for an input of {shape}, where rounding does "
-            f"{bound:.0e} at most"
+            f"{engine} differs by {error:.1e} of the largest value for an input of {shape}, but rounding explains at "
+            f"most {bound:.0e}"
         )
     return error
 
@@ -312,10 +316,10 @@ def _error(engine: str, run: Run, net: nn.Module, x: Tensor, bound: float) -> fl
 def _output(net: nn.Module, x: Tensor) -> Tensor:
     name, shape = type(net).__name__, tuple(x.shape)
     try:
-        y = net(x.clone())  # which it may change
+        y = net(x.clone())  # the network may change its input
     except Exception as problem:
-        advice = "pass example=, an input that it takes"
+        advice = "pass example=, an input that it accepts"
         raise ExportError(f"{name} itself fails for an input of {shape}: {problem}; {advice}") from problem
     if not isinstance(y, Tensor):
-        raise ExportError(f"{name} gives a {type(y).__name__}: export a module whose output is one tensor")
+        raise ExportError(f"{name} returns a {type(y).__name__}: export a module whose output is one tensor")
     return y

@@ -1,4 +1,4 @@
-"""How a network gets into a file of each format, and which program runs what was written."""
+"""How to write a network in each format, and which program runs the file."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ Metadata = Mapping[str, str]
 
 
 class Format(NamedTuple):
-    """How a network gets into files, and out of them."""
+    """How to write a network to files, and how to run them."""
 
     name: str
     suffixes: tuple[str, ...]
-    """Of the files that make up one network; the first is the one that is asked for."""
+    """The suffixes of the files that make up one network; the first is the one that a user names."""
     extra: str
     """What to install: `pip install 'reparam[extra]'`."""
     packages: tuple[str, ...]
     write: Callable[..., str | None]
-    """Of a network in float32, an example, `Dynamic`, the file, `Metadata`, and `options` by their names; it may give a
+    """Takes a network in float32, an example, `Dynamic`, the file, `Metadata`, and `options` by name; it may return a
     remark for the report."""
     read: Callable[[Path], tuple[str, Run]]
-    """Gives the name of the program that runs the file, and what does."""
+    """Returns the name of the program that runs the file, and the function that runs it."""
     options: tuple[str, ...] = ()
-    """Arguments of `export` that `write` takes; it is given those that were chosen."""
+    """The arguments of `export` that `write` accepts; it gets those that were given."""
     tried: Callable[[Path, nn.Module], Trial] | None = None
-    """Compares the file with the network where that is not by the digits of float32."""
+    """Compares the file with the network, if it is not compared to the precision of float32."""
 
 
 def free_sizes(example: Tensor, dynamic: Dynamic) -> tuple[dict[int, Any], ...] | None:
-    """The sizes that are free, as `torch.export` wants to be told."""
+    """The free sizes, in the form that `torch.export` takes."""
     if not dynamic:
         return None
     names = ("batch", "", "height", "width")[: 1 if dynamic == "batch" else example.dim()]
@@ -81,7 +81,7 @@ def _write_onnx(
 def _write_graph(
     net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, metadata: Metadata, opset: int = OPSET
 ) -> None:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # of what the exporter uses inside
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # about the exporter's own internals
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             net,
@@ -109,12 +109,12 @@ def _write_openvino(net: nn.Module, example: Tensor, dynamic: Dynamic, file: Pat
 
 
 def write_for_openvino(net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, metadata: Metadata) -> None:
-    """ONNX, as OpenVINO converts it best."""
+    """Write ONNX in the form that OpenVINO converts best."""
     _write_graph(lean(net, one_by_one), example, dynamic, file, metadata)
 
 
 def convert_to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
-    """A file of ONNX as one of OpenVINO."""
+    """Convert an ONNX file to OpenVINO."""
     import openvino
 
     model = openvino.convert_model(source)
@@ -127,21 +127,21 @@ def _write_ncnn(net: nn.Module, example: Tensor, dynamic: Dynamic, file: Path, m
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         traced = Path(folder) / "network.pt"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that the trace holds fixed: the file is run on others
+            warnings.simplefilter("ignore")  # about sizes that the trace fixes: the file is tried on others
             torch.jit.trace(net, example[:1], check_trace=False).save(traced)
         for path in _converted_to_ncnn(traced, example, dynamic):
             path.replace(file.with_suffix(path.suffix))
 
 
 def _converted_to_ncnn(traced: Path, example: Tensor, dynamic: Dynamic) -> list[Path]:
-    """The two files that pnnx puts beside the one that it is given."""
+    """The two files that pnnx writes next to its input."""
     import pnnx
 
     shape = (1, *example.shape[1:])
     command = [pnnx.EXEC_PATH, traced.name, "fp16=0", f"inputshape={_listed(shape)}"]
-    if dynamic is True:  # what differs in a second shape is free; how many images there are always is
+    if dynamic is True:  # sizes that differ in a second shape are free; the batch always is
         command += [f"inputshape2={_listed((*shape[:2], *(size + 3 for size in shape[2:])))}"]
-    done = subprocess.run(command, cwd=traced.parent, capture_output=True, text=True)  # it prints all that it does
+    done = subprocess.run(command, cwd=traced.parent, capture_output=True, text=True)  # it prints every step
     made = [traced.with_name(f"network.ncnn{suffix}") for suffix in (".param", ".bin")]
     if done.returncode or not all(path.exists() for path in made):
         raise ExportError(f"pnnx could not convert the network: {(done.stderr or done.stdout).strip()[-400:]}")

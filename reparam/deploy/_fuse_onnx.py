@@ -1,4 +1,4 @@
-"""ONNX files: regions that are one linear map of patches become one convolution, proved by running."""
+"""Fuses ONNX files: regions that are one linear map of patches become one convolution, checked by running both."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ Path_ = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class OnnxRegion:
-    """A region of a graph, and the layer that it became."""
+    """A region of a graph, and the layer that replaced it."""
 
     name: str
-    """Of the value that it makes."""
+    """The name of its output."""
     before: str
     """The nodes that it had."""
     after: str
-    """The layer."""
+    """The layer that it became."""
     multiply_adds: tuple[float, float]
-    """Before and after, for each pixel that it reads."""
+    """Multiply-adds before and after, per input pixel."""
     error: float
-    """The largest difference of the two, run alone, over the largest value."""
+    """The largest difference between region and layer, each run alone, relative to the largest value."""
 
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What `fuse_onnx` did; printed, it is a table."""
+    """What `fuse_onnx` did. `print` shows it as a table."""
 
     regions: tuple[OnnxRegion, ...]
     nodes: tuple[int, int]
-    """In the graph, before and after."""
+    """The number of nodes in the graph, before and after."""
     numbers: tuple[int, int]
-    """In its initializers, before and after."""
+    """The number of values in its initializers, before and after."""
     left: tuple[tuple[str, str], ...]
-    """What stays, by the name of its value and with the reason: regions, sums that are none, and batch norms."""
+    """What stayed, as the name of its output and the reason: regions, sums that are not regions, and batch norms."""
     shapes: tuple[tuple[tuple[int, ...], ...], ...]
-    """Of the inputs that both graphs were run on."""
+    """The shapes of the inputs on which both graphs were run."""
     error: float
-    """The largest difference of the two graphs in ONNX Runtime, over the largest value of an output."""
+    """The largest difference between the two graphs in ONNX Runtime, relative to the largest value of an output."""
     rounding: float
-    """The same of the first graph, when its inputs change by rounding."""
+    """How much the outputs of the original graph change when its inputs change by rounding, measured the same way."""
 
     def __str__(self) -> str:
         titles = {"value": "", "nodes": "", "became": "", "multiply-adds": ",.0f", "after": ",.0f", "error": ".0e"}
@@ -66,47 +66,49 @@ class OnnxReport:
             [
                 table(titles, rows),
                 *(f"left {name}: {why}" for name, why in self.left),
-                f"{nodes:,} nodes and {numbers:,} numbers before, {fewer:,} and {less:,} after; the outputs differ by "
+                f"{nodes:,} nodes and {numbers:,} values before, {fewer:,} and {less:,} after; the outputs differ by "
                 f"{self.error:.0e} in ONNX Runtime ({len(self.shapes)} shapes), {self.rounding:.0e} by rounding alone",
             ]
         )
 
 
 def fuse_onnx(source: Path_, target: Path_) -> OnnxReport:
-    r"""Fuses the branches in an ONNX file, whoever exported it, and writes another file, proved equal.
+    r"""Fuse the parallel branches in an ONNX file from any exporter, and write a new file that was checked to be equal.
 
     A region is a part of the graph that is one linear map of patches of one value,
 
     $$y = W * \mathrm{pad}(x) + b$$
 
-    made of convolutions, linear layers, batch norms, average pools, padding, sums, differences, and products and
-    quotients by constants, whatever is split, sliced and concatenated between them. It becomes one `Conv` (or `Gemm`,
-    or `MatMul`) where that costs no more multiply-adds than what it replaces; else its parts do, where they pay. It is
-    worked out in float64 and rounded once to the type of the file.
+    It may contain convolutions, linear layers, batch norms, average pools, padding, sums, differences, products with
+    and quotients by constants, and any splitting, slicing and concatenation between them. It becomes one `Conv` (or
+    `Gemm`, or `MatMul`) if that needs no more multiply-adds; otherwise those of its parts do for which this holds. The
+    kernel is computed in float64 and rounded once to the type of the file.
 
-    Names of inputs and outputs, opset, metadata and all other nodes stay. What nothing needs any more goes. The new
-    layer has the name of the last node of its region, its tensors that of its value with `.weight` and `.bias`.
+    Names of inputs and outputs, opset, metadata and all other nodes stay. Nodes and tensors that are no longer used are
+    removed. The new layer has the name of the last node of its region. Its tensors have the name of the region's output
+    with `.weight` and `.bias` added.
 
-    Each region is run alone beside its layer in ONNX Runtime, and stays if they differ. Then both graphs are run,
-    on inputs of up to three sizes where sizes are free. They may differ by ten times what the type of the file rounds
-    off, or what the first graph differs by when its inputs change by as much. Outputs behind a choice (`TopK`,
-    `NonMaxSuppression`, `ArgMax`, ...) are not compared, as that may fall otherwise by any rounding.
+    Each region runs alone next to its new layer in ONNX Runtime, and stays if they differ. Then both graphs run on
+    inputs of up to three sizes, if sizes are free. They may differ by ten times the rounding of the file's type, or by
+    as much as the original graph changes when its inputs change by rounding. Outputs behind a choice (`TopK`,
+    `NonMaxSuppression`, `ArgMax`, ...) are not compared, because any rounding may change the choice.
+
+    If an error is raised, `target` stays as it was.
 
     Args:
-        source: a file of opset 11 or newer, with the files beside it that hold its tensors, if there are such.
-        target: the file to write, and not `source`. The large tensors are in a file beside it, with `.data` at its
-            end, if those of `source` are in one.
+        source: a file of opset 11 or newer, together with any files next to it that hold its tensors.
+        target: the file to write; it must not be `source`. If the tensors of `source` are in a file next to it, the
+            large tensors of `target` go into one too, whose name ends in `.data`.
 
     Returns:
-        What became what, what stays and why, and how far the graphs are apart.
+        What each region became, what stayed and why, and how much the graphs differ.
 
     Raises:
         FileNotFoundError: if there is no `source`.
         SpecError: if `target` is one of the files that are read.
-        CheckpointError: if `source` is no ONNX model, lacks a file beside it, or is of an older opset.
+        CheckpointError: if `source` is not an ONNX model, a file next to it is missing, or its opset is too old.
         FuseError: if there is nothing to fuse.
-        ExportError: if a package is missing, ONNX Runtime does not run the file, or the graphs differ. `target` is
-            touched by none of these.
+        ExportError: if a package is missing, ONNX Runtime cannot run the file, or the graphs differ.
 
     Example:
         >>> import onnx, tempfile
@@ -149,7 +151,7 @@ class _Fused(NamedTuple):
 
 
 def _found(graph: Graph) -> tuple[list[_Fused], list[tuple[str, str]]]:
-    """The regions that are one layer, proved alone, and what stays, with the reason."""
+    """The regions that become a layer, each checked alone, and what stays, with the reason."""
     from ._onnx import rewrite, steps, trial
 
     found, why = steps.steps_of(graph)
@@ -175,15 +177,15 @@ def _norms_left(graph: Graph, fused: list[_Fused], why: dict[str, str]) -> Itera
     for node in graph.nodes:
         if node.op_type == "BatchNormalization" and not gone.intersection(node.output):
             name = node.output[0]
-            yield name, why.get(name, "no layer beside it can take it in")
+            yield name, why.get(name, "no layer next to it can absorb it")
 
 
 def _nothing(source: Path, graph: Graph, left: list[tuple[str, str]]) -> str:
     reasons = [f"{name}: {why}" for name, why in left[:3]]
     if fed := sorted(graph.fed.intersection(tensor.name for tensor in graph.model.graph.initializer)):
         reasons = [
-            f"{len(fed)} of its tensors ({fed[0]!r}, ...) are inputs too, so that other numbers may be fed; take them "
-            "out of the inputs if none ever are"
+            f"{len(fed)} of its tensors ({fed[0]!r}, ...) are also inputs, so other values may be fed for them; remove "
+            "them from the inputs if that never happens"
         ]
     return "; ".join([f"nothing to fuse in {source}: no region of its {len(graph.nodes)} nodes is one layer", *reasons])
 

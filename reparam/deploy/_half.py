@@ -1,4 +1,4 @@
-"""A network in float16, which holds no number above 65504: measured, and made to hold what it computes."""
+"""Makes a network fit float16, which holds no value above 65504: measures its values and rescales it if needed."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from ..modules._hooks import copy_module
 from ._plain import Plain, Step, plain_steps
 
 LARGEST = 65504.0
-"""Of the numbers of float16."""
+"""The largest value of float16."""
 _ROOM = LARGEST / 16
-"""What a network is rescaled to on the images at hand: others may give more, and so may sums inside a convolution."""
+"""The limit on the images at hand. Other images may reach more, and so may sums inside a convolution."""
 _SAME_SCALE = {"prelu", "add", "maximum", "minimum", "concat", "gather", "crop", "shuffle", "unshuffle", "resize"}
 _SAME_SCALE |= {"average", "largest", "mean"}
 """Steps with f(2^k x) = 2^k f(x)."""
 
 
 class Held(NamedTuple):
-    """A network in float32 that computes nothing float16 cannot hold, as far as some images tell."""
+    """A network in float32 whose values all fit float16, on the images that were tried."""
 
     net: nn.Module
     peak: float
     """The largest value of a layer."""
     rescaled: tuple[str, ...]
-    """The layers whose numbers were multiplied by powers of two."""
+    """The layers whose weights were multiplied by powers of two."""
 
 
 def held_in_half(net: nn.Module, images: Sequence[Tensor]) -> Held:
-    r"""The same function with smaller numbers inside, if it has large ones.
+    r"""The same function with smaller values inside, if it has large ones.
 
     $$f(x) = W_2\,\mathrm{PReLU}(W_1 x + b_1) = 2^k W_2\,\mathrm{PReLU}(2^{-k} W_1 x + 2^{-k} b_1)$$
 
-    exactly, as a power of two changes no digit, and everywhere where what lies between two convolutions is positively
-    homogeneous: PReLU, ReLU, sums, the pixel shuffle.
+    This is exact, because a power of two changes no digit. It works wherever everything between two convolutions is
+    positively homogeneous: PReLU, ReLU, sums, the pixel shuffle.
 
     Args:
-        net: fused, in eval mode; it is not changed.
-        images: such as it is to meet, each (N, C, H, W) in float32.
+        net: the network, fused, in eval mode; it is not changed.
+        images: typical inputs, each (N, C, H, W) in float32.
 
     Raises:
-        ExportError: if a value or a parameter is above 65504 all the same.
+        ExportError: if a value or a parameter is still above 65504.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 1, bias=False))
@@ -69,25 +69,25 @@ def held_in_half(net: nn.Module, images: Sequence[Tensor]) -> Held:
 
 
 def smooth_pictures(colors: int, height: int = 48, width: int = 48) -> Tensor:
-    """Pictures that bring out what a network of images can give, (4, colors, H, W): soft, of edges, white, black."""
+    """Test pictures that provoke large values in image networks, (4, colors, H, W): soft, with edges, white, black."""
     few = torch.rand(1, colors, 5, 5, generator=torch.Generator().manual_seed(0))
     soft = F.interpolate(few, size=(height, width), mode="bilinear", align_corners=True)
     return torch.cat([soft, (soft > 0.5).float(), torch.ones_like(soft), torch.zeros_like(soft)])
 
 
 Peaks = dict[tuple[str, tuple[int, ...]], float]
-"""The largest absolute value by the layer that computes it and its shape."""
+"""The largest absolute value, by layer and shape."""
 
 
 class _Watch(TorchDispatchMode):
-    """Notes the largest value of whatever is computed, layer by layer."""
+    """Records the largest value of everything that is computed, layer by layer."""
 
     def __init__(self, layers: ModuleTracker) -> None:
         super().__init__()
         self.layers, self.peaks = layers, Peaks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Computes what torch would."""
+        """Compute what torch would."""
         result = func(*args, **(kwargs or {}))
         layer = max(self.layers.parents, key=len).partition(".")[2]  # the innermost, after the name of the class
         for one in tree_leaves(result):
@@ -101,28 +101,28 @@ class _Watch(TorchDispatchMode):
 def _peaks(net: nn.Module, images: Iterable[Tensor]) -> Peaks:
     with ModuleTracker() as layers, _Watch(layers) as watch:
         for one in images:
-            net(one.clone())  # which it may change
+            net(one.clone())  # the network may change its input
     return watch.peaks
 
 
 def _check(net: nn.Module, peaks: Peaks) -> None:
-    """Says which is the largest number, if float16 cannot hold it."""
-    named = {f"{type(net).__name__}.{layer}".rstrip(".") + " gives": peak for (layer, _), peak in peaks.items()}
+    """Refuse a network with a value that float16 cannot hold, and name the largest."""
+    named = {f"{type(net).__name__}.{layer}".rstrip(".") + " reaches": peak for (layer, _), peak in peaks.items()}
     named |= {f"{name} holds": float(one.detach().abs().max()) for name, one in net.named_parameters() if one.numel()}
     worst = max(named, key=lambda name: named[name], default="")
     if worst and not named[worst] <= LARGEST:
         raise ExportError(
-            f"{worst} {named[worst]:.6g}, where float16 holds {LARGEST:.0f} at most, and what stands around it cannot "
-            "be rescaled by a power of two; export it with half=False"
+            f"{worst} {named[worst]:.6g}, but float16 holds at most {LARGEST:.0f}, and the layers around it cannot be "
+            "rescaled by a power of two; export it with half=False"
         )
 
 
 @torch.no_grad()
 def _rescale(net: nn.Module, images: Sequence[Tensor], peaks: Peaks) -> tuple[str, ...]:
-    """Multiplies weights and biases by powers of two, and names their layers; none if the graph is not known."""
+    """Multiply weights and biases by powers of two, and return their layers' names; none if the graph is unknown."""
     try:
         plain = plain_steps(net, images[0], dynamic=False)
-    except ExportError:  # it does what none of the steps is
+    except ExportError:  # it does something that is not one of the steps
         return ()
     measured: dict[tuple[str, tuple[int, ...]], float] = {}
     for (layer, shape), peak in peaks.items():
@@ -140,7 +140,7 @@ def _rescale(net: nn.Module, images: Sequence[Tensor], peaks: Peaks) -> tuple[st
 
 
 def _weights(net: nn.Module, plain: Plain) -> dict[str, list[Tensor]]:
-    """By their steps: weight and bias of each convolution whose numbers are of its layer, and of no other step."""
+    """By step: weight and bias of each convolution whose parameters belong to its layer and to no other step."""
     found = {}
     for step in plain.steps:
         if step.kind in ("conv", "transposed"):
@@ -155,7 +155,7 @@ def _weights(net: nn.Module, plain: Plain) -> dict[str, list[Tensor]]:
 
 
 def _powers(plain: Plain, free: Iterable[str], peaks: dict[str, float]) -> dict[str, int]:
-    """By how many powers of two each value is divided: those that one step ties together by the same."""
+    """By how many powers of two each value is divided. Values that one step ties together are divided by the same."""
     group = {name: name for name in (plain.input, *(step.name for step in plain.steps))}
 
     def tie(*names: str) -> None:

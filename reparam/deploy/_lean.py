@@ -1,4 +1,4 @@
-"""A network as it is best exported: its base is added before the shuffle, where images are small."""
+"""The form in which a network exports best: its skip is added before the shuffle, where images are small."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..models._net import SRNet
 from ..modules._hooks import that_matter
 
 Repeat = Callable[[int, int], nn.Module]
-"""From colors and n to a module that repeats each channel n times: (N, colors, H, W) to (N, colors * n, H, W)."""
+"""Makes, from colors and n, a module that repeats each channel n times: (N, colors, H, W) to (N, colors * n, H, W)."""
 
 
 class Gather(nn.Module):
-    """A repeat by copying, a `Gather` of ONNX."""
+    """Repeats channels by copying: a `Gather` in ONNX."""
 
     index: Tensor
 
@@ -25,12 +25,12 @@ class Gather(nn.Module):
         self.register_buffer("index", torch.arange(colors).repeat_interleave(times))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Repeats the channels of x."""
+        """Repeat the channels of x."""
         return x.index_select(1, self.index)
 
 
 def one_by_one(colors: int, times: int) -> nn.Conv2d:
-    """A repeat by a 1x1 convolution of zeros and ones: OpenVINO does the addition inside of the convolution before."""
+    """Repeat channels by a 1x1 convolution of zeros and ones. OpenVINO then adds inside the preceding convolution."""
     conv = nn.Conv2d(colors, colors * times, 1, bias=False).requires_grad_(False)
     conv.weight.copy_(torch.eye(colors).repeat_interleave(times, 0)[:, :, None, None])
     return conv
@@ -47,15 +47,15 @@ class _Lean(nn.Module):
 
 
 def lean(net: nn.Module, repeat: Repeat) -> nn.Module:
-    r"""The same function with fewer passes over the large image, if the network is one of `SRNet`; else the network.
+    r"""The same function with fewer passes over the large image, if the network is an `SRNet`; else the network itself.
 
     $$\mathrm{shuffle}_s(z) + x^{\uparrow} = \mathrm{shuffle}_s(z + \mathrm{repeat}_{s^2}(x))$$
 
-    if $x^{\uparrow}$ is x enlarged by nearest neighbour: the same numbers are added, in another place.
+    if $x^{\uparrow}$ is x enlarged by nearest neighbor: the same values are added, in another place.
 
     Args:
         net: any network.
-        repeat: makes what repeats the channels.
+        repeat: makes the module that repeats the channels.
 
     Example:
         >>> from reparam.models import PlainSR
@@ -65,5 +65,5 @@ def lean(net: nn.Module, repeat: Repeat) -> nn.Module:
     """
     if not isinstance(net, SRNet) or type(net).forward is not SRNet.forward or net.base != "nearest":
         return net
-    hooked = that_matter(net._forward_hooks, net._forward_pre_hooks)  # which may change what comes in and out
+    hooked = that_matter(net._forward_hooks, net._forward_pre_hooks)  # hooks may change the input and output
     return net if hooked else _Lean(net, repeat)

@@ -1,4 +1,4 @@
-"""What a file says of the network in it."""
+"""Reads what a file says about its network."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from ._executorch import about_executorch
 from ._tflite import about_tflite
 
 KEYS = ("scale", "colors", "radius", "period", "range", "order", "reparam")
-"""Of the note that `export` writes."""
+"""The keys of the note that `export` writes."""
 
 
 class About(NamedTuple):
-    """What a file says."""
+    """What a file says about its network."""
 
     note: dict[str, str]
-    """What `export` or `quantize` wrote there; empty if another program wrote it."""
+    """The note of `export` or `quantize`; empty if another program wrote the file."""
     shape: tuple[int | None, ...] | None
-    """Of the input, None where a size is free; None altogether if the file does not say it."""
+    """The shape of the input, with None for each free size; None if the file does not say it."""
 
 
 def read_note(file: Path) -> dict[str, str]:
-    """What `export` wrote about a network in a file: `scale`, `colors` and so on, as text.
+    """Read the note that `export` stored in a file: `scale`, `colors` and the other entries, as text.
 
     Args:
-        file: of `export` or `quantize`; the note of a file of another program, and of ncnn, is empty.
+        file: a file that `export` or `quantize` wrote. For ncnn, and for files of other programs, the note is empty.
+
+    Returns:
+        The entries by name; `export` lists them.
     """
     return about(file).note
 
 
 def about(file: Path) -> About:
-    """What a file says of its network: nothing, for formats that have no place for it."""
+    """What a file says about its network: nothing, for formats that have no place for it."""
     return _READERS.get(file.suffix, lambda _: About({}, None))(file)
 
 
 def told_shape(shape: Sequence[int | None]) -> str:
-    """For a message: what is free is "any"."""
+    """A shape for messages, with "any" for free sizes."""
     return " x ".join("any" if size is None else str(size) for size in shape)
 
 
@@ -83,7 +86,7 @@ def _of_coreml(file: Path) -> About:
 
 
 def _numbers(shape: Any) -> tuple[int | None, ...]:
-    """What is a name or a symbol is free."""
+    """A shape in which names and symbols are free sizes."""
     return tuple(size if isinstance(size, int) else None for size in shape)
 
 

@@ -1,4 +1,4 @@
-"""ONNX in the version of its operators that a program asks for."""
+"""Converts ONNX to the opset that a program needs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 from ..errors import ExportError
 
 OPSET = 18
-"""The oldest that torch's exporter writes as it is, so that most programs read it."""
+"""The oldest opset that torch's exporter writes directly, so that most programs can read it."""
 
 
 def in_opset(model: Any, opset: int) -> Any:
-    """The same graph in an older set of operators, as far as ONNX's checker tells; whether it is right, running tells.
+    """The same graph in an older opset. ONNX's checker accepts it; only running it shows whether it is right.
 
-    Each version down is a step: by ONNX's converter or, where that has no rule for an operator (for `Add` from 14 to
-    13, which differ in the types they take), the node stays as it is.
+    It goes down one version at a time with ONNX's converter. If the converter has no rule for an operator (such as
+    `Add` from 14 to 13, which differ only in the types that they take), the nodes stay unchanged.
 
     Args:
         model: an `onnx.ModelProto`.
-        opset: the version that is asked for; the model itself is returned if it has that.
+        opset: the version that is wanted; a model that has it already is returned unchanged.
 
     Raises:
-        ExportError: if the older set has not what the graph needs.
+        ExportError: if the older opset lacks something that the graph needs.
     """
     from onnx import checker, helper, version_converter
 
@@ -31,13 +31,13 @@ def in_opset(model: Any, opset: int) -> Any:
         except RuntimeError:  # it has no adapter
             model.opset_import[0].version = version
     if _opset_of(model) != opset:
-        raise ExportError(f"the exporter wrote opset {_opset_of(model)}, where opset={opset} was asked for")
-    # What older programs look at first: the newest version of the format that was there with these operators.
+        raise ExportError(f"the exporter wrote opset {_opset_of(model)}, but got opset={opset}")
+    # Older programs look at the format version first: take the one that was current with this opset.
     model.ir_version = min(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
     try:
         checker.check_model(model, full_check=True)
-    except Exception as problem:  # its own, and those of the inference of shapes
-        raise ExportError(f"opset {opset} has not what the network needs: {str(problem).strip()}") from problem
+    except Exception as problem:  # the checker's own, and those of shape inference
+        raise ExportError(f"opset {opset} lacks what the network needs: {str(problem).strip()}") from problem
     return model
 
 

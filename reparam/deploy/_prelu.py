@@ -1,4 +1,4 @@
-"""PReLU as ONNX Runtime runs it fast."""
+"""Rewrites PReLU in the form that ONNX Runtime runs fast."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 def without_prelu(file: Path) -> bytes:
-    r"""An ONNX model in which the PReLUs of known slopes are sums.
+    r"""Return an ONNX model in which PReLUs with known slopes are written as sums.
 
     $$\mathrm{PReLU}(z) = a z + (1 - a) \max(z, 0)$$
 
-    ONNX Runtime's own kernel is slower than the convolution before it, and ends the blocked layout that convolutions
-    keep among themselves; products with a number for each channel and sums stay in it.
+    ONNX Runtime's own PReLU kernel is slower than the convolution before it, and it leaves the blocked memory layout
+    that convolutions pass to each other. Products per channel and sums stay in that layout.
 
     Args:
-        file: of ONNX; it is not changed.
+        file: an ONNX file; it is not changed.
     """
     import onnx
     from onnx import numpy_helper
@@ -38,7 +38,7 @@ def without_prelu(file: Path) -> bytes:
 
 
 def _sum_of(node: Any, rest: str) -> Iterator[Any]:
-    """The four nodes in the place of one; `rest` names the initializer of 1 - a."""
+    """The four nodes that replace one; `rest` is the name of the initializer 1 - a."""
     from onnx.helper import make_node
 
     (z, slope), (y,) = node.input, node.output

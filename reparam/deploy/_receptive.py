@@ -1,4 +1,4 @@
-"""How far a pixel reaches in a network, and where an image may be cut without a trace."""
+"""Measures how far a pixel reaches in a network, and where an image can be cut into tiles without a trace."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ..errors import SpecError
 from ..modules._hooks import copy_module
 
 _SIZES = (16, 24, 48, 96, 160, 320)
-"""Of the images that the radius is looked for on: most networks that take only multiples of a number take these."""
+"""The image sizes used to find the radius: most networks that accept only multiples of some number accept these."""
 _LARGEST_PERIOD = 64
 _CUT_SIZES = (48, 32)
 """Height and width of the image that is cut: multiples of what most networks pad to, so that one pixel less shows."""
+
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""What the size of an image may change, over the largest value: sums run in another order."""
+"""How much the size of an image may change a result, relative to the largest value: sums run in another order."""
 
 
 class Locality(NamedTuple):
-    """What may be cut off an image: multiples of `period`, which changes nothing farther than `radius` from the cut."""
+    """How an image can be cut: at multiples of `period`, which changes nothing farther than `radius` from the cut."""
 
     radius: int
     period: int
@@ -29,26 +30,26 @@ class Locality(NamedTuple):
 
 @torch.no_grad()
 def locality(model: nn.Module, channels: int) -> Locality:
-    r"""Measures how a network of images can be run in tiles.
+    r"""Measure how an image network can run in tiles.
 
     $$f(x_{[a, n-b)})_p = f(x)_p \quad \text{for } a + r \le p < n - b - r, \quad a, b \in \{0, P, 2P, \dots\}$$
 
-    on both axes, where the condition on a side counts only if something is cut off there. r is the radius, in pixels of
-    the input; an output that is larger by a whole factor s has s of its pixels in each. P is the period: 1 for
-    convolutions, the factor of a pixel unshuffle or the size of windows else, and what the network pads to inside.
+    on both axes, where the condition on a side counts only if something is cut off there. r is the radius in pixels of
+    the input; if the output is larger by a whole factor s, each input pixel is s output pixels. P is the period: 1 for
+    convolutions, else the factor of a pixel unshuffle, the size of windows, or what the network pads to internally.
 
-    The radius is seen in two ways: a NaN goes wherever it is read, even through weights of zero; and a cross of random
-    pixels, of every magnitude and both signs, changes what depends on it, even through a function that swallows NaN.
-    The period is the smallest step that can be cut off at either end.
+    The radius is measured in two ways. A NaN spreads wherever it is read, even through weights of zero. A cross of
+    random pixels, of every magnitude and both signs, changes what depends on it, even through a function that swallows
+    NaN. The period is the smallest step that can be cut off at either end.
 
     Args:
-        model: any module from (N, C, H, W) to (N, D, s * H, s * W); it is copied, and the copy runs on the CPU in eval
-            mode, in float64 if it can.
+        model: any module from (N, C, H, W) to (N, D, s * H, s * W). A copy of it runs on the CPU in eval mode, in
+            float64 if possible.
         channels: C.
 
     Raises:
         SpecError: if the reach is not local (global pooling, attention), if no step of up to 64 pixels can be cut off
-            (positions are added), if the output is not a multiple of the input, or not finite.
+            (position embeddings), if the output size is not a multiple of the input size, or if it is not finite.
 
     Example:
         >>> net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2))
@@ -59,16 +60,16 @@ def locality(model: nn.Module, channels: int) -> Locality:
     radius = _radius(net, 1)
     for period in range(1, _LARGEST_PERIOD + 1):
         if _can_cut(net, radius, period):
-            # Where windows begin, a pixel may reach farther than from their middle.
+            # A pixel at the start of a window may reach farther than one in its middle.
             return Locality(radius if period == 1 else _radius(net, period), period)
     raise SpecError(
-        f"{net.name} computes something else when an image is cut, whatever the step up to {_LARGEST_PERIOD} pixels "
-        "(adding positions does that): it can only be run on whole images"
+        f"{net.name} changes its result when an image is cut, at every step up to {_LARGEST_PERIOD} pixels (position "
+        "embeddings do that): it can only run on whole images"
     )
 
 
 class _Copy:
-    """A copy of a network, which checks what it makes of images (1, channels, H, W)."""
+    """A copy of a network that checks its own outputs for images (1, channels, H, W)."""
 
     def __init__(self, model: nn.Module, channels: int) -> None:
         self.name, self.channels = type(model).__name__, channels
@@ -81,52 +82,52 @@ class _Copy:
         raise SpecError(f"{self.name} {problem}")
 
     def _try_sizes(self) -> str:
-        """Finds the smallest size that it takes, and says what went wrong with the first other one."""
+        """Find the smallest size that it accepts, and return what went wrong with the first one that it does not."""
         problems = []
         for index, size in enumerate(_SIZES[:4]):
             try:
                 y = self(self.random(size, size))
-            except Exception as problem:  # networks raise whatever they meet
+            except Exception as problem:  # networks raise anything
                 problems.append(f"fails for an image of {size} x {size} pixels: {problem}")
                 continue
             if not y.isfinite().all():
                 raise SpecError(
-                    f"{self.name} makes values that are not finite of a random image of {size} x {size} pixels"
+                    f"{self.name} returns values that are not finite for a random image of {size} x {size} pixels"
                 )
             self.sizes = list(_SIZES[index:])
             break
         return problems[0] if problems else ""
 
     def random(self, *size: int, seed: int = 0) -> Tensor:
-        """Of 0 to 1."""
+        """A random image of values from 0 to 1."""
         return torch.rand(1, self.channels, *size, generator=torch.Generator().manual_seed(seed)).to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = self.net(x.clone())  # which it may change in place
+        y: Tensor = self.net(x.clone())  # the network may change its input
         height, width = x.shape[2:]
         scale = y.shape[3] // width
         if y.dim() != 4 or not scale or y.shape[2:] != (scale * height, scale * width):
-            raise SpecError(f"{self.name} makes {tuple(y.shape[2:])} of {height} x {width} pixels, no multiple")
+            raise SpecError(f"{self.name} returns {tuple(y.shape[2:])} for {height} x {width} pixels, not a multiple")
         return y
 
 
 def _radius(net: _Copy, width: int) -> int:
-    """How far any of `width` pixels side by side reaches, in the worst direction."""
+    """How far any of `width` adjacent pixels reaches, in the worst direction."""
     for size in net.sizes:
         begin = (size - 1) // 2 // width * width
         places = torch.arange(size)
         distance = torch.maximum((places - begin).abs(), (places - begin - width + 1).abs())
-        largest = int(torch.minimum(distance[0], distance[-1])) - 1  # the border may cut off what goes farther
+        largest = int(torch.minimum(distance[0], distance[-1])) - 1  # what reaches farther may be cut off by the border
         if (found := _reach(net, slice(begin, begin + width), distance, largest)) <= largest:
             return found
     raise SpecError(
-        f"a pixel of {net.name} reaches farther than {largest} pixels (global pooling or attention do): it has no "
-        "receptive radius, and can only be run on whole images"
+        f"a pixel of {net.name} reaches farther than {largest} pixels (global pooling or attention do that): it has no "
+        "receptive radius, and can only run on whole images"
     )
 
 
 def _reach(net: _Copy, changed: slice, distance: Tensor, enough: int) -> int:
-    """How far from the changed pixels anything changes; the first way ends it if that is farther than `enough`."""
+    """How far from the changed pixels the output changes. If the NaN reaches farther than `enough`, that is all."""
     x = net.random(len(distance), len(distance))
     square, cross = x.clone(), x.clone()
     square[..., changed, changed] = math.nan
@@ -136,7 +137,7 @@ def _reach(net: _Copy, changed: slice, distance: Tensor, enough: int) -> int:
         return farthest
     noise = (10 ** (4 * net.random(*x.shape[2:], seed=1) - 2)) * (2 * net.random(*x.shape[2:], seed=2) - 1).sign()
     cross[..., changed, :], cross[..., changed] = noise[..., changed, :], noise[..., changed]
-    touched = net(cross) != net(x)  # of the same size: not even rounding differs where nothing is read
+    touched = net(cross) != net(x)  # at the same size not even rounding differs where nothing is read
     return max(farthest, _farthest(touched, torch.minimum(distance[:, None], distance)))
 
 
@@ -157,11 +158,11 @@ def _can_cut(net: _Copy, radius: int, step: int) -> bool:
 
 
 def _cut_changes_little(net: _Copy, height: int, width: int, near: int, step: int) -> bool | None:
-    """The same of one size; None if it takes no image of that size."""
+    """The same for one image size; None if the network does not accept that size."""
     x = net.random(height, width)
     try:
         whole = net(x)
-    except Exception:  # networks raise whatever they meet
+    except Exception:  # networks raise anything
         return None
     try:
         later, earlier = net(x[..., step:, step:]), net(x[..., :-step, :-step])

@@ -1,4 +1,4 @@
-"""The programs that run a file, behind one call."""
+"""The programs that run a file, each behind the same call."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from ..errors import ExportError
 from ._prelu import without_prelu
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""From the input, float32 and contiguous, to the output."""
+"""Maps the input, float32 and contiguous, to the output."""
 
 
 def _in_dtype(half: bool, run: Run) -> Run:
-    """The same in float32 for the caller, of what takes and gives float16."""
+    """The same function with float32 for the caller, if the file works in float16."""
     return (lambda x: run(x.astype(np.float16)).astype(np.float32)) if half else run
 
 
 def run_program(file: Path) -> Run:
-    """A file of `torch.export`."""
+    """Run a file of `torch.export`."""
     module = program_in(file)
     return lambda x: module(torch.from_numpy(x)).numpy()
 
 
 def program_in(file: Path) -> nn.Module:
-    """The network in a file of `torch.export`, as a module."""
+    """Load the network in a file of `torch.export` as a module."""
     return torch.export.load(file).module()
 
 
 def run_onnxruntime(file: Path, threads: int = 0, rewritten: bool = False) -> Run:
-    """A file of ONNX in ONNX Runtime; 0 threads leave the choice to it, here and below.
+    """Run an ONNX file in ONNX Runtime. Here and below, 0 threads leave the number to the program.
 
-    `rewritten` runs the same function in the nodes that ONNX Runtime is fast at, if the package onnx is there.
+    `rewritten` replaces slow nodes by equal ones that ONNX Runtime runs faster, if the package onnx is installed.
     """
     import onnxruntime
 
@@ -51,7 +51,7 @@ def run_onnxruntime(file: Path, threads: int = 0, rewritten: bool = False) -> Ru
 
 
 def run_reference(file: Path) -> Run:
-    """A file of ONNX in the reference that comes with its package: slow, and always there."""
+    """Run an ONNX file in the reference evaluator of the package onnx: slow, but always available."""
     from onnx import TensorProto
     from onnx.reference import ReferenceEvaluator
 
@@ -62,7 +62,7 @@ def run_reference(file: Path) -> Run:
 
 
 def run_openvino(file: Path, threads: int = 0, precision: str = "f32") -> Run:
-    """A file of OpenVINO or ONNX in OpenVINO, which computes in "f32" or "bf16"."""
+    """Run an OpenVINO or ONNX file in OpenVINO, computing in "f32" or "bf16"."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
@@ -70,11 +70,11 @@ def run_openvino(file: Path, threads: int = 0, precision: str = "f32") -> Run:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     compiled = openvino.Core().compile_model(file, "CPU", settings)
     half = compiled.inputs[0].get_element_type() == openvino.Type.f16
-    return _in_dtype(half, lambda x: compiled(x)[0].copy())  # what it returns is overwritten by the next call
+    return _in_dtype(half, lambda x: compiled(x)[0].copy())  # the next call overwrites what it returns
 
 
 def run_ncnn(file: Path, threads: int = 0) -> Run:
-    """A `.ncnn.param`, with its `.ncnn.bin` beside it, in ncnn, which takes one image at a time."""
+    """Run a `.ncnn.param`, with its `.ncnn.bin` next to it, in ncnn, which takes one image at a time."""
     import ncnn
 
     net = ncnn.Net()
@@ -82,7 +82,7 @@ def run_ncnn(file: Path, threads: int = 0) -> Run:
     for reduced in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
         setattr(net.opt, f"use_{reduced}", False)
     if net.load_param(str(file)) or net.load_model(str(file.with_suffix(".bin"))):
-        raise ExportError(f"ncnn does not know all of what is in {file.name}; it has printed what")
+        raise ExportError(f"ncnn does not support everything in {file.name}; it has printed what it does not")
     return lambda x: np.stack([_extract(net, image) for image in x])
 
 
@@ -93,5 +93,5 @@ def _extract(net: Any, image: np.ndarray) -> np.ndarray:
     extractor.input(net.input_names()[0], ncnn.Mat(image).clone())
     failed, mat = extractor.extract(net.output_names()[0])
     if failed:
-        raise ExportError(f"ncnn gives the code {failed} for an image of {image.shape}")
+        raise ExportError(f"ncnn fails with code {failed} for an image of {image.shape}")
     return np.array(mat)

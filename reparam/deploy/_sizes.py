@@ -1,4 +1,4 @@
-"""How large the file of a network is, and of how many operators."""
+"""The size of a network's file, and its number of operators."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ._tflite import operators_of_tflite
 
 
 class FileSize(NamedTuple):
-    """What there is of a network in a file."""
+    """The size of a network's file."""
 
     name: str
     kilobytes: float
-    """Of 1000 bytes, with those that belong to it (`.bin`)."""
+    """In units of 1000 bytes, including files that belong to it (`.bin`)."""
     operators: int
-    """What a program calls one by one; constants, inputs and outputs are none."""
+    """How many operators a program calls; constants, inputs and outputs do not count."""
 
 
 def file_size(file: Path) -> FileSize:
-    """Of a file of `FILE_ENGINES`."""
+    """The size of a file with a suffix of `FILE_ENGINES`."""
     parts = [file, *(part for part in [file.with_suffix(".bin")] if file.suffix in (".xml", ".param"))]
     return FileSize(file.name, sum(part.stat().st_size for part in parts) / 1000, _COUNTERS[file.suffix](file))
 

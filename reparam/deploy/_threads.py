@@ -1,4 +1,4 @@
-"""How many threads torch uses, for a while."""
+"""Sets for a while how many threads torch uses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from ..errors import SpecError
 
 MOST_THREADS = 1024
-"""More are of no use, and far more end the process."""
+"""More threads do not help, and far more of them end the process."""
 _lock = threading.Lock()
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch runs on so many threads in the thread that calls this, and in no other; 0 leaves all as it is."""
+    """Let torch use `count` threads in the calling thread, and in no other; 0 changes nothing."""
     check_threads(count)
     before = torch.get_num_threads()
     if count in (0, before):
@@ -32,17 +32,17 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def check_threads(count: int) -> None:
-    """Refuses a count that no machine has a use for.
+    """Refuse a negative or far too large number of threads.
 
     Raises:
-        SpecError: for such a count.
+        SpecError: for such a number.
     """
     if not 0 <= count <= MOST_THREADS:
-        raise SpecError(f"threads must be 0 (as many as there are) to {MOST_THREADS}, but got threads={count}")
+        raise SpecError(f"threads must be from 0 (all available) to {MOST_THREADS}, but got threads={count}")
 
 
 def _set(count: int) -> None:
-    """Sets the count of this thread; torch gives it to all new ones too, whose own count a new one therefore sets."""
+    """Set the count of this thread. torch applies it to all new threads too, so a new thread resets it for those."""
     with _lock, ThreadPoolExecutor(1) as new:
         usual = new.submit(torch.get_num_threads).result()
         torch.set_num_threads(count)

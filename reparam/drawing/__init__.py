@@ -1,4 +1,4 @@
-"""Blocks drawn."""
+"""Draws blocks as pictures."""
 
 from ._draw import Drawing, draw
 

@@ -1,4 +1,4 @@
-"""A block as a drawing: its branches before fusing, and the one convolution after."""
+"""Draws a block: its branches before fusing, and the one convolution after."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from ._shapes import Box, Fork, Line, Shape, as_svg
 
 @dataclass(frozen=True)
 class Drawing:
-    """An SVG, which notebooks show; `str` of it may be put into a page, whose color of text it takes."""
+    """An SVG drawing. Notebooks show it, and `str` of it can be put into a page, whose text color it takes."""
 
     svg: str
     """The whole document."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a file, legible on light and dark ground.
+        """Write the drawing to a file. It is legible on light and dark backgrounds.
 
         Raises:
             SpecError: if the suffix is not `.svg`.
         """
         path = Path(path)
         if path.suffix != ".svg":
-            raise SpecError(f"a drawing is written as SVG, to a name that ends in .svg, but got {path.name!r}")
+            raise SpecError(f"a drawing is saved as SVG: the name must end in .svg, but got {path.name!r}")
         with written(path) as unfinished:
             unfinished.write_text(self.svg, encoding="utf-8")
 
@@ -51,16 +51,16 @@ class Drawing:
 
 
 def draw(block: nn.Module) -> Drawing:
-    """Draws a block from the object itself: its branches, stage by stage, and the convolution that it is equal to.
+    """Draw a block: its branches, stage by stage, and the convolution that it equals. It is read from the object.
 
     Args:
-        block: a block or a branch, in any mode; it need not be ready to be fused.
+        block: a block or a branch, in any mode; it need not be ready for `fuse`.
 
     Returns:
-        The drawing: a notebook shows it, `save` writes it, `str` is the SVG.
+        The drawing. A notebook shows it, `save` writes it, and `str` returns the SVG.
 
     Raises:
-        NotLinearError: for another module; the blocks inside of it are named.
+        NotLinearError: for any other module; the message names the blocks inside it.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -70,7 +70,7 @@ def draw(block: nn.Module) -> Drawing:
     """
     if not isinstance(block, Branch):
         inside = ", ".join(repr(name) for name in find_blocks(block)) if isinstance(block, nn.Module) else ""
-        advice = f"draw one of the blocks inside: get_submodule of {inside}" if inside else "no block is inside"
+        advice = f"draw a block inside it, from get_submodule of {inside}" if inside else "it contains no block"
         raise NotLinearError(f"a drawing needs a block of this library, but got {type(block).__name__}; {advice}")
     spec, name = block.spec, type(block).__name__
     numbers = sum(parameter.numel() for parameter in block.parameters())
@@ -83,7 +83,7 @@ def draw(block: nn.Module) -> Drawing:
 
 
 def _parts(branch: Branch) -> list[Shape]:
-    """What a branch does, in the order in which it does it."""
+    """The operations of a branch, in order."""
     if isinstance(branch, ReparamBlock):
         lines = [Line(tuple(_parts(inner)), type(inner).__name__) for inner in branch.branches]  # type: ignore[arg-type]  # all are branches
         return [_fork(lines), *([] if branch.norm is None else [_norm(branch.norm)])]
@@ -111,7 +111,7 @@ def _stage(stage: nn.Module, op: LinearOp) -> list[Shape]:
 
 
 def _side_by_side(branch: SideBySide) -> list[Line]:
-    """Convolutions, and batch norms of their outputs or of other convolutions'."""
+    """Convolutions, and batch norms of their outputs or of other convolutions' outputs."""
     convs, others = (
         [_box(m, linear_op(m, 0, branch.like)) for m in part] for part in (branch.convs, branch.norm_convs)
     )
@@ -138,7 +138,7 @@ def _box(stage: nn.Module, op: LinearOp) -> Box:
 
 
 def _word(stage: nn.Module) -> str:
-    """A module may say in `drawn_as` what it is called."""
+    """The name of a stage; a module may set it as `drawn_as`."""
     if isinstance(stage, _ConvNd):
         return "conv"
     if isinstance(stage, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
@@ -151,7 +151,7 @@ def _size(values: Sequence[int]) -> str:
 
 
 def _channels(inputs: int, outputs: int, geometry: ConvSpec | LinearOp) -> str:
-    """Channels before and after, and what else is unusual."""
+    """Channels before and after, and stride, dilation and groups if they are not 1."""
     words = [f"{inputs} → {outputs}"]
     for name, values in (("stride", geometry.stride), ("dilation", geometry.dilation)):
         if any(v != 1 for v in values):

@@ -1,6 +1,6 @@
-"""What drawings are made of: boxes, lines of boxes and forks of lines, from left to right, written as SVG.
+"""The parts of a drawing: boxes, lines of boxes and forks of lines, from left to right, written as SVG.
 
-A shape lies on an axis, the wire through it: it reaches `up` above it and `down` below it. All lengths are in pixels.
+A shape lies on an axis, the wire through it. It extends `up` pixels above the axis and `down` pixels below it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Protocol
 from xml.sax.saxutils import escape, quoteattr
 
-TITLE, DETAIL = 13, 11  # sizes of the letters
-LETTER = 0.6  # width of a letter over its size; generous, as every system has another font
+TITLE, DETAIL = 13, 11  # font sizes
+LETTER = 0.6  # width of a letter relative to its font size; generous, because fonts differ between systems
 WIRE, SPACE, MARGIN, LABEL, END = 26.0, 10.0, 10.0, 17.0, 16.0
 
 COLORS = {"conv": "#4178e0", "other": "#2f9e6e", "norm": "#d9822b", "join": "currentColor"}
-"""Of the kinds of box; each is drawn faintly, so that it is seen on white and on black."""
+"""The color of each kind of box. It is drawn faintly, to be visible on white and on black."""
 STYLE = "svg:root{color:#24292f}@media(prefers-color-scheme:dark){svg:root{color:#d8dee4}}"
-"""Where the drawing is a file of its own; in a page, :root is the page, which has a color of its own."""
+"""Applies only if the drawing is a file of its own. Inside a page, :root is the page, which has its own color."""
 
 
 class Shape(Protocol):
-    """What can lie on a wire."""
+    """Anything that can lie on a wire."""
 
     @property
     def width(self) -> float: ...
@@ -48,7 +48,7 @@ def wire(*points: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Box:
-    """One operation: what it is, and below it its channels. `note` is what a browser shows over it."""
+    """One operation: its name, and its channels below. A browser shows `note` when the pointer is over it."""
 
     title: str
     detail: str = ""
@@ -80,7 +80,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """Shapes one after the other; without any, a wire. The label lies above."""
+    """Shapes one after the other, or a plain wire if there are none. The label is above."""
 
     shapes: tuple[Shape, ...] = ()
     label: str = ""
@@ -110,7 +110,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Fork:
-    """Lines of one input, one below the other, and what joins them."""
+    """Lines that share one input, one below the other, and what joins them."""
 
     lines: tuple[Line, ...]
     join: str = "+"
@@ -133,7 +133,7 @@ class Fork:
 
     @property
     def _depths(self) -> list[float]:
-        """Of the axes of the lines below that of the first."""
+        """How far the axis of each line is below that of the first."""
         depths = [0.0]
         for above, below in zip(self.lines, self.lines[1:]):
             depths.append(depths[-1] + above.down + SPACE + below.up)
@@ -148,7 +148,7 @@ class Fork:
 
 
 def as_svg(name: str, captioned: Sequence[tuple[str, Line]]) -> str:
-    """Lines from x to y, one below the other, each under its caption, as a whole SVG."""
+    """A complete SVG of lines from x to y, one below the other, each under its caption."""
     parts, y, width = [], MARGIN, 0.0
     for caption, line in captioned:
         parts.append(text(MARGIN, y + TITLE, caption, TITLE, anchor="start"))
@@ -161,7 +161,7 @@ def as_svg(name: str, captioned: Sequence[tuple[str, Line]]) -> str:
 
 
 def document(name: str, width: float, height: float, content: str) -> str:
-    """A whole SVG, which says to readers who do not see it what it is named."""
+    """A complete SVG, with its name for screen readers."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" role="img" aria-label={quoteattr(name)} font-family="sans-serif">'

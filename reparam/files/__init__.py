@@ -1,4 +1,4 @@
-"""Checkpoints: other people's, and what they become."""
+"""Checkpoints of this library and of other codebases: loaded, saved, inspected and fused."""
 
 from ._checkpoint import load_checkpoint, save_checkpoint
 from ._fuse_file import FileReport, FusedBlock, fuse_file

@@ -34,32 +34,41 @@ Path = str | os.PathLike[str]
 
 
 def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -> Network:
-    """Builds the network that a file holds the weights of, and loads them.
+    """Build the network whose weights a file holds, and load them.
 
-    The layout is recognised by the keys, sizes are read off the shapes, masks and ranges are those of the file. Known
-    are the files of `save_checkpoint`, ECBSR (the authors' and BasicSR's), RepSR in JL-DY's code, SRVGGNetCompact,
-    SESR with tensors in torch's layout, EDSR (BasicSR's and the authors' keys), and what `fuse_state_dict` makes of
-    these. Nothing in a file is executed. What DDP and torch.compile put before the keys is taken off.
+    The keys identify the layout, and the shapes give the sizes. Masks and value ranges are read from the file. These
+    layouts are known:
+
+    - files written by `save_checkpoint`
+    - ECBSR (the authors' code and BasicSR)
+    - RepSR in JL-DY's code
+    - SRVGGNetCompact
+    - SESR, with tensors in torch's layout
+    - EDSR (BasicSR's and the authors' keys)
+    - the output of `fuse_state_dict` for any of these
+
+    Nothing in a file is executed. Prefixes that DDP and torch.compile add to the keys are removed.
 
     Args:
-        path: a `.safetensors` file or a file of torch.
-        wrapper: where in a torch file the state dict is: a key, several with dots between (`"state_dict.net_g"`), or
-            what its keys begin with. None looks through all of the file, and takes the network that is known; of
-            several an EMA, the generator, or what lies under `params`, `state_dict` or `model`, in this order.
-        **options: arguments of the network's class which the layout leaves open, in place of their defaults: `act`
-            where the file has no slopes of PReLU, `identity=None` for an ECBSR trained with `with_idt`, `res_scale`
-            and `img_range` of EDSR. For the other networks `img_range` is the range of the images that the file was
-            trained on, 1 or 255; the network takes and gives 0 to 1 in any case. It is asked for of ECBSR, whose
-            authors train on 0 to 255, and BasicSR on 0 to 1, with the same keys.
+        path: a `.safetensors` file, or a file written by `torch.save`.
+        wrapper: where in a torch file the state dict is: a key, several keys joined by dots (`"state_dict.net_g"`), or
+            a prefix of the state dict's own keys. None searches the whole file for a known network. If there are
+            several, it prefers an EMA, then the generator, then the one under `params`, `state_dict` or `model`.
+        **options: arguments of the network's class that the layout leaves open. They replace the defaults: `act` if
+            the file has no PReLU slopes, `identity=None` for an ECBSR trained with `with_idt`, `res_scale` and
+            `img_range` of EDSR. For all other networks `img_range` is the range of the images that the file was
+            trained on, 1 or 255; the loaded network always works on 0 to 1. ECBSR needs it, because its authors train
+            on 0 to 255 and BasicSR on 0 to 1, with the same keys.
 
     Returns:
         The network in eval mode, on the CPU, in the dtype of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, holds code, or no state dict of a known layout, or several of which no
-            name tells the right one, or numbers that are not finite or variances below zero, which are named. Where the
-            layout is known but does not fit, the first differing key and both shapes are named.
+        CheckpointError: if the file is damaged or holds code; if it holds no state dict of a known layout, or several
+            and no name says which one is meant; if a tensor has values that are not finite, or a variance below zero
+            (the message names it). If the layout is known but does not fit, the message has the first key that differs
+            and both shapes.
 
     Example:
         >>> import tempfile
@@ -81,7 +90,7 @@ def load_checkpoint(path: Path, *, wrapper: str | None = None, **options: Any) -
 
 
 def network_of(contents: Contents, **options: Any) -> Network:
-    """The network of a file that was read; see `load_checkpoint`."""
+    """The network of a file that has been read; see `load_checkpoint`."""
     tensors = contents.state_dict
     known = blueprint_of(contents)
     if known is None:
@@ -102,9 +111,9 @@ def network_of(contents: Contents, **options: Any) -> Network:
         raise CheckpointError(f"looks like {name} ({_listed(blueprint)}), but does not fit: {error}") from error
     if blueprint.asks_range and img_range is None:
         raise CheckpointError(
-            f"looks like {name} ({_listed(blueprint)}), but no key tells the range of its images: pass img_range=255 "
-            "for a file of the authors' code, which trains on 0 to 255, and img_range=1 for one of BasicSR (to make a "
-            "file that says it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
+            f"looks like {name} ({_listed(blueprint)}), but the keys do not say the range of its images: pass "
+            "img_range=255 for a file of the authors' code, which trains on 0 to 255, or img_range=1 for BasicSR's "
+            "(to write a file that records it: reparam fuse SOURCE TARGET --keys reparam --img-range 255)"
         )
     return net.eval()
 
@@ -114,28 +123,28 @@ def _listed(blueprint: Blueprint) -> str:
 
 
 def _check_told(name: str, blueprint: Blueprint, options: Mapping[str, Any]) -> None:
-    """Refuses to guess what no key tells, and the file does not say of itself."""
+    """Refuse to guess what neither the keys nor the file's note say."""
     start = f"looks like {name} ({_listed(blueprint)}), but"
     if issubclass(blueprint.network, SRNet) and not {"act"} & {*blueprint.options, *options}:
         raise CheckpointError(
-            f"{start} there are no slopes of PReLU, so that the activation is another "
-            "one, which no key tells: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
+            f"{start} the file has no PReLU slopes, and the keys do not say which other "
+            "activation it uses: pass act='relu', 'leakyrelu', 'softplus' or 'linear'"
         )
     colors = blueprint.options.get("colors", 3)
     if name not in _CLASSES and colors not in (1, 3) and "colors" not in options:
         raise CheckpointError(
-            f"{start} {colors} channels are no image of 1 or 3: its code may unshuffle pixels before the first "
-            f"convolution, which no key tells, and no network here does; pass colors={colors} if it takes them so"
+            f"{start} its first convolution takes {colors} channels, and an image has 1 or 3: its code may unshuffle "
+            f"pixels first, which no network here does and no key shows; pass colors={colors} if it does not"
         )
 
 
 def _of_range_one(ours: Mapping[str, Tensor], net: nn.Module, img_range: float) -> dict[str, Tensor]:
-    """The weights of f(255 x) / 255: where activations only scale what is scaled, all offsets are divided."""
+    """The weights of f(255 x) / 255. The activations only pass the factor on, so it is enough to divide the offsets."""
     if not img_range > 0:
         raise CheckpointError(f"img_range must be a positive number, but got {img_range}")
     if img_range != 1 and any(isinstance(module, nn.Softplus) for module in net.modules()):
         raise CheckpointError(
-            f"a network with Softplus has no form for another range than its own, img_range={img_range}"
+            f"a network with Softplus cannot be converted from another range to 0 to 1, but got img_range={img_range}"
         )
     offsets = ("bias", "running_mean")
     return {key: (t.double() / img_range).to(t.dtype) if key.endswith(offsets) else t for key, t in ours.items()}
@@ -143,37 +152,38 @@ def _of_range_one(ours: Mapping[str, Tensor], net: nn.Module, img_range: float) 
 
 def _eps(value: Any) -> float:
     if not float(value) >= 0:
-        raise CheckpointError(f"the file says that a batch norm has eps={value}")
+        raise CheckpointError(f"the file says that a batch norm has eps={value}, which must not be negative")
     return float(value)
 
 
 def blueprint_of(contents: Contents) -> tuple[str, Blueprint] | None:
-    """What to build for a file, by what it says of itself or by its keys; None if that is unknown."""
+    """What to build for a file, by its note or by its keys; None if neither says."""
     return _noted(contents) or recognise(contents.state_dict)
 
 
 def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None) -> None:
-    """Writes the weights of a model, whole or not at all: an existing file is replaced in one step, at the end.
+    """Write the weights of a model to a file. An existing file is replaced in one step at the end, or not at all.
 
-    A network of this library is described beside its weights, where there is room (in a safetensors file, or beside the
-    wrapper of a torch file), so that `load_checkpoint` needs no options; the eps of batch norms too, where it is not
-    torch's. A fused network has the keys of SRVGGNetCompact if it is of that kind, and loads wherever that does.
+    For a network of this library the file also gets a note: its class and arguments, and the eps of batch norms that
+    differ from torch's default. With the note, `load_checkpoint` needs no options. A safetensors file has room for it,
+    and so has a torch file with a wrapper. A fused network of the family `SRNet` has the keys of SRVGGNetCompact, and
+    loads in every program that loads SRVGGNetCompact.
 
     Args:
-        model: any module; wrappers (DDP, `torch.compile`, `AveragedModel`) are taken off.
-        path: a name that ends in `.safetensors`, or another one for a file of torch.
-        wrapper: the key to put the state dict under in a torch file, such as "params" for BasicSR.
+        model: any module; wrappers (DDP, `torch.compile`, `AveragedModel`) are removed.
+        path: a name that ends in `.safetensors`; any other name is written with `torch.save`.
+        wrapper: the key under which a torch file holds the state dict, such as "params" for BasicSR.
 
     Raises:
-        CheckpointError: for a wrapper in a safetensors file; for an extra state that is no tensor; for a bare torch
-            file of a network that could not be told from another one; or if writing fails.
-        FileNotFoundError: if there is no such directory.
+        CheckpointError: if a safetensors file is given a wrapper; if an extra state is not a tensor; if a torch file
+            without a wrapper would be loaded as another network; or if writing fails.
+        FileNotFoundError: if the directory does not exist.
     """
     write_network(model, path, (wrapper,) if wrapper else ())
 
 
 def write_network(model: nn.Module, path: Path, keys: Sequence[str]) -> None:
-    """The same under several keys, one inside of the other."""
+    """`save_checkpoint` under several keys, each inside the one before."""
     if why := why_not_whole(model):
         raise CheckpointError(f"cannot write {os.fspath(path)}: {why}")
     model = unwrap(model)
@@ -181,7 +191,7 @@ def write_network(model: nn.Module, path: Path, keys: Sequence[str]) -> None:
     if extra := [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]:
         raise CheckpointError(
             f"cannot write {os.fspath(path)}: {', '.join(extra)} of {type(model).__name__} (get_extra_state) holds a "
-            f"{type(tensors[extra[0]]).__name__}, and a file of weights holds tensors only; save it beside the weights"
+            f"{type(tensors[extra[0]]).__name__}, and a file of weights holds only tensors; save it in another file"
         )
     if not keys and not os.fspath(path).endswith(".safetensors"):
         _check_bare(model, note)
@@ -189,7 +199,7 @@ def write_network(model: nn.Module, path: Path, keys: Sequence[str]) -> None:
 
 
 def _check_bare(model: Any, note: Mapping[str, Any]) -> None:
-    """Refuses a file without a note that `load_checkpoint` would take for another network."""
+    """Refuse to write a file without a note that `load_checkpoint` would take for another network."""
     lost = [f"eps={eps} of {name}" for name, eps in note.get("eps", {}).items()]
     known = recognise(model.state_dict()) if "model" in note else None
     if known:
@@ -205,8 +215,8 @@ def _check_bare(model: Any, note: Mapping[str, Any]) -> None:
             lost.append(f"the branches of {model.options}")
     if lost:
         raise CheckpointError(
-            f"a bare torch file has no room for {', '.join(lost[:3])}, without which load_checkpoint would make "
-            "another network of it; write a .safetensors file, or give a wrapper such as wrapper='params'"
+            f"a torch file without a wrapper has no room for {', '.join(lost[:3])}, and without that load_checkpoint "
+            "would build another network; write a .safetensors file, or pass a wrapper such as wrapper='params'"
         )
 
 
@@ -215,20 +225,20 @@ def _branches(model: nn.Module) -> list[str]:
 
 
 def check_target(plain: nn.Module) -> None:
-    """Refuses a network that other readers of SRVGGNetCompact's keys would take for another one.
+    """Refuse a network that other readers of SRVGGNetCompact's keys would run differently.
 
     Raises:
-        CheckpointError: if it is enlarged in another way than theirs.
+        CheckpointError: if it enlarges its input in another way than they do.
     """
     if isinstance(plain, SRNet) and plain.base != "nearest":
         raise CheckpointError(
-            f"keys='reparam' are those of SRVGGNetCompact, whose readers add the input enlarged by nearest neighbour, "
-            f"but this network has base={plain.base!r}; leave keys='source'"
+            f"keys='reparam' are those of SRVGGNetCompact, whose readers add the input enlarged by nearest neighbor, "
+            f"but this network has base={plain.base!r}; use keys='source'"
         )
 
 
 def _note(model: nn.Module) -> dict[str, Any]:
-    """What no state dict tells: what a network of ours is, if its class and plain values say it, and unusual eps."""
+    """What a state dict does not say: class and arguments of our network, if they describe it, and unusual eps."""
     eps = {name: bn.eps for name, bn in norms(model) if bn.eps != _USUAL_EPS}
     note: dict[str, Any] = {"eps": eps} if eps else {}
     if _CLASSES.get(type(model).__name__) is not type(model):
@@ -252,7 +262,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _noted(contents: Contents) -> tuple[str, Blueprint] | None:
-    """What the file says of itself."""
+    """What to build by the file's note; None if it has none."""
     note = contents.note
     if "model" not in note:
         return None
@@ -260,11 +270,11 @@ def _noted(contents: Contents) -> tuple[str, Blueprint] | None:
     if name not in _CLASSES or not isinstance(options, dict):
         known = ", ".join(_CLASSES)
         raise CheckpointError(
-            f"the file says that it holds a {name} with {options!r:.99}; known are options of {known}"
+            f"the file says that it holds a {name} with {options!r:.99}; expected a dict of options, for one of {known}"
         )
     total = sum(tensor.numel() for tensor in contents.state_dict.values())
     for key, value in options.items():
         most = len(contents.state_dict) if key == "num_blocks" else total + 255  # img_range is no size
         if key == "device" or (isinstance(value, (int, float)) and value > most):
-            raise CheckpointError(f"the file says {key}={value}, which does not belong to a network of {total} numbers")
+            raise CheckpointError(f"the file says {key}={value}, which does not fit a network of {total} values")
     return name, Blueprint(_CLASSES[name], options, None, bool(note.get("fused")))

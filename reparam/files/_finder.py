@@ -1,4 +1,4 @@
-"""Finding the one state dict that is meant in what a file holds."""
+"""Finds the state dict that is meant among everything that a file holds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ._tensor_files import read_content
 from ._tree import A_MODULE, drawn, inside_of, is_inner, kind_of, some_keys, tensors_of
 
 WRAPPERS = ("", "params_ema", "params", "state_dict", "model")
-"""Under which keys most files hold the state dict, best first."""
+"""The keys under which most files hold the state dict, best first."""
 _MOST_SHARING = 16
-"""How often the numbers of a file may be used, as those of a layer that stands in several places are."""
+"""How often the same bytes of a file may be used, as those of a layer that appears in several places are."""
 
 
 class Contents(NamedTuple):
@@ -30,25 +30,25 @@ class Contents(NamedTuple):
 
     state_dict: dict[str, Tensor]
     wrapper: str | None
-    """Where the state dict was found, as one asks for it; None for the file itself."""
+    """Where the state dict was found, as an argument `wrapper`; None for the file itself."""
     keys: tuple[str, ...]
-    """Of the dicts around it, from the outermost on."""
+    """The keys of the dicts around it, outermost first."""
     note: dict[str, Any]
     """What `save_checkpoint` wrote about the model; empty for other files."""
     beside: str
-    """What else there is, for an error that this one leads to."""
+    """What else the file holds, for errors about this state dict."""
 
 
 def read_file(path: str | os.PathLike[str], wrapper: str | None = None) -> Contents:
-    """Reads the state dict of a `.pth`, `.pt` or `.safetensors` file, wherever in it that is.
+    """Read the state dict of a `.pth`, `.pt` or `.safetensors` file, wherever in the file it is.
 
     Args:
         path: the file.
-        wrapper: where to look: a key, or several with dots between, or the start of keys; None looks everywhere.
+        wrapper: where to look: a key, several keys joined by dots, or a prefix of keys; None looks everywhere.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, holds code, no state dict, or several of which none is to be preferred.
+        CheckpointError: if the file is damaged, holds code, or holds no state dict, or several of equal rank.
     """
     path = Path(path)
     content, note = read_content(path)
@@ -59,7 +59,7 @@ def read_file(path: str | os.PathLike[str], wrapper: str | None = None) -> Conte
         place._replace(keys=(*start, *place.keys), prefix=prefix + place.prefix) for place in places_in(inside, note)
     ]
     if not places:
-        raise CheckpointError(f"{path} holds no tensors by name, but\n{drawn(inside)}{_advice(inside)}")
+        raise CheckpointError(f"{path} holds no named tensors, but\n{drawn(inside)}{_advice(inside)}")
     found = preferred([place for place in places if place.known] or places)
     if len(found) > 1:
         raise CheckpointError(f"{path} holds {_several(found)}")
@@ -69,7 +69,7 @@ def read_file(path: str | os.PathLike[str], wrapper: str | None = None) -> Conte
 
 
 def _at(content: Any, wrapper: str, path: Path) -> tuple[tuple[str, ...], str, Any]:
-    """What is under the keys of a wrapper, or what is left of keys that begin with it."""
+    """What is under the keys of a wrapper, or the tensors whose keys begin with it."""
     found = next(_under(content, wrapper), None)
     if found is None:
         of = f"; its keys are {some_keys(content)}" if isinstance(content, Mapping) else f"\n{drawn(content)}"
@@ -90,9 +90,9 @@ def _under(content: Any, name: str) -> Iterator[tuple[tuple[str, ...], str, Any]
 
 
 def preferred(places: Sequence[Place]) -> Sequence[Place]:
-    """The best of several places, or those of which none is better: no discriminator, EMA, the generator, as is usual.
+    """The best of several places, or the equally good ones: not a discriminator, then EMA, generator, usual wrapper.
 
-    Names count from where they differ, so that in {"ema": {"ema_model": ..., "model": ...}} the first is the EMA.
+    Only the part in which names differ counts: in {"ema": {"ema_model": ..., "model": ...}} the first is the EMA.
     """
     rules: list[Callable[[Place, set[str], str], bool]] = [
         lambda place, words, first: not words & (DISCRIMINATOR | {"d"}),
@@ -122,8 +122,8 @@ def _several(places: Sequence[Place]) -> str:
     what = "networks" if places[0].known else "state dicts, none of a known network"
     names = [place.name for place in places]
     return (
-        f"{len(names)} {what}: {_listed(names)}, and no name tells which one is meant; choose one, such as "
-        f"wrapper={names[0]!r} (to the commands: --wrapper {names[0]})"
+        f"{len(names)} {what}: {_listed(names)}, and their names do not say which one is meant; choose one, such as "
+        f"wrapper={names[0]!r} (on the command line: --wrapper {names[0]})"
     )
 
 
@@ -134,20 +134,23 @@ def _listed(names: Sequence[str]) -> str:
 def _beside(place: Place, places: Sequence[Place], content: Any) -> str:
     others = [other.name for other in places if other.known and other != place]
     if place.known:
-        return f"; it was read from {place.name!r}, and there is wrapper={_listed(others)} too" if others else ""
+        return f"; it was read from {place.name!r}, and there is also wrapper={_listed(others)}" if others else ""
     inner = [prefix for prefix in prefixes_in(place.tensors) if not re.search(r"\b[0-9]", prefix)]
     if parts := [place._replace(prefix=place.prefix + prefix).name for prefix in inner]:
-        return f"; under {_listed(parts)} are keys of one, but not all are its: wrapper={parts[0]!r} takes it alone"
+        return (
+            f"; under {_listed(parts)} are keys of a known network, with others next to them: wrapper={parts[0]!r} "
+            "reads it alone"
+        )
     return f"; the file holds\n{drawn(content)}" if place.names else ""
 
 
 def _advice(content: Any) -> str:
     whole = A_MODULE in (drawn(content) if is_inner(content) else kind_of(content))
-    return "; what was saved as an object needs its code: load it there, and save its state_dict()" if whole else ""
+    return "; a model saved as an object needs its own code: load it there and save its state_dict()" if whole else ""
 
 
 def _check(state_dict: Mapping[str, Tensor], path: Path) -> None:
-    """Refuses tensors that would take more memory than the file has."""
+    """Refuse tensors that would take much more memory than the file has bytes."""
     for key, tensor in state_dict.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise CheckpointError(
@@ -155,4 +158,4 @@ def _check(state_dict: Mapping[str, Tensor], path: Path) -> None:
             )
     size, total = path.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
     if total > _MOST_SHARING * size:
-        raise CheckpointError(f"{path}: a file of {size} bytes with tensors of {total}, which share their memory")
+        raise CheckpointError(f"{path}: a file of {size} bytes whose tensors share memory and would take {total} bytes")

@@ -1,4 +1,4 @@
-"""Whether a state dict is that of a known network, and under which starts of its keys."""
+"""Whether a state dict belongs to a known network, and under which prefixes of its keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._networks import LAYOUTS, Blueprint, NetworkLayout, recognise
 
 
 def prefixes_in(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes of keys under which the marks of a network are, none inside of another."""
+    """The prefixes under which the marks of a network are found, none of them inside another."""
     found = dict.fromkeys(
         key.removesuffix(layout.marks[0])
         for layout in LAYOUTS
@@ -29,7 +29,7 @@ def _is_at(t: Tensors, layout: NetworkLayout, prefix: str) -> bool:
 
 
 def in_our_names(blueprint: Blueprint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a state dict under the names of the network that is to be built, every shape compared.
+    """The tensors of a state dict under the names of the network to be built, with every shape compared.
 
     Raises:
         CheckpointError: for the first difference, see `matched`.
@@ -40,7 +40,7 @@ def in_our_names(blueprint: Blueprint, tensors: Mapping[str, Tensor]) -> dict[st
 
 
 def fits(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of a known network, all of them and no others; what no key tells is left open."""
+    """Whether these are all the tensors of a known network and no others. What keys do not say is left open."""
     try:
         known = recognise(state_dict)
         if known is None:

@@ -1,4 +1,4 @@
-"""The blocks in a state dict, recognised by their keys."""
+"""The blocks in a state dict, recognized by their keys."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class FoundBlock:
     """A block of a state dict."""
 
     name: str
-    """Dotted name of the module in the authors' code; empty for a block on its own."""
+    """Dotted name of the module in the authors' code; empty if the state dict is one block."""
     layout: Layout
     block: Branch
-    """Ours, with the weights in, in float64 and eval mode."""
+    """Our block, with the weights loaded, in float64 and eval mode."""
     fused: str
     """Dotted name of the convolution in the authors' inference code."""
     keys: tuple[str, ...]
-    """Of its tensors in the state dict."""
+    """The keys of its tensors in the state dict."""
     kind: str
-    """What it is called, in reports."""
+    """Its name in reports."""
 
     def kernel_keys(self) -> dict[str, str]:
         """Keys of the convolution in the state dict, by those of an `nn.Conv2d`."""
@@ -42,7 +42,7 @@ class FoundBlock:
 
 
 def find_blocks_in(state_dict: Mapping[str, Tensor], options: Options = _NOTHING_TOLD) -> list[FoundBlock]:
-    """The blocks of a state dict, recognised by their keys; options and errors are those of `fuse_state_dict`."""
+    """The blocks of a state dict, recognized by their keys. Options and errors are those of `fuse_state_dict`."""
     found = []
     for name, layout, part in parts_in(state_dict, options):
         prefix = f"{name}." if name else ""
@@ -73,10 +73,10 @@ def parts_in(state_dict: Mapping[str, Tensor], options: Options) -> Iterator[tup
 
 
 def _check_nothing_is_left(state_dict: Mapping[str, Tensor], found: Sequence[FoundBlock]) -> None:
-    """All or nothing: every key under a block's name is its own or known to stay, and no fused tensor becomes stale.
+    """Check that every key under a block's name belongs to the block or is known to stay: it is fused whole or refused.
 
     Raises:
-        CheckpointError: for keys that nobody accounts for, each named.
+        CheckpointError: if there are other keys; the message names them.
     """
     used = {key for block in found for key in (*block.keys, *block.kernel_keys().values())}
     for name, kind, layout in dict.fromkeys((block.name, block.kind, block.layout) for block in found):
@@ -85,21 +85,21 @@ def _check_nothing_is_left(state_dict: Mapping[str, Tensor], found: Sequence[Fou
         kept = tuple(f"{prefix}{module}." for module in layout.beside)
         if strangers := {key: t for key, t in inside.items() if key not in used and not key.startswith(kept)}:
             raise CheckpointError(
-                f"{_place(name)} has the keys of {kind}, but more: {some_keys(strangers)}. It is another block "
-                "than the one that is known; fuse it with its own code, or as a model with reparam.fuse"
+                f"{_place(name)} has the keys of {kind} and others: {some_keys(strangers)}. It is a variant that is "
+                "not known here; fuse it with its own code, or as a model with reparam.fuse"
             )
         _check_is_whole(state_dict, name, layout)
 
 
 def _check_is_whole(state_dict: Mapping[str, Tensor], name: str, layout: Layout) -> None:
-    """Refuses a block of which the authors keep or fuse more, in a block around it that is not known."""
+    """Refuse a block that is part of a larger one that its authors fuse as a whole."""
     outer = name.rpartition(".")[0]
     beside = list(_inside(state_dict, f"{outer}." if outer else ""))
     marks = [next((key for key in beside if fnmatch(key, pattern)), None) for pattern in layout.inside_of]
     if marks and all(marks):
         raise CheckpointError(
             f"{_place(name)} has the keys of {layout.name}, but is part of {_place(outer)}, which its authors fuse as "
-            f"a whole ({', '.join(map(repr, marks))} too), and which is not known here; fuse it with its own code"
+            f"a whole (including {', '.join(map(repr, marks))}) and which is not known here; fuse it with its own code"
         )
 
 
@@ -120,13 +120,13 @@ def _inside(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def looked_for(state_dict: Mapping[str, Tensor]) -> str:
-    """What the keys were compared with, and what they are."""
+    """What the keys were compared with, and what the keys are."""
     kinds = dict.fromkeys(f"{layout.name} ({layout.marks[0]})" for layout in (*LAYOUTS, OWN))
     return f"looked for keys of {', '.join(kinds)}; found {len(state_dict)} keys: {some_keys(state_dict)}"
 
 
 def recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]:
-    """The prefix of every block, and its layout: the first whose marks are all there."""
+    """The prefix of every block, and its layout: the first one whose marks are all present."""
     taken: dict[str, Layout] = {}
     for layout in LAYOUTS:
         mark, *others = layout.marks
@@ -142,7 +142,7 @@ def recognised(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, Layout]]
 
 
 def _is_part(prefix: str, taken: Mapping[str, Layout]) -> bool:
-    """Whether this is a block that is known already, or a part of one that is not beside its own tensors."""
+    """Whether this is a block that was found already, or lies inside one (other than in a module that stays)."""
     return any(
         prefix.startswith(outer) and not prefix[len(outer) :].startswith(tuple(f"{name}." for name in layout.beside))
         for outer, layout in taken.items()
@@ -150,6 +150,6 @@ def _is_part(prefix: str, taken: Mapping[str, Layout]) -> bool:
 
 
 def set_eps(block: Branch, eps: float | None) -> None:
-    """Gives the batch norms of a block the eps that is meant for them, if any."""
+    """Set the eps of a block's batch norms, if one is given."""
     for _, bn in norms(block):
         bn.eps = bn.eps if eps is None else eps

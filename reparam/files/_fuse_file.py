@@ -1,4 +1,4 @@
-"""Fusing a file into a file, with proof."""
+"""Fuses a checkpoint file into another file, and checks every block."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ from ._tensor_files import write_file
 from ._writing import check_targets
 
 _MOST_ROUNDING = 100
-"""How far a fused block may be off, in units of its dtype's rounding."""
+"""The allowed error of a fused block, in units of its dtype's rounding."""
 _LOST_IN_SUMS = 1e-9
-"""How far branches that nearly cancel may be off in float64 themselves."""
+"""The error that branches that nearly cancel may have in float64 themselves."""
 
 
 @dataclass(frozen=True)
 class FusedBlock:
-    """A block, and the convolution that it became."""
+    """A block of a file, and the convolution that replaced it."""
 
     name: str
     """Dotted name in the file; empty if the file is one block."""
     kind: str
-    """Layout that was recognised, or the class of ours."""
+    """The layout that was recognized, or the class of a block of this library."""
     before: int
-    """Numbers that the block had."""
+    """How many values the block had."""
     after: int
-    """Numbers that the convolution has."""
+    """How many values the convolution has."""
     error: float
-    """max |fused - block| / max |block| in float64, on random input with large borders: what rounding the fused weights
-    to the dtype of the file does, and nothing else."""
+    """max |fused - block| / max |block| in float64, on random input with large values at the borders. It shows the
+    effect of rounding the fused weights to the dtype of the file, and nothing else."""
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What `fuse_file` did; printed, it is a table."""
+    """What `fuse_file` did. `print` shows it as a table."""
 
     network: str | None
-    """Class of the network, if it was recognised."""
+    """Class of the network, if it was recognized."""
     blocks: tuple[FusedBlock, ...]
     before: int
-    """Numbers in the file."""
+    """How many values the source file has."""
     after: int
-    """Numbers in the file that was written."""
+    """How many values the file that was written has."""
 
     def __str__(self) -> str:
-        titles = {"block": "", "kind": "", "numbers": ",", "fused": ",", "error": ".0e"}
+        titles = {"block": "", "kind": "", "values": ",", "fused": ",", "error": ".0e"}
         whole = ("the whole file", "", self.before, self.after, None)
         title = self.network or "Blocks of an unknown network"
         return f"{title}\n{table(titles, [*map(astuple, self.blocks), whole])}"
@@ -84,17 +84,19 @@ def fuse_file(
     pool: PerBlock[bool] = None,
     **options: Any,
 ) -> FileReport:
-    """Fuses the checkpoint `source`, checks every block on random input, and writes `target`.
+    """Fuse the checkpoint `source`, check every block on random input, and write `target`.
+
+    If an error is raised, `target` stays as it was.
 
     Args:
         source: the file to read, as for `load_checkpoint`.
-        target: the file to write, as for `save_checkpoint`, and not `source`; a torch file has the state dict under the
-            same keys.
-        keys: "source" for those of the inference code that belongs to the file, as `fuse_state_dict` gives them, or
-            "reparam" for those of our network, which are SRVGGNetCompact's where the network is of that kind.
+        target: the file to write, as for `save_checkpoint`; it must not be `source`. A torch file gets the state dict
+            under the same keys.
+        keys: "source" for the keys of the authors' inference code, as `fuse_state_dict` returns them, or "reparam" for
+            the keys of our network, which for the family `SRNet` are those of SRVGGNetCompact.
         wrapper: as for `load_checkpoint`.
         eps, identity, groups, dilations, bias, with_13, pool: as for `fuse_state_dict`.
-        **options: those of the network's class, as for `load_checkpoint`; used where the network is built.
+        **options: arguments of the network's class, as for `load_checkpoint`; used if the network is built.
 
     Returns:
         What was found, and the error of every block.
@@ -104,8 +106,7 @@ def fuse_file(
         SpecError: if `target` is `source`.
         CheckpointError: if `source` cannot be used.
         FuseError: if a batch norm never saw a batch, or a fused convolution differs from its branches by more than
-            rounding, as it does where weights are not finite or too large for the dtype. `target` is touched by none
-            of these.
+            rounding explains, because weights are not finite or too large for the dtype.
     """
     check_targets([target], [source])
     contents = read_file(source, wrapper)
@@ -126,24 +127,24 @@ def fuse_file(
 
 
 def _with_identity(identity: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of our network, in which None is an identity where the channels match."""
+    """The options of our network, where None means an identity wherever the channels match."""
     return {**options, "identity": None if identity else False}
 
 
 def _network(contents: Contents) -> str | None:
     try:
         known = blueprint_of(contents)
-    except CheckpointError:  # its blocks could be fused all the same
+    except CheckpointError:  # its blocks can be fused anyway
         return None
     return known[1].network.__name__ if known else None
 
 
 def _ours(contents: Contents, options: dict[str, Any]) -> Network | None:
-    """The network, if the file holds one of ours, with blocks: its keys are ours already, and a note describes it."""
+    """The network, if the file holds one of ours with blocks: the keys are ours already, and a note may describe it."""
     try:
         known = blueprint_of(contents)
         net = network_of(contents, **options) if known and known[1].names is None else None
-    except CheckpointError:  # another network that has blocks in the same places
+    except CheckpointError:  # another network with blocks in the same places
         return None
     return net if net is not None and find_blocks(net) else None
 
@@ -169,7 +170,7 @@ def _fuse_network(net: Network, contents: Contents, target: Path, told: Options,
 @torch.no_grad()
 def _row(name: str, kind: str, block: Branch, kernel: Mapping[str, Tensor]) -> FusedBlock:
     exact, conv = module_in_float64(copy_module(block)).eval(), block.spec.new_conv().double()
-    set_fold(exact, False)  # run the branches: a folded block would be compared with itself
+    set_fold(exact, False)  # run the branches: a folded block would compare its own kernel with itself
     conv.load_state_dict({key: kernel[key].reshape(tensor.shape) for key, tensor in conv.state_dict().items()})
     size = [4 * k + 3 for k in block.spec.kernel_size]
     x = torch.randn(1, block.spec.in_channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -181,14 +182,15 @@ def _row(name: str, kind: str, block: Branch, kernel: Mapping[str, Tensor]) -> F
     if not error <= _MOST_ROUNDING * torch.finfo(kernel["weight"].dtype).eps + _LOST_IN_SUMS:  # true of nan, too
         raise FuseError(
             f"block {name!r} ({kind}) and its convolution differ by {error:.0e} of the output, more than rounding to "
-            f"{kernel['weight'].dtype} explains; nothing is written. Are all weights finite, and small enough for it?"
+            f"{kernel['weight'].dtype} explains; nothing was written. Check that all weights are finite and fit this "
+            "dtype"
         )
     numbers = sum(tensor.numel() for tensor in kernel.values())
     return FusedBlock(name, kind, numbers_of(block.state_dict()), numbers, error)
 
 
 def numbers_of(state_dict: Mapping[str, Tensor]) -> int:
-    """How many numbers a state dict holds, those of integer tensors left out."""
+    """How many values a state dict holds, integer tensors left out."""
     return sum(tensor.numel() for tensor in state_dict.values() if tensor.is_floating_point())
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds."""
+"""Says what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -19,51 +19,55 @@ from ._fuse_file import numbers_of
 
 @dataclass(frozen=True)
 class FileInspection:
-    """The result of `inspect_file`; printed, it is a few lines."""
+    """The result of `inspect_file`. `print` shows it as a few lines."""
 
     wrapper: str | None
-    """Where in the file the state dict was found, as `wrapper` asks for it; None if the file is one."""
+    """Where in the file the state dict was found, as the argument `wrapper` takes it; None if the whole file is one."""
     tensors: int
-    """How many there are."""
+    """The number of tensors."""
     numbers: int
-    """How many they hold, those of integer tensors left out."""
+    """How many values they hold, integer tensors left out."""
     fused_numbers: int
-    """How many are left after fusing."""
+    """How many values are left after fusing."""
     dtypes: tuple[str, ...]
-    """Of the tensors that are not integers."""
+    """The dtypes of the floating-point tensors."""
     network: str | None
-    """What `load_checkpoint` makes of it; None if it is no network that is known."""
+    """What `load_checkpoint` builds from it; None if the network is not known."""
     blocks: dict[str, int]
     """How many blocks of each kind there are."""
     problems: tuple[str, ...]
-    """What stands in the way of loading or fusing."""
+    """What prevents loading or fusing."""
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in self.blocks.items()) or "none"
         lines = [
             f"network:  {self.network or 'not known'}",
             f"blocks:   {kinds}",
-            f"numbers:  {self.numbers:,} in {self.tensors} tensors ({', '.join(self.dtypes)}), "
+            f"values:   {self.numbers:,} in {self.tensors} tensors ({', '.join(self.dtypes)}), "
             + (f"{self.fused_numbers:,} after fusing" if self.fused_numbers < self.numbers else self._why_no_less()),
             f"wrapper:  {self.wrapper or 'none'}",
         ]
         return "\n".join([*lines, *(f"problem:  {problem}" for problem in self.problems)])
 
     def _why_no_less(self) -> str:
-        return "as many after fusing, or not known" if self.blocks else "nothing to fuse"
+        return "no fewer after fusing, or not known" if self.blocks else "nothing to fuse"
 
 
 def inspect_file(path: Path, *, wrapper: str | None = None, **options: Any) -> FileInspection:
-    """Says what a checkpoint holds: network, blocks, sizes, and what stands in the way of loading or fusing it.
+    """Report what a checkpoint holds: network, blocks and sizes, and what prevents loading or fusing it.
 
     Args:
         path: as for `load_checkpoint`.
         wrapper: as for `load_checkpoint`.
-        **options: as for `load_checkpoint`; what no key tells is named as a problem where it is not among them.
+        **options: as for `load_checkpoint`. An option that the keys do not determine is listed as a problem if it is
+            missing here.
+
+    Returns:
+        What the file holds, and the problems with it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, holds code, or no state dict.
+        CheckpointError: if the file is damaged, holds code, or holds no state dict.
     """
     contents = read_file(path, wrapper)
     problems = [f"{key}: {why}" for key, why in unsound(contents.state_dict).items()]
@@ -80,7 +84,7 @@ def inspect_file(path: Path, *, wrapper: str | None = None, **options: Any) -> F
 def _network(
     contents: Contents, problems: list[str], options: dict[str, Any]
 ) -> tuple[str | None, dict[str, int], int]:
-    """Name, blocks by kind, and the numbers that fusing saves."""
+    """Name, blocks by kind, and the number of values that fusing saves."""
     try:
         if blueprint_of(contents) is None:
             return None, {}, 0
@@ -98,7 +102,7 @@ def _network(
 
 
 def _built(contents: Contents, problems: list[str], options: dict[str, Any]) -> Network:
-    """The network; that its range must be told does not hide what it is."""
+    """The network. A missing `img_range` is noted as a problem and does not hide what the network is."""
     try:
         return network_of(contents, **options)
     except CheckpointError as error:

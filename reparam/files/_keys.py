@@ -1,4 +1,4 @@
-"""Tensors under other names: official keys become ours, and every shape is compared."""
+"""Renames official keys to ours, and compares every shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._layouts import Names, Part
 
 
 def translate(names: Names, key: str) -> str | None:
-    """Our name of an official key; "" for one that the function does not depend on, None for a stranger."""
+    """Our name for an official key; "" for a tensor that does not affect the output, None for an unknown key."""
     start = key
     while start not in names:
         start, dot, _ = start.rpartition(".")
@@ -24,10 +24,10 @@ def translate(names: Names, key: str) -> str | None:
 
 
 def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Foreign tensors under our names: every wanted one, in its shape, and no other.
+    """Foreign tensors under our names: every wanted tensor, in its shape, and no others.
 
     Raises:
-        CheckpointError: for the first key that belongs nowhere, has another shape or no real numbers, or is missing.
+        CheckpointError: for the first key that is not expected, has another shape or dtype, or is missing.
     """
     given: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -35,7 +35,7 @@ def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: 
         if ours == "":
             continue
         if ours is None or ours not in wanted or ours in given:
-            raise CheckpointError(f"{key!r} of shape {tuple(tensor.shape)} belongs nowhere")
+            raise CheckpointError(f"{key!r} of shape {tuple(tensor.shape)} is unexpected")
         if tensor.shape != wanted[ours].shape:
             came, expected = tuple(tensor.shape), tuple(wanted[ours].shape)
             raise CheckpointError(f"{key!r} has shape {came}, but {expected} was expected")
@@ -43,7 +43,7 @@ def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: 
             raise CheckpointError(f"{key!r} has dtype {tensor.dtype}, but {wanted[ours].dtype} was expected")
         given[ours] = tensor
     for key, tensor in wanted.items():
-        if key not in given and key.endswith("num_batches_tracked"):  # from before torch counted them
+        if key not in given and key.endswith("num_batches_tracked"):  # files from before torch counted batches
             given[key] = torch.ones((), dtype=torch.long)
         if key not in given:
             theirs = translate(turned(names), key) or key
@@ -52,12 +52,12 @@ def matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: 
 
 
 def turned(names: Names) -> Names:
-    """Ours to official."""
+    """The inverse: our names to the official ones."""
     return {ours: official for official, ours in names.items() if ours}
 
 
 def filled(part: Part, tensors: Mapping[str, Tensor]) -> Branch:
-    """The block of a part with its weights in, in float64 and eval mode."""
+    """The block of a part with its weights loaded, in float64 and eval mode."""
     with torch.device("meta"):  # shapes are compared first, so that a wrong one costs no memory
         wanted = part.block().double().state_dict()
     for key, tensor in part.given.items():

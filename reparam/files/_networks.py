@@ -1,4 +1,4 @@
-"""Networks known by the keys of their state dicts: one function per layout, which reads sizes off the shapes."""
+"""Networks recognized by the keys of their state dicts. One function per layout reads the sizes from the shapes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ._layouts import Names, Options, Tensors
 
 
 class Blueprint(NamedTuple):
-    """What to build for a state dict, and how its keys become ours."""
+    """What to build for a state dict, and how its keys map to ours."""
 
     network: type[Network]
     options: dict[str, Any]
     names: Names | None
-    """Theirs to ours; None where they are the same."""
+    """Their names to ours; None if they are the same."""
     fused: bool = False
-    """Whether convolutions are in the place of the blocks."""
+    """Whether the blocks have been replaced by convolutions."""
     asks_range: bool = False
-    """Whether codes with images of different ranges share these keys."""
+    """Whether codebases with different image ranges share these keys."""
 
     def build(self) -> Network:
-        """The network with fresh weights."""
+        """The network with new weights."""
         net = self.network(**self.options)
         return skeleton(net) if self.fused else net  # type: ignore[return-value]  # it stays what it is
 
 
 class NetworkLayout(NamedTuple):
-    """The keys that give a network away, and how to read it."""
+    """The keys that identify a network, and how to read its sizes."""
 
     name: str
     marks: tuple[str, ...]
@@ -56,10 +56,10 @@ def _layout(name: str, *marks: str):
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, Blueprint] | None:
-    """The first layout that fits, read; None if there is none.
+    """The name and blueprint of the first layout that fits; None if none does.
 
     Raises:
-        CheckpointError: if a layout has the right marks, but not all that its sizes are read off.
+        CheckpointError: if the marks of a layout are there, but not the tensors that its sizes are read from.
     """
     for layout in LAYOUTS:
         if all(mark in state_dict for mark in layout.marks):
@@ -80,30 +80,30 @@ def _conv(t: Tensors, key: str) -> tuple[int, int]:
 
 
 def _count(t: Tensors, key: str, step: int = 1) -> int:
-    """How many keys there are of a name with a number in it, from 0 on."""
+    """How many consecutive numbers, from 0, the placeholder in a key takes."""
     pattern = re.compile(re.escape(key).replace(r"\{\}", "([0-9]{1,6})"))
     found = {int(match[1]) for name in t if (match := pattern.match(name))}
     return next(index for index in range(len(found) + 1) if index * step not in found)
 
 
 def _scale(t: Tensors, last: str, colors: int) -> int:
-    """The scale that the channels of the last convolution tell."""
+    """The scale, from the channels of the last convolution."""
     outside = _conv(t, last)[0]
     scale = isqrt(outside // colors)
     if scale < 1 or colors * scale**2 != outside:
-        raise CheckpointError(f"{last!r} has {outside} output channels, which is {colors} colours times no square")
+        raise CheckpointError(f"{last!r} has {outside} output channels, but expected {colors} times a square")
     return scale
 
 
 def _body(t: Tensors, first: str, last: str, slopes: Iterable[str]) -> dict[str, Any]:
-    """The sizes of a network of convolutions and activations; `first`, `last` and `slopes` are keys of tensors."""
+    """The sizes of a network of convolutions and activations. `first`, `last` and `slopes` are keys of its tensors."""
     channels, colors = _conv(t, first)
     options = {"channels": channels, "colors": colors, "scale": _scale(t, last, colors)}
     return {**options, "act": "prelu"} if any(key in t for key in slopes) else options
 
 
 def _inner(t: Tensors, places: Mapping[str, str]) -> Names:
-    """The names inside of the blocks of a state dict; `places` is where they are in it and in ours."""
+    """The names inside the blocks of a state dict. `places` maps each block's place there to its place in ours."""
     inner = {name: part.names for name, _, part in parts_in(t, Options())}
     return {
         f"{theirs}.{tensor}": f"{ours}.{name}"
@@ -176,7 +176,7 @@ def _sesr_fused(t: Tensors) -> Blueprint:
 
 
 def _sesr_places(count: int) -> tuple[Names, Names]:
-    """Where the convolutions and the slopes are, in their network and in ours."""
+    """The places of the convolutions and the slopes, theirs to ours."""
     convs = {"input": "conv_first", "output": "conv_last"} | {f"block{i}": f"body.{2 * i}" for i in range(count)}
     return convs, {f"prelu{i}.alpha": f"body.{2 * i + 1}.weight" for i in range(count)}
 
@@ -209,7 +209,7 @@ def _residual_scale(channels: int) -> dict[str, float]:
 
 
 def _range(t: Tensors, colors: int) -> dict[str, Any]:
-    """Mean and range from the layer that takes the mean off: its bias is -range * mean."""
+    """Mean and range from the layer that subtracts the mean: its bias is -range * mean."""
     bias = t.get("sub_mean.bias")
     if bias is None:
         return {}
@@ -237,7 +237,7 @@ def _sesr_ours_fused(t: Tensors) -> Blueprint:
 
 
 def _ours(network: type[Network], t: Tensors, first: str, out: str) -> Blueprint:
-    """A network of ours in training; `first` and `out` tell of its first and last block what comes in and out."""
+    """A network of ours with its blocks. A block's weights `first` and `out` give its input and output channels."""
     last = _count(t, "body.{}.branches.", step=2) - 1
     channels = _conv(t, f"body.0.{out}")[0]
     colors = _conv(t, f"body.0.{first}")[1]

@@ -1,4 +1,4 @@
-"""Where in a file networks may be: by the dicts that hold tensors, and the prefixes of their keys."""
+"""Where in a file networks may be: the dicts that hold tensors, and the prefixes of their keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._tensor_files import NOTE
 from ._tree import dicts_in, tensors_of
 
 EMA = frozenset({"ema", "swa", "avg", "average", "averaged", "nete"})
-"""Words in the names of weights that are means over the steps of a training."""
+"""Words in the names of weights that are averaged over training steps."""
 GENERATOR = frozenset({"gen", "generator", "netg"})
 DISCRIMINATOR = frozenset({"disc", "discriminator", "netd", "critic"})
 BESIDE = DISCRIMINATOR | {
@@ -30,33 +30,33 @@ BESIDE = DISCRIMINATOR | {
     "inception",
     "metric",
 }
-"""Words in the names of what a training needs and nobody else."""
+"""Words in the names of modules that only training needs."""
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DDP, torch.compile and torch's AveragedModel put before the keys."""
+"""The prefixes that DDP, torch.compile and torch's AveragedModel add to keys."""
 
 
 class Place(NamedTuple):
     """Where a state dict is."""
 
     keys: tuple[str, ...]
-    """Of the dicts, from the outermost on."""
+    """The keys of the dicts around it, outermost first."""
     prefix: str
-    """Of the keys in the innermost."""
+    """The prefix of its keys in the innermost dict."""
     tensors: dict[str, Tensor]
-    """Without the prefix."""
+    """The tensors by key, without the prefix."""
     note: dict[str, Any]
     """What `save_checkpoint` wrote about the model; empty for other files."""
     known: bool
-    """Whether there is a network or a block that is known."""
+    """Whether it holds a known network or block."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all that is around it, dicts and modules alike."""
+        """The names of everything around it, both dicts and modules."""
         return (*self.keys, *self.prefix.split(".")[:-1])
 
     @property
     def name(self) -> str:
-        """What to pass as a wrapper for it; empty for the file itself."""
+        """The `wrapper` that selects it; empty for the file itself."""
         return ".".join([*self.keys, *filter(None, [_bare(self.prefix)])])
 
 
@@ -67,7 +67,7 @@ def _bare(prefix: str) -> str:
 
 
 def places_in(root: Any, note: Any = None) -> Iterator[Place]:
-    """The state dicts in what a file holds; in those of several networks, each of the known ones."""
+    """The state dicts in a file's content. One that holds several networks yields each known network."""
     for node in dicts_in(root, NOTE):
         tensors = without_prefixes(tensors_of(node.content))
         told = next((found for found in (node.note, note) if isinstance(found, dict)), {})
@@ -81,7 +81,7 @@ def places_in(root: Any, note: Any = None) -> Iterator[Place]:
 
 
 def _networks_in(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes of the known networks in a state dict; that of one that takes it all need not fit."""
+    """The prefixes of the known networks in a state dict. A network that is the whole state dict need not fit."""
     found = prefixes_in(tensors)
     if found == [""]:
         return found
@@ -97,7 +97,7 @@ def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def words_of(names: Collection[str]) -> set[str]:
-    """The words that names are made of, and pairs of those that follow each other: net_G is net, g and netg."""
+    """The words that names are made of, and each pair of neighbors: net_G yields net, g and netg."""
     found = set()
     for name in names:
         words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
@@ -106,7 +106,7 @@ def words_of(names: Collection[str]) -> set[str]:
 
 
 def without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what DDP, torch.compile and torch's AveragedModel put before the keys."""
+    """The state dict without the prefixes that DDP, torch.compile and torch's AveragedModel add to keys."""
     tensors = {key: tensor for key, tensor in state_dict.items() if key != "n_averaged"}
     while prefix := next((p for p in _PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
         tensors = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}

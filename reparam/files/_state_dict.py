@@ -1,4 +1,4 @@
-"""Fusing a state dict without the code that it came from."""
+"""Fuses a state dict without the code of its model."""
 
 from __future__ import annotations
 
@@ -24,42 +24,49 @@ def fuse_state_dict(
     with_13: PerBlock[bool] = False,
     pool: PerBlock[bool] = None,
 ) -> dict[str, Tensor]:
-    """Turns a state dict from training into the one of the authors' inference code, without any model.
+    """Fuse the blocks in a training state dict into the state dict of the authors' inference code, without a model.
 
-    Blocks are recognised by their keys and computed in float64; each fused weight is rounded once, to the dtype that it
-    had. Everything that is not a block goes through as it is; a tensor that nobody accounts for inside of a block is
-    refused by name.
+    Blocks are recognized by their keys and fused in float64. Each fused weight is rounded once, to the dtype that the
+    block had. Tensors outside blocks are passed through unchanged. If a block contains a tensor that its layout does
+    not have, an error names it.
 
-    Recognised are the blocks of this library, of any network, as `fuse` makes them, those of one's own too if they
-    consist of its branches; and the blocks of RepVGG, RepVGGplus, MobileOne, DBB, ACNet, OREPA, QARepVGG (of YOLOv6 and
-    of super-gradients; the batch norm after the sum is taken in), UniRepLKNet (both convolutions of a block), RepRLFN,
-    ECBSR (the authors' and BasicSR's), RepSR (JL-DY's code and the port to HAT), SESR, SPAN (where the branches stay
-    and `eval_conv` is computed anew), RTMoSR and FlexNet (likewise), FMEN with the batch norms of its attention, EFDN,
-    and PlainUSR (the gate too; its further 1x1 is left as it is).
+    These blocks are recognized:
 
-    What no key tells is an argument: one value, or values by shell pattern of the block's name. Where the result
-    depends on one that is not given, it is asked for, but for the defaults that are named here.
+    - the blocks of this library, in any network, and your own blocks if they consist of its branches. The result has
+      the keys that `fuse` makes.
+    - RepVGG, RepVGGplus, MobileOne, DBB, ACNet, OREPA, RepRLFN, EFDN, SESR
+    - QARepVGG (of YOLOv6 and of super-gradients), including the batch norm after the sum
+    - UniRepLKNet (both convolutions of a block)
+    - ECBSR (the authors' code and BasicSR), RepSR (JL-DY's code and the port to HAT)
+    - SPAN, RTMoSR and FlexNet, whose inference code keeps the branches: the fused convolution (`eval_conv` in SPAN) is
+      computed again next to them
+    - FMEN, including the batch norms of its attention
+    - PlainUSR, including the gate; its extra 1x1 convolution stays
+
+    What the keys do not say is an argument. Each takes one value, or a dict from shell patterns of block names to
+    values. If the result depends on an argument without a default, and it is not given, an error asks for it.
 
     Args:
-        state_dict: tensors by key; a wrapper such as `params` must be off.
-        eps: of the batch norms; torch's 1e-5, but asked for of QARepVGG, as YOLOv6 and super-gradients take 1e-3.
-        identity: whether blocks have an identity where their channels match. The papers' defaults are: none in ECBSR
-            and EFDN (their `with_idt`), one in RepSR and SESR. Asked for of QARepVGG, where the stride decides, and of
-            our blocks with an identity that has no tensors.
-        groups: of the channels; asked for where an identity depends on it.
-        dilations: of small kernels inside of a larger one, in taps of that, in the order of the branches; asked for of
-            our `DilatedReparamBlock` and its like.
-        bias: of our blocks; False if they were built with `bias=False`.
-        with_13: whether EFDN's blocks use their 1x1-3x3 path, the keys of which are there in any case.
-        pool: whether blocks have an average pool that has no tensors of its own: asked for of YOLOv6's QARepVGG, where
-            only V2 has it, and of our blocks.
+        state_dict: tensors by key, without a wrapper such as `params`.
+        eps: eps of the batch norms. The default is torch's 1e-5, except for QARepVGG, which needs this argument because
+            YOLOv6 and super-gradients use 1e-3.
+        identity: whether blocks have an identity where their channels match. By default, as in the papers, ECBSR and
+            EFDN have none (their `with_idt`), and RepSR and SESR have one. Needed for QARepVGG, where it depends on the
+            stride, and for our blocks if their identity has no tensors.
+        groups: the number of channel groups; needed if an identity depends on it.
+        dilations: dilations of the small kernels inside a larger one, in the order of the branches; needed for our
+            `DilatedReparamBlock` and other blocks with small kernels.
+        bias: whether our blocks have a bias; False if they were built with `bias=False`.
+        with_13: whether EFDN's blocks use their 1x1-3x3 path, whose keys are present either way.
+        pool: whether blocks have an average pool without tensors of its own; needed for YOLOv6's QARepVGG, where only
+            V2 has it, and for our blocks.
 
     Returns:
-        A new dict; tensors that are not fused are those of `state_dict` themselves.
+        A new dict. Tensors that are not fused are the tensors of `state_dict` themselves, not copies.
 
     Raises:
-        CheckpointError: if no block is recognised, or one lacks a tensor, has one of another shape or one too many,
-            numbers that are not finite or a variance below zero, or something must be told that is not.
+        CheckpointError: if no block is recognized; if a block lacks a tensor, has one too many or one of another shape;
+            if a tensor has values that are not finite, or a variance below zero; or if an argument is needed.
         FuseError: if a batch norm never saw a batch, or a fused kernel is too large for the dtype.
 
     Example:
@@ -79,7 +86,7 @@ def fuse_state_dict(
 
 
 def fuse_found(state_dict: Mapping[str, Tensor], blocks: Sequence[FoundBlock]) -> dict[str, Tensor]:
-    """The state dict with each of its blocks, as `find_blocks_in` found them, fused in its place."""
+    """The state dict with each block that `find_blocks_in` found replaced by its convolution."""
     refuse_unsound({key: state_dict[key] for block in blocks for key in block.keys})
     starts = {block.keys[0]: block for block in blocks}
     dropped = {key for block in blocks if not block.layout.keeps for key in block.keys}
@@ -112,7 +119,7 @@ def _fused(block: FoundBlock, state_dict: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def refuse_unsound(tensors: Mapping[str, Tensor]) -> None:
-    """Raises a CheckpointError that names the tensors of which no kernel can be made."""
+    """Raise a CheckpointError that names the tensors from which no kernel can be computed."""
     if problems := [f"{key!r}: {why}" for key, why in unsound(tensors).items()]:
         more = f", and {len(problems) - 3} more such tensors" if len(problems) > 3 else ""
         raise CheckpointError("; ".join(problems[:3]) + more)

@@ -1,4 +1,4 @@
-"""Reading and writing files of tensors: nothing that a file holds is ever executed."""
+"""Reads and writes files of tensors. Nothing that a file holds is ever executed."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ._unpickling import load
 from ._writing import written
 
 NOTE = "reparam"
-"""Under which key our files say what they hold."""
+"""The key of the note in which our files say what they hold."""
 _ANEW = "download or copy it again"
 
 
 def read_content(path: Path) -> tuple[Any, Any]:
-    """What a `.pth`, `.pt` or `.safetensors` file holds, and its note; the format is known by its content.
+    """What a `.pth`, `.pt` or `.safetensors` file holds, and its note. The content decides which format it is.
 
-    The note is that of a safetensors file; in a file of torch it lies beside the state dict.
+    Only a safetensors file has its note apart; in a torch file the note lies next to the state dict.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, holds code, or is another one.
+        CheckpointError: if the file is damaged, holds code, or is of another kind.
     """
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"cannot read {path}: it is {'a directory' if path.is_dir() else 'no regular file'}")
+        raise CheckpointError(f"cannot read {path}: it is {'a directory' if path.is_dir() else 'not a regular file'}")
     with path.open("rb") as file:
         head = file.read(512)
     if what := what_it_is(path, head):
-        raise CheckpointError(f"cannot read {path}: it is no checkpoint of torch or safetensors, but {what}")
+        raise CheckpointError(f"cannot read {path}: it is not a checkpoint of torch or safetensors, but {what}")
     if head[8:9] == b"{":  # eight bytes of length, then JSON
         return _read_safetensors(path)
     return _read_torch(path, zipped=head[:2] == b"PK"), None
@@ -52,22 +52,22 @@ def write_file(
     keys: Sequence[str] = (),
     note: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a state dict as `.safetensors`, or as a torch file for any other ending: whole, or not at all.
+    """Write a state dict as `.safetensors`, or with `torch.save` for any other ending: whole, or not at all.
 
     Args:
         state_dict: tensors by key.
-        path: where to; an existing file is replaced at the end, in one step.
-        keys: the key to put the state dict under, in a torch file only; several are one inside of the other.
-        note: JSON values about the model; a torch file takes it beside a wrapper only.
+        path: the file to write; an existing one is replaced at the end, in one step.
+        keys: the key under which a torch file holds the state dict; of several, each is inside the one before.
+        note: JSON values about the model; a torch file has room for it only next to a wrapper.
 
     Raises:
-        CheckpointError: for keys in a safetensors file, which has none; if writing fails.
+        CheckpointError: if a safetensors file is given keys, or writing fails.
     """
     path = Path(path)
     if path.suffix == ".safetensors" and keys:
         wrapper = ".".join(keys)
         raise CheckpointError(
-            f"a safetensors file holds tensors only, but wrapper={wrapper!r} was asked for {path.name}; "
+            f"a safetensors file holds only tensors, but got wrapper={wrapper!r} for {path.name}; "
             "leave the wrapper out, or write a .pth file"
         )
     tensors = {
@@ -81,7 +81,7 @@ def write_file(
                 torch.save(_wrapped(tensors, keys, {NOTE: dict(note)} if note else {}), unfinished)
             else:
                 torch.save(tensors, unfinished)
-    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
@@ -106,22 +106,22 @@ def _read_torch(path: Path, zipped: bool) -> Any:
     if zipped:
         _check_zip(path)
     try:
-        with path.open("rb") as file:  # a file, as torch goes by the ending of a path
+        with path.open("rb") as file:  # an open file, because torch decides by the ending of a path
             return load(file)
     except pickle.UnpicklingError as error:
         why = str(error).partition("WeightsUnpickler error: ")[2].strip().partition("\n")[0].partition(" was not")[0]
         raise CheckpointError(
-            f"cannot read {path}: {why or 'no pickle of tensors'}. Files are read without executing what they hold; if "
+            f"cannot read {path}: {why or 'not a pickle of tensors'}. Files are read without executing their code; if "
             "you trust this one, load it with torch and save its state dict"
         ) from error
-    except Exception as error:  # torch raises whatever a damaged file runs it into
+    except Exception as error:  # a damaged file can make torch raise anything
         raise CheckpointError(
             f"cannot read {path}: not a whole file of torch or safetensors ({type(error).__name__}: {error}); {_ANEW}"
         ) from error
 
 
 def _check_zip(path: Path) -> None:
-    """Refuses archives larger than their file, which are packed or name one place twice: torch writes neither."""
+    """Refuse archives larger than their file: compressed, or with entries that overlap. torch writes neither."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -129,5 +129,6 @@ def _check_zip(path: Path) -> None:
         raise CheckpointError(f"cannot read {path}: a damaged archive ({error}); {_ANEW}") from error
     if unpacked > (size := path.stat().st_size):
         raise CheckpointError(
-            f"cannot read {path}: an archive of {unpacked} bytes packed into {size}, which torch never writes"
+            f"cannot read {path}: its archive unpacks to {unpacked} bytes, but the file has {size}, and torch never "
+            "compresses; save it again with torch.save"
         )

@@ -1,4 +1,4 @@
-"""What a file holds, as a tree: dicts and lists, with tensors, numbers and other things in them."""
+"""The content of a file as a tree: dicts and lists that hold tensors, numbers and other values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ._unpickling import StandIn
 
 _MOST_VISITS, _MOST_KEYS = 3, 32
-"""How often the same dict or list is looked into, and how deep: what was saved may hold itself."""
+"""How often the same dict or list is visited, and how deep: a saved object may contain itself."""
 _MOST_LINES, _DEEPEST = 12, 4
 A_MODULE = "a whole module"
 
@@ -22,24 +22,24 @@ class Node(NamedTuple):
     """A dict of the tree."""
 
     keys: tuple[str, ...]
-    """By which one comes to it."""
+    """The keys that lead to it."""
     content: Mapping[Any, Any]
     note: Any = None
-    """What lies under the key of notes, here or nearest above."""
+    """The note here, or the nearest one above."""
 
 
 def tensors_of(content: Any) -> dict[str, Tensor]:
-    """The tensors in a dict by name."""
+    """The tensors of a dict that have a name."""
     pairs = content.items() if isinstance(content, Mapping) else ()
     return {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def dicts_in(root: Any, noted: str) -> Iterator[Node]:
-    """The dicts of a tree, the nearest first; states of optimizers are left out, as they hold no network.
+    """The dicts of a tree, nearest first. States of optimizers are left out, as they hold no network.
 
     Args:
         root: a dict or a list.
-        noted: under which key notes lie.
+        noted: the key of notes.
     """
     waiting, seen = deque([Node((), root)]), Counter[int]()
     while waiting:
@@ -62,7 +62,7 @@ def inside_of(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_inner(value: Any) -> bool:
-    """Whether there may be something in it: a dict or a list, and no stand-in for an object."""
+    """Whether it may contain something: a dict or a list, but not a stand-in for an object."""
     return isinstance(value, (Mapping, list, tuple)) and not isinstance(value, StandIn)
 
 
@@ -108,6 +108,6 @@ def kind_of(value: Any) -> str:
 
 
 def some_keys(content: Mapping[Any, Any], most: int = 5) -> str:
-    """The first keys of a dict, none of them at great length."""
+    """The first keys of a dict, each of them shortened."""
     keys = ", ".join(reprlib.repr(key) for key in islice(content, most)) or "none"
     return keys + (", ..." if len(content) > most else "")

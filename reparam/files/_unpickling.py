@@ -1,4 +1,4 @@
-"""Reading what torch wrote: tensors and plain values; of everything else an empty stand-in, and nothing is executed."""
+"""Reads files of torch: tensors and plain values. Any other object becomes an empty stand-in; nothing is executed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MOST_NAMES = 200
 _PLAIN = {"argparse", "collections", "datetime", "decimal", "enum", "fractions", "functools", "pathlib", "uuid"}
 _PLAIN_BUILTINS = {"Ellipsis", "bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range"}
 _PLAIN_BUILTINS |= {"slice", "str", "tuple"}
-"""What of Python itself files hold as data; whatever else of it a file names would be called to do something."""
+"""The parts of Python itself that files hold as data. Anything else of Python that a file names would run code."""
 
 
 class StandIn(dict[Any, Any]):
-    """In the place of an object whose class is not imported: it takes what belongs to it, and does nothing."""
+    """Stands in for an object whose class is not imported: it stores the object's state and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class StandIn(dict[Any, Any]):
 
 
 class _StandInDict:
-    """The same for a subclass of dict, whose items are read."""
+    """Stands in for an object of a subclass of dict, so that its items are read."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return OrderedDict()
@@ -52,10 +52,10 @@ _KINDS = {"Can only SETITEM": _StandInDict, "Can only append": _StandInList, "Ca
 
 
 def load(file: BinaryIO) -> Any:
-    """What `torch.load` reads with its restricted unpickler, where classes that it refuses are stand-ins of ours.
+    """What `torch.load` reads with its restricted unpickler, with stand-ins for the classes that it refuses.
 
     Raises:
-        pickle.UnpicklingError: if the file names what is no data: functions of Python itself.
+        pickle.UnpicklingError: if the file names something that is not data, such as functions of Python itself.
     """
     names: dict[str, type] = {}
     while True:
@@ -63,7 +63,9 @@ def load(file: BinaryIO) -> Any:
         try:
             stand_ins: Any = [_named(name, kind) for name, kind in names.items()]
             with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors, where an error follows
+                warnings.simplefilter(
+                    "ignore"
+                )  # about pickle protocols, and about sparse tensors, which are refused later
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             learned = _learned(str(error), names)
@@ -73,7 +75,7 @@ def load(file: BinaryIO) -> Any:
 
 
 def _learned(error: str, names: dict[str, type]) -> dict[str, type] | None:
-    """What stands in for the name that was refused, or of which kind it must be; None if it may not be read."""
+    """The stand-in for the name that was refused, or the kind that it must be; None if it may not be read."""
     if refused := re.search(r"Unsupported global: GLOBAL (\S+) was not", error):
         name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"  # which torch leaves out
         return {name: StandIn} if name not in names and _is_data(name) else None
@@ -88,7 +90,7 @@ def _is_data(name: str) -> bool:
     module, _, rest = name.partition(".")
     if module == "builtins":
         return rest in _PLAIN_BUILTINS
-    if module == "torch" and rest.rpartition(".")[2].startswith("_"):  # it makes tensors, for which nothing stands in
+    if module == "torch" and rest.rpartition(".")[2].startswith("_"):  # it makes tensors, which no stand-in can
         return False
     return module not in sys.stdlib_module_names or module in _PLAIN or name == "types.SimpleNamespace"
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and never onto what they are made of."""
+"""Writes files whole or not at all, and never over the files that they are made from."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 from ..errors import SpecError
 
 _PACKAGES = (".mlpackage",)
-"""Folders that stand for one file."""
+"""Suffixes of folders that other programs show as one file."""
 
 
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a path of the same name in a new folder beside the file; what lies there at the end is put in place.
+    """Yield a path of the same name in a new folder next to `path`, and move what was written there into place.
 
-    Files that belong to it (weights beside a graph) are written beside it, and put in place before it; folders are not.
-    It may be a package itself, a folder that other programs show as one file, such as Core ML's.
-    Whatever ends the writing, the new folder goes, and until the end an existing file stays as it was. Links are
-    written through. Two processes that write one file have a folder each: the last to end leaves its whole file.
+    Files that belong to it (weights next to a graph) are written next to it, and moved into place before it. Other
+    folders are not moved. The file itself may be a package: a folder that other programs show as one file, such as Core
+    ML's. An existing file stays as it was until the end, and the new folder is removed even if writing fails. Links are
+    followed. Two processes that write the same file have a folder each, and the last one to finish leaves its file.
 
     Args:
-        path: where to. An existing file is replaced; see `check_targets` for what else may stand in the way.
+        path: the file to write. An existing one is replaced; `check_targets` says what is refused.
 
     Raises:
         OSError: if nothing can be written there.
@@ -44,12 +44,12 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         folder = TemporaryDirectory(prefix=".", dir=Path(os.path.realpath(path)).parent)
     except OSError as error:
-        error.filename = os.fspath(path)  # and not a folder that nobody has heard of
+        error.filename = os.fspath(path)  # not the temporary folder, which the user does not know
         raise
     with folder:
         unfinished = Path(folder.name) / path.name
         unfinished.touch()
-        mode = unfinished.stat().st_mode  # of a new file, which not every writer's is
+        mode = unfinished.stat().st_mode  # the mode of a new file, which not every writer sets
         unfinished.unlink()
         yield unfinished
         for file in files_beside(unfinished):
@@ -59,14 +59,14 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def files_beside(file: Path) -> list[Path]:
-    """The files in the folder of one, that one at the end."""
+    """The files in the folder of a file, with the file itself last."""
     others = sorted(other for other in file.parent.iterdir() if other.is_file() and other != file)
     return [*others, file]
 
 
 def _put(file: Path, path: Path) -> None:
     place = Path(os.path.realpath(path))
-    if place.is_dir():  # a package, which nothing replaces while it is there; it goes with the new folder
+    if place.is_dir():  # a package cannot be replaced in place; moved here, it is removed with the new folder
         place.replace(file.with_name(f"{file.name}.before"))
     try:
         file.replace(place)
@@ -80,17 +80,17 @@ def _put(file: Path, path: Path) -> None:
 def check_targets(
     paths: Iterable[str | os.PathLike[str]], sources: Iterable[str | os.PathLike[str]] = (), overwrite: bool = True
 ) -> None:
-    """Says before the work what would stand in the way of files after it.
+    """Check before the work that files can be written after it.
 
     Args:
         paths: the files to write.
-        sources: the files that are read, which none of them may be, by no link either.
-        overwrite: whether there may be such files already.
+        sources: the files that are read; no target may be one of them, directly or through a link.
+        overwrite: whether the targets may exist already.
 
     Raises:
-        FileNotFoundError: if its directory is not there.
-        IsADirectoryError: if it is a directory.
-        SpecError: if it is no regular file, one of the sources, or there already.
+        FileNotFoundError: if the directory of a target does not exist.
+        IsADirectoryError: if a target is a directory.
+        SpecError: if a target is not a regular file, is one of the sources, or exists already.
     """
     read = {_identity(Path(source)): source for source in sources if Path(source).exists()}
     for path in paths:
@@ -108,12 +108,12 @@ def _check(path: Path, place: Path, read: dict[tuple[int, int], Any], overwrite:
     if not (place.is_file() or package):
         raise SpecError(f"cannot write {path}: it is a device or a pipe; choose another name")
     if source := read.get(_identity(place)):
-        raise SpecError(f"cannot write {path}: it is {source}, which is read for it; choose another name")
+        raise SpecError(f"cannot write {path}: it is {source}, which is one of its sources; choose another name")
     if not overwrite:
         raise SpecError(f"{path} is there already; choose another name, or --overwrite")
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """One for all names of a file."""
+    """An identity that all names (links) of a file share."""
     found = path.stat()
     return found.st_dev, found.st_ino

@@ -1,1 +1,1 @@
-"""Other people's training loops: BasicSR and its kin, KAIR, Lightning, transformers."""
+"""Adapters for training codebases: BasicSR, neosr, traiNNer-redux, KAIR, Lightning, transformers."""

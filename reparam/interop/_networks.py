@@ -1,4 +1,4 @@
-"""The networks that training codes build by name, from the options of a file."""
+"""The networks that training codebases build by name, from an option file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NETWORKS = (PlainSR, RepSR, ECBSR, RepVGGSR, QARepVGGSR, CollapsibleSR, SESR, E
 
 
 def networks(build: Build) -> dict[str, Callable[..., nn.Module]]:
-    """By name what makes a network of options.
+    """Functions that make a network from options, by name.
 
     Args:
-        build: of the training code, for the networks that blocks are swapped into.
+        build: builds a network of the training codebase, for `reparam_swapped`.
     """
     makers: dict[str, Callable[..., nn.Module]] = {"reparam_model": _model}
     makers |= {f"reparam_{network.__name__.lower()}": network for network in _NETWORKS}
@@ -28,11 +28,11 @@ def networks(build: Build) -> dict[str, Callable[..., nn.Module]]:
 
 
 def _model(*, name: str, scale: int | None = None, **options: Any) -> nn.Module:
-    """A network of a name, whose scale a training code may repeat."""
+    """A network by its name. The training codebase may repeat its scale."""
     net = create_model(name, **options)
     if scale not in (None, net.scale):
         raise SpecError(
-            f"reparam_model: the name {name!r} means scale {net.scale}, but the training code asks for scale={scale}; "
+            f"reparam_model: the name {name!r} means scale {net.scale}, but the option file has scale={scale}; "
             "change one of them"
         )
     return net
@@ -40,7 +40,7 @@ def _model(*, name: str, scale: int | None = None, **options: Any) -> nn.Module:
 
 def _named(name: str, make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def build(freeze_bn_at: float | None = None, **options: Any) -> nn.Module:
-        return make(**options)  # when to freeze is for the model class, which finds it where it stands
+        return make(**options)  # freeze_bn_at is read by the model class, from the option file
 
     build.__name__ = build.__qualname__ = name
     return build

@@ -1,4 +1,4 @@
-"""When to freeze, told by the options of a training code, which count in units of their own."""
+"""When to freeze, from the options of a training codebase, which counts steps in its own way."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..errors import SpecError
 
 
 def first_frozen_step(model: Any) -> float:
-    """The first optimizer step, from 1, with frozen statistics; infinity without `freeze_bn_at`.
+    """The first optimizer step, counted from 1, with frozen statistics; infinity without `freeze_bn_at`.
 
     Args:
-        model: of a training code; its `opt` has sections that are mappings or objects.
+        model: a model of a training codebase; the sections of its `opt` are mappings or objects.
 
     Raises:
-        SpecError: for a `freeze_bn_at` that is no positive number, or a share of a total that is not told.
+        SpecError: if `freeze_bn_at` is not a positive number, or is a share of an unknown total.
     """
     at = _asked(model)
     if at is None:
@@ -26,31 +26,31 @@ def first_frozen_step(model: Any) -> float:
 
 
 def optimizer_step(model: Any, iteration: int, rest: tuple[Any, ...]) -> int:
-    """Which step of the optimizer, from 1, a batch belongs to.
+    """The optimizer step, counted from 1, that a batch belongs to.
 
     Args:
         model: as above.
-        iteration: what its `optimize_parameters` is told: the batch (BasicSR, neosr, KAIR), from 1, or, of
-            traiNNer-redux, the number of finished steps, with this one if the batch ends it.
-        rest: what else it is told: by traiNNer-redux, at last, whether this batch ends a step.
+        iteration: the argument of its `optimize_parameters`. In BasicSR, neosr and KAIR, it is the number of the batch,
+            from 1. In traiNNer-redux it is the number of finished steps, including this one if the batch ends it.
+        rest: its other arguments. In traiNNer-redux the last one is whether this batch ends a step.
 
     Raises:
-        SpecError: for a code that accumulates gradients and does not count as one of these.
+        SpecError: if the codebase accumulates gradients and counts in another way than these.
     """
     if rest and isinstance(rest[-1], bool):
         return iteration + (not rest[-1])
     batches = getattr(model, "accum_iters", None) or 1
     if rest or (batches > 1 and _of(_of(model.opt, "logger"), "total_iter") is None):
         raise SpecError(
-            f"freeze_bn_at counts optimizer steps, but {_code(model)} accumulates "
-            f"(accum_iters={batches}, {1 + len(rest)} arguments) as no code that is known does, so that its iteration "
-            "may be a batch or a step; freeze with BNFreezeSchedule in its loop"
+            f"freeze_bn_at counts optimizer steps, but {_code(model)} accumulates gradients "
+            f"(accum_iters={batches}, {1 + len(rest)} arguments) in a way that is not known here, so its iteration "
+            "may count batches or steps; use BNFreezeSchedule in its loop instead"
         )
     return -(-iteration // batches)
 
 
 def _asked(model: Any) -> Any:
-    """`freeze_bn_at`, under `train`, or under `network_g` where a code refuses fields that it does not know."""
+    """`freeze_bn_at` under `train`, or under `network_g` for codebases that refuse unknown fields under `train`."""
     found = {place: _of(_of(model.opt, place), "freeze_bn_at") for place in ("train", "network_g")}
     told = {place: at for place, at in found.items() if at is not None}
     if len({*told.values()}) > 1:
@@ -61,7 +61,7 @@ def _asked(model: Any) -> Any:
 
 
 def _total(model: Any, at: float) -> float:
-    """Optimizer steps in all: neosr has them under `logger`, others under `train`."""
+    """The total number of optimizer steps: neosr has it under `logger`, others under `train`."""
     found = {place: _of(_of(model.opt, place), "total_iter") for place in ("logger", "train")}
     told = {place: total for place, total in found.items() if total is not None}
     if len({*told.values()}) == 1:

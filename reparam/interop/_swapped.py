@@ -1,4 +1,4 @@
-"""A network of a training code with blocks in place of its convolutions, from the options of a file."""
+"""Builds a training codebase's own network with blocks in place of its convolutions, from an option file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..sr._upscale.arrays import floats_of, planes_of
 from ..sr._upscale.color import coloring
 
 Build = Callable[[Mapping[str, Any]], nn.Module]
-"""Builds a network of a training code from its section of options."""
+"""Builds a network of a training codebase from its section of options."""
 _IMAGES, _SIZE = 16, 64
 
 
@@ -35,23 +35,23 @@ def swapped(
     scale: int | None = None,
     **unknown: Any,
 ) -> nn.Module:
-    """Builds a network, loads its weights, swaps blocks in.
+    """Build a network, load its weights, and swap blocks in.
 
     Args:
-        build: of the training code.
+        build: the function of the training codebase that builds a network.
         net: the section of options that builds the network there.
-        block: the name of a block, or a section with the name as its `type` and the options of the block.
-        weights: a file of weights of the network without blocks.
-        match: as of `swap_convs`: a pattern or several.
-        calibrate: a folder of images as the network gets them; the middles of the first 16 give the batch norms of the
-            blocks the statistics with which the network computes in training what it did.
-        scale: what the training code adds of its own accord; it is the network's.
+        block: the name of a block, or a section with that name as its `type` and the block's options.
+        weights: a file with weights of the network without blocks.
+        match: one or several patterns, as for `swap_convs`.
+        calibrate: a folder of typical input images. The center crops of the first 16 set the statistics of the blocks'
+            batch norms, so that in training the network still computes what it did.
+        scale: the scale, which the training codebase adds to every network.
         **unknown: refused.
     """
     if unknown:
         raise OptionError(
             f"reparam_swapped has no option {', '.join(map(repr, unknown))}; it has net, block, weights, match and "
-            "calibrate, and those of the network stand in its section net"
+            "calibrate; options of the network belong into its section net"
         )
     make, patterns = _block(block), _patterns(match)
     model = _built(build, net, scale)
@@ -72,13 +72,12 @@ def _built(build: Build, net: Any, scale: int | None) -> nn.Module:
         raise SpecError(f"reparam_swapped: net must be the section of a network, with its type, but got net={net!r}")
     if scale is not None and net.get("scale", scale) != scale:
         raise SpecError(
-            f"reparam_swapped: net has scale={net['scale']}, but the training code asks for scale={scale}; leave it "
-            "out of net"
+            f"reparam_swapped: net has scale={net['scale']}, but the option file has scale={scale}; leave it out of net"
         )
     options = dict(net) if scale is None else {**net, "scale": scale}
     try:
         return build(options)
-    except TypeError as error:  # what Python says of an argument that a function does not have
+    except TypeError as error:  # Python's error for an argument that a function does not have
         raise OptionError(f"reparam_swapped: net={options!r} cannot be built: {error}") from error
 
 
@@ -96,7 +95,7 @@ def _block(block: Any) -> Callable[..., ConvBlock]:
     known = {key: kind for key, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, ConvBlock)}
     if name not in known:
         raise SpecError(
-            f"reparam_swapped: block must be the name of a block, or a section with it as its type, but got {block!r}; "
+            f"reparam_swapped: block must be a block's name, or a section with it as its type, but got {block!r}; "
             f"there are {', '.join(known)}"
         )
     return partial(known[name], **options)
@@ -105,7 +104,7 @@ def _block(block: Any) -> Callable[..., ConvBlock]:
 def _patterns(match: Any) -> str | list[str] | None:
     patterns = match if isinstance(match, Sequence) and match else [match]
     if match is not None and not all(isinstance(pattern, str) for pattern in patterns):
-        raise SpecError(f"reparam_swapped: match must be a pattern of names, or a list of such, but got {match!r}")
+        raise SpecError(f"reparam_swapped: match must be a pattern of names, or a list of them, but got {match!r}")
     return match if match is None or isinstance(match, str) else list(match)
 
 
@@ -114,7 +113,7 @@ def _crops(model: nn.Module, folder: str | os.PathLike[str] | None) -> Iterator[
 
 
 def _crops_of(model: nn.Module, folder: str | os.PathLike[str]) -> Iterator[Tensor]:
-    """The middles of the first images, in the colours that the network takes."""
+    """Center crops of the first images, in the colors that the network takes."""
     first = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, ConvBlock)))
     colors = 1 if first.in_channels == 1 else 3
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""BasicSR, neosr, traiNNer-redux, KAIR: networks by name, the freeze schedule, an EMA that does not forget buffers."""
+"""For BasicSR, neosr, traiNNer-redux and KAIR: networks by name, the freeze schedule, an EMA that includes buffers."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from ._schedule import first_frozen_step, optimizer_step
 
 
 class Registry(Protocol):
-    """What BasicSR and its relatives call a registry."""
+    """A registry, as in BasicSR and the codebases derived from it."""
 
     def register(self, obj: Any) -> Any:
-        """Makes `obj` known under its `__name__`."""
+        """Register `obj` under its `__name__`."""
 
     def get(self, name: str) -> Any:
-        """What is known under a name; a KeyError if nothing is."""
+        """Return what is registered under a name, or raise a KeyError."""
 
 
 def register_archs(registry: Registry, *others: Registry) -> list[str]:
-    """Makes our networks, and those of a training code with blocks swapped in, known to the code by name.
+    """Register this library's networks in a training codebase, and its own networks with blocks swapped in.
 
-    In an option file they are then `type: reparam_repsr` and so on, with the arguments of the class, or
+    An option file can then use `type: reparam_repsr` (and the other classes), with the arguments of the class, or
     `type: reparam_model` with a `name` for `create_model`:
 
         network_g:
           type: reparam_model
           name: repsr_m4c16_x2
 
-    A network of the code itself, with its weights, and with blocks in place of its convolutions, is
+    `type: reparam_swapped` builds a network of the codebase itself, with blocks in place of its convolutions:
 
         network_g:
           type: reparam_swapped
-          net: {type: EDSR, num_in_ch: 3, num_out_ch: 3, upscale: 2}   # as the code builds it
-          weights: edsr_x2.pth       # of the network without blocks; may be left out
+          net: {type: EDSR, num_in_ch: 3, num_out_ch: 3, upscale: 2}   # as the codebase builds it
+          weights: edsr_x2.pth       # of the network without blocks; optional
           block: RepSRBlock          # or {type: ECB, expansion: 2.0}
-          match: "body.*"            # as of swap_convs; may be left out
-          calibrate: datasets/lr     # images for the statistics of the blocks' batch norms; may be left out
+          match: "body.*"            # as for swap_convs; optional
+          calibrate: datasets/lr     # images for the statistics of the blocks' batch norms; optional
 
-    so that optimizer, EMA and a run that is resumed all see the network with its blocks. The prefix is there because
-    BasicSR has an ECBSR and an EDSR of its own. A `scale` that the code adds to every network may agree with the name.
+    The optimizer, the EMA and a resumed run then all see the network with its blocks. The names have a prefix because
+    BasicSR has its own ECBSR and EDSR. If the codebase adds a `scale` to every network, it must agree with the name.
 
     Args:
-        registry: `basicsr.utils.registry.ARCH_REGISTRY`, or that of another code.
-        *others: more registries, in which networks for `reparam_swapped` are looked for, as the `SPANDREL_REGISTRY` of
+        registry: `basicsr.utils.registry.ARCH_REGISTRY`, or that of another codebase.
+        *others: more registries in which to find networks for `reparam_swapped`, such as the `SPANDREL_REGISTRY` of
             traiNNer-redux.
 
     Returns:
-        The names.
+        The registered names.
 
     Raises:
-        SpecError: when a network is built, for an option of it that is wrong, which is named.
+        SpecError: when a network is built, if one of its options is wrong; the message names it.
     """
     makers = networks(_builder((registry, *others)))
     for make in makers.values():
@@ -71,10 +71,10 @@ def _builder(registries: tuple[Registry, ...]) -> Callable[[Mapping[str, Any]], 
         name = options.get("type")
         for registry in registries:
             with suppress(KeyError):
-                make = registry.get(name)  # type: ignore[arg-type]  # None is a name that nothing has
+                make = registry.get(name)  # type: ignore[arg-type]  # nothing is registered as None
                 break
         else:
-            raise SpecError(f"reparam_swapped: net must have the type of a network of this code, but got type={name!r}")
+            raise SpecError(f"reparam_swapped: net needs the type of a network of this codebase, but got type={name!r}")
         return make(**{key: value for key, value in options.items() if key != "type"})
 
     return build
@@ -82,34 +82,37 @@ def _builder(registries: tuple[Registry, ...]) -> Callable[[Mapping[str, Any]], 
 
 Model = TypeVar("Model", bound=type)
 _NETS = {"net_g": "net_g_ema", "netG": "netE"}
-"""Under which names training codes have the network, and its EMA."""
+"""The attributes in which training codebases have the network, and its EMA."""
 _AVERAGING = ("model_ema", "update_E")
-"""Their methods that average parameters and no buffers, BasicSR's and KAIR's."""
+"""The methods of BasicSR and KAIR that average parameters but not buffers."""
 
 
 def reparam_model(model: Model) -> Model:
-    """Makes a model class of BasicSR (`SRModel`, or what derives from it), neosr, traiNNer-redux or KAIR train
-    re-parameterizable networks well.
+    """Adapt a model class of BasicSR (`SRModel` or a subclass), neosr, traiNNer-redux or KAIR to networks with blocks.
 
-    - `train: freeze_bn_at: 0.9` in the option file freezes the batch norm statistics of the network and of its EMA
-      from that share of the optimizer steps (`total_iter`) on, or from that step, if it is larger than 1, also in a
-      run that is resumed later. The affine goes on learning, in the optimizer that is there. Where the code refuses
-      options that it does not know, as traiNNer-redux does under `train`, it stands under `network_g`.
-    - The EMA averages buffers as it does parameters. Those of BasicSR and KAIR know parameters only, so that the batch
-      norms of the average keep the statistics of a fresh network, and what it computes is garbage; that of
+    It adds two things:
+
+    - **A freeze schedule.** `train: freeze_bn_at: 0.9` in the option file freezes the batch norm statistics of the
+      network and of its EMA from that share of the optimizer steps (`total_iter`) on. A value above 1 is the number of
+      the step. It also works in a run that is resumed later. Weight and bias of the batch norms keep learning, in the
+      same optimizer. If the codebase refuses unknown options, as traiNNer-redux does under `train`, put it under
+      `network_g`.
+    - **An EMA with buffers.** It averages buffers as well as parameters. The EMAs of BasicSR and KAIR average only
+      parameters, so the batch norms of the average keep their initial statistics, and its outputs are wrong. The EMA of
       traiNNer-redux leaves out the counters.
 
     Source of the schedule: X. Wang, C. Dong, Y. Shan, "RepSR", ACM MM 2022, arXiv 2205.05671.
 
     Args:
-        model: the class. Use it as a decorator next to `@MODEL_REGISTRY.register()`, or on an existing class.
+        model: the class. Use this function as a decorator next to `@MODEL_REGISTRY.register()`, or call it with an
+            existing class.
 
     Returns:
         A subclass of the same name.
 
     Raises:
-        SpecError: when training starts, for a `freeze_bn_at` that is no positive number, or a share of a total that the
-            options do not tell, or if gradients are accumulated in a way that is not known.
+        SpecError: when training starts, if `freeze_bn_at` is not a positive number, or is a share of a total that the
+            options do not have, or if gradients are accumulated in a way that is not known here.
 
     Example:
         In a file that the training script imports:
@@ -126,12 +129,12 @@ def reparam_model(model: Model) -> Model:
                 pass
     """
 
-    class Reparam(model):  # type: ignore[misc, valid-type]  # a class that comes as a value
+    class Reparam(model):  # type: ignore[misc, valid-type]  # the base class is a value
         def optimize_parameters(self, iteration: int, *rest: Any) -> None:
             first = first_frozen_step(self)
             if first < float("inf") and optimizer_step(self, iteration, rest) >= first:
                 for _, net in _nets(self):
-                    freeze_bn_stats(net)  # nothing happens the second time
+                    freeze_bn_stats(net)  # does nothing the second time
             super().optimize_parameters(iteration, *rest)
             _copy_counters(self)
 
@@ -144,19 +147,19 @@ def reparam_model(model: Model) -> Model:
 
 
 def _nets(model: Any) -> list[tuple[str, nn.Module]]:
-    """The network and its EMA, out of their wrappers, those that there are."""
+    """The network and its EMA without their wrappers, as far as they exist."""
     names = [name for pair in _NETS.items() for name in pair]
     return [(name, _bare(net)) for name in names if isinstance(net := getattr(model, name, None), nn.Module)]
 
 
 def _bare(net: nn.Module) -> nn.Module:
-    """Out of all wrappers; the EMA of ema_pytorch, which traiNNer-redux uses, holds both networks."""
+    """A network without wrappers. ema_pytorch's EMA, which traiNNer-redux uses, holds both networks."""
     net = unwrap(net)
     return unwrap(getattr(net, "ema_model", net))
 
 
 def _with_buffers(average: Callable[..., None]) -> Callable[..., None]:
-    """A method that averages parameters, and then buffers."""
+    """A method that averages parameters and then buffers."""
 
     @torch.no_grad()
     def averaged(self: Any, decay: float = 0.999) -> None:
@@ -176,7 +179,7 @@ def _with_buffers(average: Callable[..., None]) -> Callable[..., None]:
 
 @torch.no_grad()
 def _copy_counters(model: Any) -> None:
-    """Gives the EMA of ema_pytorch, which averages buffers of floats, the others as they are."""
+    """Copy integer buffers into ema_pytorch's EMA, which averages only buffers of floats."""
     if not hasattr(getattr(model, "net_g_ema", None), "ema_model"):
         return
     nets = dict(_nets(model))

@@ -1,4 +1,4 @@
-"""KAIR, which picks a network in one function: ours by name there, too."""
+"""For KAIR, which selects networks in one function: adds this library's networks by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ._networks import networks
 
 
 def add_archs(define_G: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
-    """KAIR's `define_G`, which knows the names of `reparam.interop.basicsr.register_archs` as well.
+    """Extend KAIR's `define_G` by the names of `reparam.interop.basicsr.register_archs`.
 
-    The names are `net_type`s under `netG`, and the section `net` of a `reparam_swapped` is as `netG` was without it,
-    except for `scale`, which KAIR adds:
+    Use a name as `net_type` under `netG`. For `reparam_swapped`, the section `net` has what `netG` would have without
+    it, except `scale`, which KAIR adds:
 
         "netG": {
           "net_type": "reparam_swapped", "weights": "x2.pth", "block": "RepSRBlock", "match": "model.1.*",
@@ -23,19 +23,17 @@ def add_archs(define_G: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module
         }
 
     Args:
-        define_G: `define_G` of KAIR's `models.select_network`.
+        define_G: the `define_G` of KAIR's `models.select_network`.
 
     Returns:
-        The function to put in its place where a model class calls it, such as `models.model_plain.define_G`.
+        The function that replaces it where a model class calls it, such as `models.model_plain.define_G`.
     """
 
     def define(opt: Any) -> nn.Module:
         section = opt["netG"]
 
         def build(net: Mapping[str, Any]) -> nn.Module:
-            return define_G(
-                type(opt)({**opt, "netG": type(section)(net)})
-            )  # whose dicts give None for what is not there
+            return define_G(type(opt)({**opt, "netG": type(section)(net)}))  # KAIR's dicts return None for missing keys
 
         make = networks(build).get(section["net_type"])
         if make is None:

@@ -1,4 +1,4 @@
-"""Lightning: the schedule of frozen batch norms as a callback. Only this file needs Lightning; import it by name."""
+"""For Lightning: the batch norm freeze schedule as a callback. Only this file needs Lightning; import it by name."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..errors import SpecError
 class BNFreezeCallback(Callback):
     """Freezes the statistics of every batch norm at a fraction of a Trainer's steps; see `BNFreezeSchedule`.
 
-    The steps are those of the (one) optimizer, with gradient accumulation, and of a run that is resumed too.
+    It counts steps of the (only) optimizer, also with gradient accumulation and in a resumed run.
 
     Args:
-        fraction: 0 to 1; with 1 no step is frozen.
-        total_steps: steps of the whole training, if the Trainer cannot know them.
+        fraction: 0 to 1; with 1, nothing is frozen.
+        total_steps: the steps of the whole training, if the Trainer cannot know them.
 
     Raises:
-        SpecError: when training starts, if the number of steps is neither given nor known to the Trainer, or for a
-            fraction out of range.
+        SpecError: when training starts, if the number of steps is neither given nor known to the Trainer, or the
+            fraction is out of range.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -35,16 +35,16 @@ class BNFreezeCallback(Callback):
         self.fraction, self.total_steps = fraction, total_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learns how many steps there are."""
+        """Read the number of steps and make the schedule."""
         steps = self.total_steps or trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise SpecError(
-                f"cannot freeze at the fraction {self.fraction} of a training without an end (max_steps="
+                f"cannot freeze at the fraction {self.fraction} of a training run without an end (max_steps="
                 f"{trainer.max_steps}, max_epochs={trainer.max_epochs}); pass total_steps to BNFreezeCallback"
             )
         self.schedule = BNFreezeSchedule(pl_module, int(steps), fraction=self.fraction)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Freezes if it is time."""
-        self.schedule.steps = trainer.global_step  # several batches may make one step
+        """Freeze if it is time."""
+        self.schedule.steps = trainer.global_step  # a step may consist of several batches
         self.schedule.step()

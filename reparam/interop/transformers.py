@@ -1,4 +1,4 @@
-"""The Trainer of Hugging Face's transformers: the schedule of frozen batch norms as a callback."""
+"""For the Trainer of Hugging Face's transformers: the batch norm freeze schedule as a callback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 try:
     from transformers import TrainerCallback
 except ModuleNotFoundError:
-    TrainerCallback = object  # nobody can hand it to a Trainer then
+    TrainerCallback = object  # without transformers there is no Trainer to pass it to
 
 from ..bn._schedule import BNFreezeSchedule
 
@@ -15,13 +15,13 @@ from ..bn._schedule import BNFreezeSchedule
 class BNFreezeCallback(TrainerCallback):
     """Freezes the statistics of every batch norm at a fraction of a Trainer's steps; see `BNFreezeSchedule`.
 
-    The steps are those of the optimizer, with gradient accumulation, and of a run that is resumed too.
+    It counts steps of the optimizer, also with gradient accumulation and in a resumed run.
 
     Args:
-        fraction: 0 to 1; with 1 no step is frozen.
+        fraction: 0 to 1; with 1, nothing is frozen.
 
     Raises:
-        SpecError: when training starts, for a fraction out of range.
+        SpecError: when training starts, if the fraction is out of range.
 
     Example:
         >>> callback = BNFreezeCallback(0.9)  # Trainer(model, arguments, callbacks=[callback])
@@ -33,10 +33,10 @@ class BNFreezeCallback(TrainerCallback):
         self.fraction = fraction
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **others: Any) -> None:
-        """Learns how many steps there are."""
+        """Read the number of steps and make the schedule."""
         self.schedule = BNFreezeSchedule(model, state.max_steps, fraction=self.fraction)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Freezes if it is time."""
-        self.schedule.steps = state.global_step  # which a run that is resumed begins with
+        """Freeze if it is time."""
+        self.schedule.steps = state.global_step  # above zero at the start of a resumed run
         self.schedule.step()

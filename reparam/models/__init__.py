@@ -1,4 +1,4 @@
-"""Super-resolution networks made of the blocks."""
+"""Super-resolution networks built from the blocks."""
 
 from ._edsr import EDSR
 from ._net import ECBSR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR, SRNet

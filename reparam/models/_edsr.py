@@ -1,4 +1,4 @@
-"""EDSR: residual blocks of two convolutions, and the upsampling before the last one."""
+"""EDSR: residual blocks of two convolutions, then upsampling and a last convolution."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
 class EDSR(nn.Module):
-    r"""EDSR, of plain convolutions or with blocks in its residual blocks; the default is the baseline.
+    r"""EDSR with plain convolutions, or with `block` inside its residual blocks. The defaults are the EDSR baseline.
 
     $$y = \mathrm{conv}(\mathrm{up}_s(\mathrm{conv}(z_B) + z_0)) / R + \mu, \qquad z_0 = \mathrm{conv}((x - \mu) R),
       \qquad z_i = z_{i-1} + r\,\mathrm{conv}(\mathrm{ReLU}(\mathrm{conv}(z_{i-1})))$$
 
-    $\mathrm{up}_s$ is a convolution and a pixel shuffle, at scale 4 twice those of scale 2.
+    $\mathrm{up}_s$ is a convolution and a pixel shuffle. Scale 4 applies the pair of scale 2 twice.
 
     Source: B. Lim, S. Son, H. Kim, S. Nah, K. M. Lee, "Enhanced Deep Residual Networks for Single Image
-    Super-Resolution", CVPRW 2017, arXiv 1707.02921. The state dict (fused, if there are blocks) has the keys of
-    BasicSR's EDSR (`conv_first.weight`, `body.0.conv1.weight`, ..., `upsample.0.weight`, `conv_last.weight`), whose
-    files load as they are. The authors' own files have other keys and hold the mean as convolutions `sub_mean` and
-    `add_mean` on images of range 0 to 255; the weights are the same ones for `img_range=255`.
+    Super-Resolution", CVPRW 2017, arXiv 1707.02921. The state dict (of the fused network, if it has blocks) has the
+    keys of BasicSR's EDSR (`conv_first.weight`, `body.0.conv1.weight`, ..., `upsample.0.weight`, `conv_last.weight`),
+    so BasicSR's files load unchanged. The authors' own files use other keys. They work on images of range 0 to 255 and
+    store the mean in two convolutions, `sub_mean` and `add_mean`; with `img_range=255` the other weights are the same.
 
     Args:
         scale: the factor by which height and width grow, 2, 3 or 4.
         num_blocks: B, the number of residual blocks (16; 32 in the large network).
         channels: width of the body (64; 256 in the large network).
         colors: channels of the image: 3 (RGB) or 1 (luma).
-        res_scale: r, factor on the inside of every residual block (0.1 in the large network).
-        img_range: R, the range inside of the network for a range of 1 outside.
-        mean: µ, one number per colour in the range outside; None means that of DIV2K for three colours, else 0.
-        block: makes the two layers of a residual block from their numbers of input and output channels, for example
-            `RepSRBlock`; a plain 3x3 convolution if not given.
+        res_scale: r, the factor applied to the residual branch before it is added (0.1 in the large network).
+        img_range: R, the factor that scales images of range 0 to 1 to the range used inside the network.
+        mean: µ, one value per color, in the range of the input. None means the mean of DIV2K for three colors, else 0.
+        block: called as `block(in_channels, out_channels)` for the two layers of each residual block, for example
+            `RepSRBlock`. The default is a plain 3x3 convolution.
 
     Shape:
         (N, colors, H, W) to (N, colors, scale * H, scale * W), values of range 0 to 1, RGB order.
 
     Raises:
-        SpecError: for an argument out of range, or a mean that has not one number per colour.
+        SpecError: if an argument is out of range, or `mean` does not have one value per color.
 
     Example:
         >>> from reparam import RepSRBlock, fuse
@@ -93,18 +93,18 @@ class EDSR(nn.Module):
         compute_at_once(self)
 
     def reset_parameters(self) -> None:
-        """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""
+        """Initialize every layer again, as the constructor does: the same seed yields the same values."""
         reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Enlarges x of shape (N, colors, H, W)."""
+        """Enlarge x of shape (N, colors, H, W)."""
         first = self.conv_first((x - self.mean) * self.img_range)
         y = self.conv_after_body(self.body(first)) + first
         return self.conv_last(self.upsample(y)) / self.img_range + self.mean
 
 
 class ResidualBlock(nn.Module):
-    """x plus `res_scale` times two convolutions of it, a ReLU between."""
+    """The input plus `res_scale` times two convolutions of it, with a ReLU between them."""
 
     def __init__(self, channels: int, res_scale: float, block: ConvFactory) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class ResidualBlock(nn.Module):
         self.conv1, self.conv2 = block(channels, channels), block(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of shape (N, channels, H, W) to the same shape."""
+        """Map x of shape (N, channels, H, W) to the same shape."""
         return x + self.conv2(F.relu(self.conv1(x))) * self.res_scale
 
 
@@ -120,7 +120,7 @@ def _mean(mean: Sequence[float] | None, colors: int) -> Tensor:
     if mean is None:
         mean = _DIV2K_MEAN if colors == 3 else (0.0,) * colors
     if len(mean) != colors:
-        raise SpecError(f"mean needs one number for each of the {colors} colors, but got mean={tuple(mean)}")
+        raise SpecError(f"mean needs one value for each of the {colors} colors, but got mean={tuple(mean)}")
     return torch.tensor(mean).view(1, colors, 1, 1)
 
 

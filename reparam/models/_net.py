@@ -1,4 +1,4 @@
-"""The one network of real-time super-resolution: convolutions and PReLUs at low resolution, then a pixel shuffle."""
+"""The network shape of real-time super-resolution: convolutions and PReLUs at low resolution, then a pixel shuffle."""
 
 from __future__ import annotations
 
@@ -32,31 +32,32 @@ _BASES = ("nearest", "bilinear")
 
 
 class SRNet(nn.Module):
-    r"""A VGG-style super-resolution network; subclasses choose the block in place of its 3x3 convolutions.
+    r"""A VGG-style super-resolution network. Subclasses choose the block that replaces its 3x3 convolutions.
 
     $$y = \mathrm{shuffle}_s\big(\mathrm{conv}(f_M(\dots f_0(x)))\big) + x^{\uparrow}, \qquad
       f_i(z) = \mathrm{act}(\mathrm{conv}_i(z))$$
 
-    $x^{\uparrow}$ is x enlarged by nearest neighbour, or bilinearly.
-    Fused, the state dict has the keys `body.0.weight`, `body.0.bias`, `body.1.weight`, ... of SRVGGNetCompact,
-    Real-ESRGAN's compact network, and loads wherever that does.
+    $x^{\uparrow}$ is x enlarged by nearest neighbor or bilinearly.
+    After fusing, the state dict has the keys `body.0.weight`, `body.0.bias`, `body.1.weight`, ... of SRVGGNetCompact,
+    Real-ESRGAN's compact network. It loads in every program that loads SRVGGNetCompact.
 
     Args:
         scale: the factor by which height and width grow, 1 to 4.
-        num_blocks: M, convolutions between the first and the last one.
+        num_blocks: M, the number of convolutions between the first and the last one.
         channels: C, width of the body.
         colors: channels of the image: 3 (RGB) or 1 (luma).
         act: the activation after every convolution but the last: "prelu" (one slope per channel), "relu", "leakyrelu"
             (slope 0.1), "softplus", or "linear" for none.
-        base: how x is enlarged before it is added, "nearest" or "bilinear" (of pixel areas, as in the code of JL-DY).
-        block: makes the layer from its numbers of input and output channels; it must keep the spatial size.
-        ends: makes the first and the last layer, if not by `block`.
+        base: how x is enlarged before it is added, "nearest" or "bilinear" (with `align_corners=False`, as in JL-DY's
+            code).
+        block: called as `block(in_channels, out_channels)` for each layer, which must keep the spatial size.
+        ends: the same for the first and the last layer; None means `block`.
 
     Shape:
         (N, colors, H, W) to (N, colors, scale * H, scale * W), values of any range (usually 0 to 1), RGB order.
 
     Raises:
-        SpecError: for an argument out of range, or an unknown activation or base.
+        SpecError: if an argument is out of range, or the activation or base is unknown.
 
     Example:
         >>> import torch
@@ -67,7 +68,7 @@ class SRNet(nn.Module):
     """
 
     options: dict[str, Any]
-    """The arguments that the network was built with; its class and these are what a checkpoint says of it."""
+    """The arguments that the network was built with. `save_checkpoint` stores them together with its class."""
 
     def __init__(
         self,
@@ -96,16 +97,16 @@ class SRNet(nn.Module):
         compute_at_once(self)
 
     def reset_parameters(self) -> None:
-        """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""
+        """Initialize every layer again, as the constructor does: the same seed yields the same values."""
         reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Enlarges x of shape (N, colors, H, W)."""
+        """Enlarge x of shape (N, colors, H, W)."""
         return F.pixel_shuffle(self.body(x), self.scale) + F.interpolate(x, scale_factor=self.scale, mode=self.base)
 
 
 class PlainSR(SRNet):
-    """The plain network: what every other one becomes when it is fused.
+    """The plain network: what every other `SRNet` becomes when it is fused.
 
     Source of the layout: X. Wang et al., "Real-ESRGAN", ICCVW 2021, arXiv 2107.10833 (SRVGGNetCompact).
 
@@ -134,7 +135,7 @@ class PlainSR(SRNet):
 
 
 class _BlockSR(SRNet):
-    """A network whose convolutions are all blocks; the classes below say which."""
+    """A network whose convolutions are all blocks. Each class below chooses one block."""
 
     Block: ClassVar[type[ConvBlock]]
 
@@ -152,8 +153,8 @@ class _BlockSR(SRNet):
     ) -> None:
         if unknown := [name for name in block_options if name not in _block_options(self.Block)]:
             raise OptionError(
-                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; beside scale, num_blocks, "
-                f"channels, colors, act, base and plain_ends it has those of {self.Block.__name__}: "
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; besides scale, num_blocks, "
+                f"channels, colors, act, base and plain_ends it takes the options of {self.Block.__name__}: "
                 + ", ".join(_block_options(self.Block))
             )
         sizes: Any = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "colors": colors}
@@ -166,7 +167,7 @@ class _BlockSR(SRNet):
 
 
 def _block_options(block: type[ConvBlock]) -> list[str]:
-    """What a block takes beside its channels."""
+    """The names of a block's arguments, its channels left out."""
     return list(dict.fromkeys([*block.options(), *list(block.arguments())[2:]]))
 
 
@@ -174,7 +175,7 @@ class RepSR(_BlockSR):
     """The network of RepSR: `RepSRBlock` in place of every convolution.
 
     Source: X. Wang, C. Dong, Y. Shan, "RepSR", ACM MM 2022, arXiv 2205.05671. The first and the last layer are blocks
-    too (without identity, as their channels differ), which trains better than plain ends.
+    too, which trains better than plain ends. They have no identity, because their channels differ.
 
     Args:
         scale, num_blocks, channels, colors, act, base: as in `SRNet`.
@@ -194,13 +195,13 @@ class ECBSR(_BlockSR):
     """The network of ECBSR: `ECB` in place of every convolution.
 
     Source: X. Zhang, H. Zeng, L. Zhang, "Edge-oriented Convolution Block for Real-time Super Resolution on Mobile
-    Devices", ACM MM 2021. The authors train it on luma of range 0 to 255; BasicSR has it for three colours too.
+    Devices", ACM MM 2021. The authors train it on luma (the Y channel) of range 0 to 255; BasicSR also has it for RGB.
 
     Args:
         scale, num_blocks, channels, colors, act, base: as in `SRNet`.
         plain_ends: whether the first and the last layer are plain convolutions.
-        **block_options: options of `ECB`: `expansion=2.0`, and `identity=False` as in the authors' configurations;
-            their `with_idt` is `identity=None`, an identity where the channels match.
+        **block_options: options of `ECB`, such as `expansion=2.0`. `identity=False` is the default, as in the authors'
+            configurations; their `with_idt` is `identity=None`, an identity where the channels match.
 
     Example:
         >>> import torch
@@ -213,10 +214,10 @@ class ECBSR(_BlockSR):
 
 
 class RepVGGSR(_BlockSR):
-    """The network of real-time super-resolution with `RepVGGBlock` in place of every convolution.
+    """`SRNet` with `RepVGGBlock` in place of every convolution.
 
     Source of the block: X. Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, arXiv 2101.03697.
-    There it is in a classifier; this network is ours.
+    The paper builds a classifier from it; this network is ours.
 
     Args:
         scale, num_blocks, channels, colors, act, base: as in `SRNet`.
@@ -233,10 +234,10 @@ class RepVGGSR(_BlockSR):
 
 
 class QARepVGGSR(_BlockSR):
-    """The network of real-time super-resolution with `QARepVGGBlock`, made for INT8, in place of every convolution.
+    """`SRNet` with `QARepVGGBlock`, a block designed for INT8, in place of every convolution.
 
     Source of the block: X. Chu, L. Li, B. Zhang, "Make RepVGG Greater Again: A Quantization-aware Approach", AAAI 2024,
-    arXiv 2212.01593. There it is in a classifier; this network is ours.
+    arXiv 2212.01593. The paper builds a classifier from it; this network is ours.
 
     Args:
         scale, num_blocks, channels, colors, act, base: as in `SRNet`.
@@ -253,10 +254,11 @@ class QARepVGGSR(_BlockSR):
 
 
 class CollapsibleSR(_BlockSR):
-    """The network of real-time super-resolution with SESR's `CollapsibleLinearBlock` in place of every convolution.
+    """`SRNet` with SESR's `CollapsibleLinearBlock` in place of every convolution.
 
     Source of the block: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys
-    2022, arXiv 2103.09404. The network of that paper is `SESR`; this one differs from its neighbours in the block only.
+    2022, arXiv 2103.09404. The paper's own network is `SESR`; this one differs from `RepSR` and `RepVGGSR` only in its
+    block.
 
     Args:
         scale, num_blocks, channels, colors, act, base: as in `SRNet`.

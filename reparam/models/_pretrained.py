@@ -1,4 +1,4 @@
-"""Weights that come with the package."""
+"""The weights that are shipped with the package."""
 
 from __future__ import annotations
 
@@ -20,57 +20,64 @@ _FUSED, _TRAIN = ".fused.safetensors", ".train.safetensors"
 
 
 def pretrained_names() -> list[str]:
-    """The networks that the package has weights for."""
+    """The names of the networks that the package has weights for."""
     return sorted(path.name.removesuffix(_FUSED) for path in FOLDER.glob(f"*{_FUSED}"))
 
 
 def pretrained_file(name: str) -> Path:
-    """The file of the fused weights, for a program that takes a file: its keys are those of SRVGGNetCompact.
+    """Return the file of the fused weights, for programs that load a file. Its keys are those of SRVGGNetCompact.
 
     Args:
         name: one of `list_models(pretrained=True)`.
 
     Raises:
-        SpecError: if there are no weights of this name.
+        SpecError: if the package has no weights of this name.
 
     Example:
         >>> pretrained_file("repsr_m4c16_x2").name
         'repsr_m4c16_x2.fused.safetensors'
     """
     if name not in pretrained_names():
-        raise SpecError(f"there are no weights for {name!r}; there are for {', '.join(pretrained_names())}")
+        raise SpecError(f"there are no weights for {name!r}; the package has them for {', '.join(pretrained_names())}")
     return FOLDER / f"{name}{_FUSED}"
 
 
 def network_file(network: str | os.PathLike[str], *, fused: bool = False) -> Path:
-    """The file that is meant by a name of `list_models(pretrained=True)` or, if it is none, by a path.
+    """The file of a network: shipped weights if `network` is a name of `list_models(pretrained=True)`, else a path.
 
     Args:
-        network: the one or the other; a file that has the name of a network is meant by "./name".
-        fused: whether the weights of a name are to be the fused ones, where those of its blocks are shipped as well.
+        network: the name or the path. Write "./name" for a file that is called like a network.
+        fused: for a name, whether to prefer the fused weights when the weights of the blocks are shipped as well.
 
     Raises:
-        SpecError: if there is neither.
+        SpecError: if it is neither.
     """
     names = pretrained_names()
     if network in names:
         train = _train_file(str(network))
         return pretrained_file(str(network)) if fused or not train.exists() else train
     if not Path(network).exists():
-        raise SpecError(f"{os.fspath(network)!r} is no file, and no network with weights; there are {', '.join(names)}")
+        raise SpecError(
+            f"{os.fspath(network)!r} is neither a file nor a network with weights; there are {', '.join(names)}"
+        )
     return Path(network)
 
 
 def _train_file(name: str) -> Path:
-    """The file of the weights with blocks, which is there for the smaller networks only."""
+    """The file of the blocks' weights. It exists for the smaller networks only."""
     return FOLDER / f"{name}{_TRAIN}"
 
 
 def load_pretrained(net: nn.Module, name: str, sizes: Mapping[str, Any]) -> None:
-    """Gives a network of blocks, of these sizes, its weights; where only fused ones are shipped, its blocks take them.
+    """Load the shipped weights into a network of blocks; if only fused ones are shipped, swap them into its blocks.
+
+    Args:
+        net: the network.
+        name: one of `pretrained_names`.
+        sizes: the arguments that the network was built with.
 
     Raises:
-        SpecError: if there are no weights of this name.
+        SpecError: if the package has no weights of this name.
     """
     fused = pretrained_file(name)
     train = _train_file(name)
@@ -79,7 +86,8 @@ def load_pretrained(net: nn.Module, name: str, sizes: Mapping[str, Any]) -> None
         return
     plain = PlainSR(**sizes)
     plain.load_state_dict(load_file(fused))
+    # A fixed seed draws the same branches every time. Only the CPU's generator is used: the others are the user's.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # for the same branches every time; other devices' are the user's
+        torch.default_generator.manual_seed(0)
         swap_convs(plain, type(net.body[0]))  # type: ignore[index, arg-type]  # a block, as only those are shipped
     net.load_state_dict(plain.state_dict())

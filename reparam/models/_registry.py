@@ -14,7 +14,7 @@ from ._pretrained import load_pretrained, pretrained_names
 from ._sesr import SESR
 
 Network = SRNet | SESR | EDSR
-"""What `create_model` and `load_checkpoint` return: all of these have `scale`, `colors` and `options`."""
+"""What `create_model` and `load_checkpoint` return. Each of these has `scale`, `colors` and `options`."""
 Sizes = Mapping[str, Mapping[str, int | float]]
 
 _COMPACT: Sizes = {"m4c8": {}, "m4c16": {}, "m6c32": {}, "m10c16": {}, "m10c32": {}, "m16c64": {}}
@@ -29,16 +29,16 @@ _EDSR: Sizes = {"m16c64": {}, "m32c256": {"res_scale": 0.1}}
 
 
 class Family(NamedTuple):
-    """The networks of one class, and how they are named."""
+    """The networks of one class, and the names that they have."""
 
     network: Callable[..., Network]
     sizes: Sizes
-    """The usual sizes, and what each decides beyond the numbers of blocks and channels in its name."""
+    """The usual sizes, with the arguments that each sets besides the blocks and channels in its name."""
     scales: tuple[int, ...] = (1, 2, 3, 4)
     luma_only: bool = False
 
     def read(self, rest: str) -> dict[str, Any] | None:
-        """The arguments that the rest of a name, "m4c16_x2_y", decides; None if it is no name of this family."""
+        """The arguments that the rest of a name ("m4c16_x2_y") sets; None if it is not a name of this family."""
         luma = "(?P<luma>)" if self.luma_only else "(?P<luma>_y)?"
         size = "|".join(["m(?P<num_blocks>[0-9]+)c(?P<channels>[0-9]+)", *self.sizes])
         match = re.fullmatch(f"(?P<size>{size})_x(?P<scale>[{''.join(map(str, self.scales))}]){luma}", rest)
@@ -62,23 +62,23 @@ _FAMILIES = {
 
 
 def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Network:
-    """Builds a network from its name, such as "repsr_m4c16_x2": M=4 blocks of C=16 channels, scale 2, RGB.
+    """Build a network from its name, such as "repsr_m4c16_x2": M=4 blocks of C=16 channels, scale 2, RGB.
 
     Args:
-        name: family, size, scale, and "_y" at the end for one colour (luma) in place of three. A size is
-            m<blocks>c<channels> with any numbers, which leaves all else at the defaults of the class, or one of those
-            that the family's paper names, such as "sesr_xl_x4". `list_models` shows the usual names. SESR is luma only,
-            and its names have no "_y".
-        pretrained: whether it has the weights that come with the package for this name, which
-            `list_models(pretrained=True)` shows. Nothing is fetched. Of the larger networks only fused weights are
-            shipped; there the blocks take the kernels in, as with `swap_convs`.
-        **options: further arguments of the network's class; none with `pretrained`.
+        name: family, size and scale, with "_y" at the end for luma (one channel) instead of RGB. The size is
+            m<blocks>c<channels> with any two numbers, and leaves every other argument of the class at its default. Some
+            families also have the sizes that their paper names, such as "sesr_xl_x4". `list_models` lists the usual
+            names. SESR is luma only, and its names have no "_y".
+        pretrained: whether to load the weights that are shipped with the package for this name;
+            `list_models(pretrained=True)` lists those names. Nothing is downloaded. For the larger networks only fused
+            weights are shipped; the blocks are then filled from the fused kernels, as `swap_convs` does.
+        **options: further arguments of the network's class. Not allowed together with `pretrained`.
 
     Returns:
-        The network with fresh weights, in train mode; if pretrained, in eval mode, ready for use or for `fuse`.
+        The network with new weights, in train mode. If pretrained: in eval mode, ready for use or for `fuse`.
 
     Raises:
-        SpecError: for a name that fits nothing or has no weights, or an option that the name already decides.
+        SpecError: if no network has this name, the name has no weights, or an option repeats what the name says.
 
     Example:
         >>> create_model("repsr_m4c16_x2_y").colors
@@ -91,13 +91,14 @@ def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Netw
         raise SpecError(f"no model is named {name!r}; {_how_to_name(start)}")
     if clash := sorted(decided.keys() & options.keys()):
         raise SpecError(
-            f"the name {name!r} already decides {', '.join(clash)}; change the name, or build {family.network.__name__}"
+            f"the name {name!r} already sets {', '.join(clash)}; change the name, or build {family.network.__name__}"
         )
     if not pretrained:
         return family.network(**decided, **options)
     if options:
         raise SpecError(
-            f"the weights for {name!r} fit the network without {', '.join(options)}; leave that out, or pretrained=True"
+            f"the weights for {name!r} fit the network without {', '.join(options)}; "
+            "leave out the option or pretrained=True"
         )
     net = family.network(**decided)
     load_pretrained(net, name, decided)
@@ -105,11 +106,11 @@ def create_model(name: str, *, pretrained: bool = False, **options: Any) -> Netw
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """The usual names for `create_model`, those that fit a shell pattern.
+    """List the usual names for `create_model` that match a shell pattern.
 
     Args:
-        pattern: as of a shell; "*" fits all.
-        pretrained: whether to list only those that come with weights.
+        pattern: a shell pattern; "*" matches every name.
+        pretrained: whether to list only the networks whose weights are shipped with the package.
 
     Example:
         >>> list_models("repsr_m4c16_x2*")
@@ -138,5 +139,5 @@ def _how_to_name(start: str) -> str:
     _, sizes, scales, luma_only = _FAMILIES[start]
     return (
         f"a name is {start}_SIZE_x<scale>{'' if luma_only else ', with _y for luma'}; sizes: m<blocks>c<channels> with "
-        f"any numbers, usually {', '.join(sizes)}; scales: {', '.join(map(str, scales))}"
+        f"any two numbers, usually {', '.join(sizes)}; scales: {', '.join(map(str, scales))}"
     )

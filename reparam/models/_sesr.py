@@ -1,4 +1,4 @@
-"""SESR: 5x5 convolutions at both ends, 3x3 ones between, and two long skips."""
+"""SESR: 5x5 convolutions at both ends, 3x3 convolutions between them, and two long skip connections."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ class SESR(nn.Module):
     $$z_0 = B_{5\times5}(x - \tfrac12), \quad z_i = \mathrm{PReLU}(B^{(i)}_{3\times3}(z_{i-1}) + z_{i-1}), \quad
       y = \mathrm{d2s}\big(B'_{5\times5}(z_m + z_0) + x\big)$$
 
-    x is added to every one of the s² channels; d2s makes 2x2 pixels of four channels, once at scale 2 and twice at
-    scale 4. Fused, every B is a plain convolution, the short residuals $+\,z_{i-1}$ included, and the long ones stay.
+    x is added to each of the s² channels. d2s (depth to space) turns four channels into 2x2 pixels, once at scale 2 and
+    twice at scale 4. Fusing turns every B into a plain convolution that includes its short residual $+\,z_{i-1}$; the
+    two long skips stay.
 
     Source: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022, arXiv
-    2103.09404. The graph is that of the authors' expanded training. We differ from their code in this: biases are
-    those of the expanded blocks (see `CollapsibleLinearBlock`); the last block has no short residual even where
-    channels = scale², which their collapsed form adds, so that it is another function than their expanded one; and the
-    output is not clipped to 0 to 1, so that pixels out of range have a gradient.
+    2103.09404. The graph is the authors' expanded one, used in training. We differ from their code in three points:
+
+    - The biases are those of the expanded blocks (see `CollapsibleLinearBlock`).
+    - The last block never has a short residual. Their collapsed form adds one where channels = scale², and then
+      computes another function than their expanded form.
+    - The output is not clipped to 0 to 1, so pixels out of range have a gradient.
 
     Args:
         scale: the factor by which height and width grow, 2 or 4.
         num_blocks: m, the number of 3x3 blocks (3, 5, 7 and 11 in the paper).
         channels: f, width of the body (16; 32 in SESR-XL).
-        hidden_channels: p, width inside of the blocks (256; 64 in SESR-M11 and SESR-XL).
+        hidden_channels: p, width inside the blocks (256; 64 in SESR-M11 and SESR-XL).
 
     Shape:
-        (N, 1, H, W) to (N, 1, scale * H, scale * W), luma of range 0 to 1; the half is subtracted inside.
+        (N, 1, H, W) to (N, 1, scale * H, scale * W), luma of range 0 to 1. The network subtracts ½ itself.
 
     Raises:
-        SpecError: for an argument out of range.
+        SpecError: if an argument is out of range.
 
     Example:
         >>> import torch
@@ -63,11 +66,11 @@ class SESR(nn.Module):
         compute_at_once(self)
 
     def reset_parameters(self) -> None:
-        """Draws a fresh start for every layer, as the constructor does: the same numbers for the same seed."""
+        """Initialize every layer again, as the constructor does: the same seed yields the same values."""
         reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Enlarges x of shape (N, 1, H, W)."""
+        """Enlarge x of shape (N, 1, H, W)."""
         first = self.conv_first(x - 0.5)
         y = self.conv_last(self.body(first) + first) + x
         for _ in range(self.scale // 2):
@@ -76,5 +79,5 @@ class SESR(nn.Module):
 
 
 def _depth_to_space(y: Tensor) -> Tensor:
-    """(N, 4C, H, W) to (N, C, 2H, 2W). TensorFlow counts positions before channels, the pixel shuffle after them."""
+    """Map (N, 4C, H, W) to (N, C, 2H, 2W). TensorFlow counts positions before channels, a pixel shuffle after them."""
     return F.pixel_shuffle(y.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2), 2)

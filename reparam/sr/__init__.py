@@ -1,4 +1,4 @@
-"""Super-resolution made of it: networks, their weights and files, images enlarged, 8 bits."""
+"""Super-resolution: networks, their weights and files, enlarging images, quantization to 8 bits."""
 
 from ..files import load_checkpoint, save_checkpoint
 from ..models import (

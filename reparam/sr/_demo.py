@@ -1,4 +1,4 @@
-"""The whole way on real photos in minutes: train a RepSR, freeze its batch norms, fuse it, prove it, look at it."""
+"""The demo: in minutes, on real photos, train a RepSR, freeze its batch norms, fuse it, check it, and look at it."""
 
 from __future__ import annotations
 
@@ -50,30 +50,30 @@ class DemoResult:
     """What the demo measured."""
 
     psnr_db: dict[str, dict[str, float]]
-    """Per held-out photo, PSNR on luma of "bicubic", "train graph" and "fused"."""
+    """For each held-out photo, the PSNR on luma of "bicubic", "train graph" and "fused"."""
     parameters: tuple[int, ...]
-    """Of the train graph and of the fused network."""
+    """The parameters of the train graph and of the fused network."""
     batch_step_ms: tuple[float, ...]
-    """One training step (forward, backward) of each, the train graph on batch statistics; medians, interleaved."""
+    """Time of a training step (forward, backward) of each, with batch statistics; medians of interleaved runs."""
     frozen_step_ms: tuple[float, ...]
-    """The same with frozen statistics."""
+    """The same with frozen statistics of the train graph."""
     inference_ms: tuple[float, ...]
-    """One forward without gradient of each on a 256x256 image, medians of interleaved runs."""
+    """Time of a forward without gradient of each on a 256x256 image; medians of interleaved runs."""
     report: VerifyReport
-    """Fused against train graph."""
+    """The fused network compared with the train graph."""
     weights: Path
-    """Fused weights, loadable wherever Real-ESRGAN's compact network is."""
+    """The file of fused weights, which loads wherever Real-ESRGAN's compact network does."""
     picture: Path
-    """Low resolution, bicubic, ours, original."""
+    """The file of a picture: low resolution, bicubic, ours, original."""
 
 
 def files_in(out: Path) -> tuple[Path, Path]:
-    """What the demo writes into a folder: fused weights and a picture."""
+    """The files that the demo writes into a folder: fused weights and a picture."""
     return out / f"{MODEL}.safetensors", out / "comparison.png"
 
 
 def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
-    """Trains on the photos that scikit-image ships and writes fused weights and a picture into `out`."""
+    """Train on the photos that scikit-image ships, and write fused weights and a picture into `out`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def run_demo(out: Path, steps: int = 1200, seed: int = 0) -> DemoResult:
 
 
 def _times_ms(net: nn.Module, plain: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Of training steps on batch statistics and on frozen ones, and of inference."""
+    """Times of training steps on batch statistics and on frozen ones, and of inference."""
     thawed = copy.deepcopy(net).train()
     unfreeze_bn_stats(thawed)
     batch_step_ms, frozen_step_ms = (
@@ -133,17 +133,17 @@ def as_pair(photo: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def to_8_bit(image: Tensor) -> Tensor:
-    """What is left of an image in a file of 8 bits per value."""
+    """An image as a file with 8 bits per value stores it."""
     return (image.clamp(0, 1) * 255).round() / 255
 
 
 def bicubic(x: Tensor) -> Tensor:
-    """Enlarges x (N, 3, H, W) by bicubic interpolation (a = -0.5, as MATLAB and Pillow have it)."""
+    """Enlarge x (N, 3, H, W) by bicubic interpolation (a = -0.5, as in MATLAB and Pillow)."""
     return F.interpolate(x, scale_factor=SCALE, mode="bicubic", antialias=True)
 
 
 def random_batch(pairs: list[tuple[Tensor, Tensor]], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Patches of both resolutions at random places, flipped and turned at random."""
+    """Patches of both resolutions from random places, randomly flipped and rotated."""
     lows: list[Tensor] = []
     highs: list[Tensor] = []
     for _ in range(BATCH):
@@ -159,7 +159,7 @@ def random_batch(pairs: list[tuple[Tensor, Tensor]], rng: np.random.Generator) -
 
 
 def train(net: nn.Module, pairs: list[tuple[Tensor, Tensor]], steps: int, rng: np.random.Generator) -> None:
-    """L1, Adam, cosine; batch statistics for nine tenths, then frozen ones."""
+    """Train with L1 loss, Adam and a cosine schedule: nine tenths on batch statistics, then with frozen ones."""
     optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in track(range(steps), "Training RepSR-M4C16 x2", console=Console(stderr=True)):
@@ -175,7 +175,7 @@ def train(net: nn.Module, pairs: list[tuple[Tensor, Tensor]], steps: int, rng: n
 
 @torch.no_grad()
 def enlarge(model: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
-    """Runs a model on one image (3, H, W)."""
+    """Run a model on one image (3, H, W)."""
     return to_8_bit(model(low[None])[0])
 
 
@@ -186,18 +186,18 @@ def luma_psnr_db(image: Tensor, original: Tensor) -> float:
 
 
 def training_step(model: nn.Module, x: Tensor) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     model(x).sum().backward()
 
 
 def time_pair_ms(run: Callable[[nn.Module], object], *models: nn.Module) -> tuple[float, ...]:
-    """Median time of each model; they take turns, so that a slow moment of the machine meets all."""
+    """Median time of each model. They take turns, so that a slow moment of the machine affects all of them."""
     times = race({index: partial(run, model) for index, model in enumerate(models)}, 6)
     return tuple(1000 * median(its_times) for its_times in times.values())
 
 
 def side_by_side(columns: dict[str, Tensor], crop: tuple[int, int, int, int], zoom: int = 3) -> Image.Image:
-    """One sheet: each image with a box around the crop (left, top, width, height), and the crop enlarged below."""
+    """A sheet of all images, each with a box around the crop (left, top, width, height) and the enlarged crop below."""
     left, top, width, height = crop
     rows, cols = list(columns.values())[-1].shape[1:]
     full = (cols, rows)

@@ -70,7 +70,7 @@ def test_the_note_and_the_size(file, tmp_path):
     assert Runtime.get().load_program(file).load_method("scale").execute([]) == [2]
     export(NET, tmp_path / "fixed.pte", example=torch.rand(1, 3, 14, 17), dynamic=False)
     assert about(tmp_path / "fixed.pte").shape == (1, 3, 14, 17)
-    with pytest.raises(SpecError, match="fixed.pte takes 1 x 3 x 14 x 17, but got an image of 1 x 3 x 8 x 9"):
+    with pytest.raises(SpecError, match="fixed.pte accepts 1 x 3 x 14 x 17, but got an image of 1 x 3 x 8 x 9"):
         open_engine(tmp_path / "fixed.pte", "executorch")(np.zeros((1, 3, 8, 9), np.float32))
     whole = Upscaler(NET, engine="torch")(IMAGE)
     assert np.abs(Upscaler(tmp_path / "fixed.pte")(IMAGE) - whole).max() < 1e-5
@@ -108,12 +108,12 @@ del one, two
 assert np.array_equal(open_engine(file, "executorch", threads=3)(x), wanted)
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert "of 1 while one is open, but got threads=3; leave it at 0" in done.stdout
+    assert "fixed at 1 threads while a file is open, but got threads=3; pass threads=0" in done.stdout
 
 
 def test_larger_images_than_it_has_memory_for(file):
     run = open_engine(file, "executorch")
-    with pytest.raises(ExportError, match=rf"ExecuTorch fails for an image of .*up to {LARGEST_SIDE} pixels a side"):
+    with pytest.raises(ExportError, match=rf"ExecuTorch fails for an image of .*up to {LARGEST_SIDE} pixels per side"):
         run(np.zeros((1, 3, LARGEST_SIDE + 1, LARGEST_SIDE), np.float32))
 
 

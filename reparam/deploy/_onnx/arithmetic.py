@@ -20,14 +20,14 @@ from .layers import as_it_is, reads, same_shape
 
 
 class _Numbers(NamedTuple):
-    """Numbers for the channels of a value."""
+    """Constants for the channels of a value."""
 
     where: str | None
-    """On which side channels lie."""
+    """The side on which the channels are; see `side`."""
     channels: int | None
-    """How many there are, if that is known."""
+    """The number of channels, if known."""
     each: Tensor
-    """One for each; or one for all."""
+    """One constant per channel, or one for all."""
 
 
 @reads("Add", "Sum", "Mean")
@@ -84,7 +84,7 @@ def _chosen(call: Call) -> Read:
     condition = call.numbers(0)
     chosen = 1 if condition.all() else 2
     if condition.size != 1 or condition.ndim > len(call.dims(chosen) or ()):
-        raise NotLinearError("Where takes parts of two values")
+        raise NotLinearError("Where combines parts of two values")
     _check_sizes([call.dims(1), call.dims(2)])
     return (call.name(chosen),), as_it_is
 
@@ -103,25 +103,25 @@ def _constant_of_shape(call: Call) -> Read:
 
 
 def _filled(call: Call, shape: str, numbers: np.ndarray) -> Read:
-    """One number everywhere, in the shape of a value: that value times zero, plus the number."""
+    """A constant in the shape of a value, as that value times zero plus the constant."""
     maker = call.graph.makers.get(shape)
     if maker is None or maker.op_type != "Shape" or any(attributes(maker).values()) or numbers.size != 1:
-        raise NotLinearError(f"{call.node.op_type} makes a shape that is not known")
+        raise NotLinearError(f"{call.node.op_type} has a shape that is not known")
     zero, fill = torch.zeros(1), as_tensor(numbers).reshape(1)
     return (maker.input[0],), lambda x: scaled(x, zero, fill if fill.any() else None)
 
 
 def _channel_numbers(call: Call, index: int, of: int) -> _Numbers:
-    """A constant input as numbers for the channels of another input.
+    """A constant input as one number per channel of another input.
 
     Raises:
-        NotLinearError: if it is something else.
+        NotLinearError: if the constant has another shape.
     """
     numbers, dims = call.numbers(index).astype(np.float64), call.dims(of)
     rank = 1 if dims is None else len(dims)
     if numbers.ndim <= rank:
         numbers = numbers.reshape((1,) * (rank - numbers.ndim) + numbers.shape)
-        for axis in range(rank):  # what is the same along an axis is one number, if no sizes are added
+        for axis in range(rank):  # an axis along which nothing changes is reduced to one entry, unless it broadcasts
             first = numbers.take([0], axis)
             if axis != 1 and numbers.shape[axis] == (dims or (1,))[axis] and (numbers == first).all():
                 numbers = first
@@ -130,7 +130,7 @@ def _channel_numbers(call: Call, index: int, of: int) -> _Numbers:
             return _Numbers(None, None, torch.from_numpy(numbers.reshape(1)))
         if dims is not None and len(axes) == 1 and dims[axes[0]] in (None, numbers.size):
             return _Numbers(side_of(axes[0], rank), dims[axes[0]], torch.from_numpy(numbers.ravel()))
-    raise NotLinearError(f"a constant of shape {numbers.shape} is no number per channel of {dims}")
+    raise NotLinearError(f"a constant of shape {numbers.shape} is not one number per channel of {dims}")
 
 
 def _mapped(x: LinearOp, factor: _Numbers | None, shift: _Numbers | None, rank: int | None) -> LinearOp:
@@ -139,7 +139,7 @@ def _mapped(x: LinearOp, factor: _Numbers | None, shift: _Numbers | None, rank: 
         if len(each) > 1:
             x = on(x, where, channels, rank)
             if x.outputs != len(each):
-                raise NotLinearError(f"{len(each)} numbers meet {x.outputs} channels")
+                raise NotLinearError(f"{len(each)} constants do not fit {x.outputs} channels")
     scale = torch.ones(1) if factor is None else factor.each
     return scaled(x, scale, shift.each if shift is not None and shift.each.any() else None)
 
@@ -159,17 +159,17 @@ def _rank(call: Call, inputs: Iterable[int]) -> int | None:
 
 
 def _check_sizes(of: Sequence[Dims | None]) -> None:
-    """Refuses values of which one is repeated to be as large as another.
+    """Refuse values of which one broadcasts to the size of another.
 
     Raises:
-        NotLinearError: if one is.
+        NotLinearError: if one does.
     """
     known = [dims for dims in of if dims is not None]
     if len({len(dims) for dims in known}) > 1:
-        raise NotLinearError(f"values of {known} meet")
+        raise NotLinearError(f"values of {known} are combined, so one of them broadcasts")
     for sizes in zip(*known):
         if len({size for size in sizes if size is not None}) > 1 or (1 in sizes and None in sizes):
-            raise NotLinearError(f"values of {known} meet")
+            raise NotLinearError(f"values of {known} are combined, so one of them broadcasts")
 
 
 @reads("ReduceSum", "ReduceMean")
@@ -187,10 +187,10 @@ def _sum_of_stack(call: Call) -> Read:
 
 
 def _stacked(graph: Graph, name: str, axis: int) -> list[str]:
-    """The values that were stacked on an axis.
+    """The values that were stacked along an axis.
 
     Raises:
-        NotLinearError: if none were.
+        NotLinearError: if the value is not a stack.
     """
     maker = graph.makers.get(name)
     found: list[str] = []
@@ -203,7 +203,7 @@ def _stacked(graph: Graph, name: str, axis: int) -> list[str]:
         if all(_adds_axis(graph, single, axis) for single in singles):
             found = [single.input[0] for single in singles if single is not None]
     if not found or any(one in graph.constants for one in found):
-        raise NotLinearError("a sum over what is no stack of values")
+        raise NotLinearError("the sum is not over a stack of values")
     return found
 
 

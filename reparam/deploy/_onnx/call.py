@@ -1,4 +1,4 @@
-"""A node of a graph as what reads it needs it, and on which axis the channels of a value lie."""
+"""A node of a graph in the form that readers need, and the axis of a value's channels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ...errors import NotLinearError
 from .graph import Dims, Graph, attributes
 
 Read = tuple[tuple[str, ...], Callable[..., LinearOp]]
-"""The values that a node is a linear map of, and the map."""
+"""The values of which a node is a linear map, and the map."""
 
 
 class Call:
-    """A node, and what is known of its inputs."""
+    """A node, and what is known about its inputs."""
 
     def __init__(self, graph: Graph, node: NodeProto) -> None:
         self.graph, self.node, self.given = graph, node, attributes(node)
 
     def name(self, index: int) -> str:
-        """Of an input; "" if it is not there."""
+        """The name of an input; "" if it is missing."""
         return self.node.input[index] if index < len(self.node.input) else ""
 
     def dims(self, index: int) -> Dims | None:
@@ -39,37 +39,37 @@ class Call:
         return self.name(index) in self.graph.constants
 
     def numbers(self, index: int) -> np.ndarray:
-        """Those of a constant input.
+        """The values of a constant input.
 
         Raises:
-            NotLinearError: if it is none.
+            NotLinearError: if it is not a known constant.
         """
         value = self.graph.constant(self.name(index))
         if value is None:
-            raise NotLinearError(f"input {self.name(index)!r} of {self.node.op_type} is no constant that is known")
+            raise NotLinearError(f"input {self.name(index)!r} of {self.node.op_type} is not a known constant")
         return value
 
     def tensor(self, index: int) -> Tensor:
-        """The numbers of a constant input, of its dtype where torch has that."""
+        """The values of a constant input, in its dtype if torch has it."""
         return as_tensor(self.numbers(index))
 
     def integers(self, attribute: str, index: int) -> tuple[int, ...] | None:
-        """What is an attribute in old opsets and an input in new ones; None if it is not there."""
+        """A setting that is an attribute in old opsets and an input in new ones; None if it is missing."""
         if attribute in self.given:
             return tuple(self.given[attribute])
         return tuple(map(int, self.numbers(index).ravel())) if self.name(index) else None
 
 
 def as_tensor(numbers: np.ndarray) -> Tensor:
-    """An array as a tensor; bfloat16, which numpy does not have of its own, as float32."""
+    """An array as a tensor. bfloat16, which numpy does not have, becomes float32."""
     known = numbers.dtype in (np.float16, np.float32, np.float64)
     return torch.from_numpy(np.array(numbers, dtype=numbers.dtype if known else np.float32))
 
 
 def side(value: LinearOp, rank: int | None) -> str | None:
-    """Where the channels of a value lie: on the "first" axis after the batch, or on the "last" one, as of tokens.
+    """The side of a value's channels: the "first" axis after the batch, or the "last" one, as for tokens.
 
-    None if that is the same axis, or if the value does the same to all numbers.
+    None if both are the same axis, or if the value treats all elements equally.
     """
     if rank == 2 or (not value.ndim and value.outputs == 1):
         return None
@@ -77,39 +77,39 @@ def side(value: LinearOp, rank: int | None) -> str | None:
 
 
 def agree(sides: set[str | None]) -> None:
-    """Checks that channels lie on one axis.
+    """Check that all channels are on the same axis.
 
     Raises:
-        NotLinearError: if they do not.
+        NotLinearError: if they are not.
     """
     if {"first", "last"} <= sides:
-        raise NotLinearError("what is done to channels on one axis meets what is done to those on another")
+        raise NotLinearError("values with their channels on different axes are combined")
 
 
 def side_of(axis: int, rank: int) -> str | None:
-    """Where an axis lies, as `side` says it.
+    """The side of an axis, as `side` names it.
 
     Raises:
-        NotLinearError: if it is none of channels.
+        NotLinearError: if it is not an axis of channels.
     """
     axis %= rank
     if rank == 2 and axis == 1:
         return None
     if axis not in (1, rank - 1):
-        raise NotLinearError(f"axis {axis} of {rank} is none of channels")
+        raise NotLinearError(f"axis {axis} of {rank} is not an axis of channels")
     return "first" if axis == 1 else "last"
 
 
 def on(value: LinearOp, where: str | None, channels: int | None, rank: int | None) -> LinearOp:
-    """A value with its channels on one side, and so many of them.
+    """A value with the given side and number of channels.
 
     Raises:
-        NotLinearError: if that is not so, or not known.
+        NotLinearError: if it has another side or number, or the number is not known.
     """
     found = side(value, rank)
     agree({where, found})
-    if where == "last" and found is None:  # a pointwise value is one of the first axis
-        raise NotLinearError("numbers on the last axis follow what is no linear layer")
+    if where == "last" and found is None:  # a pointwise value counts as one of the first axis
+        raise NotLinearError("constants on the last axis follow something that is not a linear layer")
     value = repeated(value, channels) if channels else value
     if value.inputs == value.outputs == 1 and not channels:
         raise NotLinearError("the number of channels is not known")
@@ -117,7 +117,7 @@ def on(value: LinearOp, where: str | None, channels: int | None, rank: int | Non
 
 
 def with_axes(value: LinearOp, rank: int) -> LinearOp:
-    """A pointwise value of some channels as a convolution with one tap, or as a linear layer if it is of vectors."""
+    """A pointwise value as a convolution with one tap, or as a linear layer if it acts on vectors."""
     if value.ndim:
         return value
     ones = (1,) * max(1, rank - 2)
@@ -126,5 +126,5 @@ def with_axes(value: LinearOp, rank: int) -> LinearOp:
 
 
 def all_equal(dims: Any, others: Any) -> bool:
-    """Whether two values have the same sizes for certain."""
+    """Whether two values are known to have the same sizes."""
     return dims is not None and None not in dims and dims == others

@@ -1,4 +1,4 @@
-"""Channels and parts of images, taken apart and put together, in ONNX."""
+"""Operations of ONNX that split, slice, concatenate and reorder channels and images, as linear maps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .graph import Dims
 from .layers import around, as_it_is, reads
 
 _WHOLE = 2**31 - 1
-"""What exporters write for the end of an axis of any length, or more."""
+"""The end of an axis of any length, as exporters write it; some write more."""
 
 
 @reads("Concat")
 def _concat(call: Call) -> Read:
     names, dims = tuple(call.node.input), [call.dims(index) for index in range(len(call.node.input))]
     if any(name in call.graph.constants for name in names):
-        raise NotLinearError("Concat puts a constant beside a value")
+        raise NotLinearError("Concat joins a constant and a value")
     if len(names) == 1:
         return names, as_it_is
     rank, axis, where = _channel_axis(call, call.given["axis"], dims[0])
@@ -36,23 +36,23 @@ def _concat(call: Call) -> Read:
 
 
 def _channel_axis(call: Call, axis: int, dims: Dims | None) -> tuple[int, int, str | None]:
-    """The rank of a value, the axis, and on which side that lies.
+    """The rank of a value, the axis, and the side of that axis.
 
     Raises:
-        NotLinearError: if it is none of channels.
+        NotLinearError: if it is not an axis of channels.
     """
     if dims is None:
-        raise NotLinearError(f"{call.node.op_type} is of a value whose shape is not known")
+        raise NotLinearError(f"{call.node.op_type} has an input of unknown shape")
     return len(dims), axis % len(dims), side_of(axis, len(dims))
 
 
 def parts_of(call: Call) -> Iterator[tuple[str, Read]]:
-    """The outputs of a `Split`, each with how it is read."""
+    """The outputs of a `Split`, each with its reading."""
     dims, outputs = call.dims(0), len(call.node.output)
     rank, axis, where = _channel_axis(call, call.given.get("axis", 0), dims)
     whole = dims[axis] if dims else None
     if whole is None:
-        raise NotLinearError("Split takes apart channels of unknown number")
+        raise NotLinearError("Split has an input with an unknown number of channels")
     lengths = call.integers("split", 1) or _even(whole, call.given.get("num_outputs", outputs))
     start = 0
     for name, length in zip(call.node.output, lengths):
@@ -71,15 +71,15 @@ def _part(start: int, stop: int, where: str | None, channels: int | None, rank: 
 
 @reads("SequenceAt")
 def _at(call: Call) -> Read:
-    """What unoptimised graphs of torch's newer exporter have for `chunk` and `split`."""
+    """`chunk` and `split`, as unoptimized graphs of torch's newer exporter have them."""
     maker = call.graph.makers.get(call.name(0))
     if maker is None or maker.op_type != "SplitToSequence":
-        raise NotLinearError("SequenceAt takes of what is no split value")
+        raise NotLinearError("SequenceAt reads something that is not a split value")
     split = Call(call.graph, maker)
     rank, axis, where = _channel_axis(call, split.given.get("axis", 0), split.dims(0))
     whole = (split.dims(0) or ())[axis]
     if whole is None or not split.name(1) or not split.given.get("keepdims", 1):
-        raise NotLinearError("a value of unknown channels is split")
+        raise NotLinearError("a value with an unknown number of channels is split")
     lengths = split.numbers(1)
     each = [int(lengths)] * -(-whole // int(lengths)) if lengths.ndim == 0 else [int(one) for one in lengths]
     ends = np.minimum(np.cumsum([0, *each]), whole)
@@ -91,7 +91,7 @@ def _at(call: Call) -> Read:
 def _slice(call: Call) -> Read:
     dims = call.dims(0)
     if dims is None:
-        raise NotLinearError("Slice is of a value whose shape is not known")
+        raise NotLinearError("Slice has an input of unknown shape")
     starts, ends = call.numbers(1).tolist(), call.numbers(2).tolist()
     axes = call.integers("axes", 3) or range(len(starts))
     steps = call.integers("steps", 4) or (1,) * len(starts)
@@ -101,31 +101,31 @@ def _slice(call: Call) -> Read:
         if cut != (0, 0, 1):
             cuts[axis % len(dims)] = cut
     if 0 in cuts or any(step < 1 for _, _, step in cuts.values()):
-        raise NotLinearError("Slice takes images out of a batch, or turns them around")
+        raise NotLinearError("Slice selects images of a batch, or reverses an axis")
     return (call.name(0),), lambda x: _cut(x, cuts, dims)
 
 
 def _ends(start: int, end: int, length: int | None) -> tuple[int, int]:
-    """How much is cut off before, and, negative, after."""
+    """How much is cut off before, and (as a negative number) after."""
     if length is not None:
         start, end, _ = slice(start, end).indices(length)
         return start, min(end - length, 0)
     if start < 0 or 0 <= end < _WHOLE:
-        raise NotLinearError(f"what lies from {start} to {end} depends on the size of the image")
+        raise NotLinearError(f"the slice from {start} to {end} depends on the size of the image")
     return start, min(end, 0)
 
 
 def _cut(x: LinearOp, cuts: dict[int, tuple[int, int, int]], dims: Dims) -> LinearOp:
-    """Parts of channels and of images, by axis: what is cut off before and after, and every how many are taken."""
+    """Parts of channels and images. `cuts` has, by axis, what is cut off before and after, and the step."""
     rank = len(dims)
     own = rank - 1 if x.flat else 1
     if x.flat and any(axis != own for axis in cuts):
-        raise NotLinearError("Slice takes tokens out of a row")
+        raise NotLinearError("Slice selects tokens of a sequence")
     if own in cuts:
         start, end, step = cuts[own]
         whole = dims[own]
         if whole is None or step != 1:
-            raise NotLinearError("Slice takes channels of an unknown number, or every other one")
+            raise NotLinearError("Slice selects channels of an unknown number, or with a step")
         x = select(on(x, side_of(own, rank), whole, rank), start, whole + end)
     pads = tuple((-cuts.get(axis, (0, 0, 1))[0], cuts.get(axis, (0, 0, 1))[1]) for axis in range(2, rank))
     every = tuple(cuts.get(axis, (0, 0, 1))[2] for axis in range(2, rank))
@@ -137,7 +137,7 @@ def _cut(x: LinearOp, cuts: dict[int, tuple[int, int, int]], dims: Dims) -> Line
 
 @reads("Transpose")
 def _transpose(call: Call) -> Read:
-    """Channels moved to the last axis, as a linear layer takes them, or back."""
+    """Move channels to the last axis, where linear layers need them, or back."""
     dims = call.dims(0)
     rank = len(dims or ())
     axes = tuple(call.given.get("perm", range(rank)[::-1]))
@@ -145,20 +145,20 @@ def _transpose(call: Call) -> Read:
         return (call.name(0),), as_it_is
     last, first = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
     if rank < 3 or axes not in (last, first):
-        raise NotLinearError(f"axes are exchanged as {axes}")
-    # Of three axes both are one order: what is of tokens goes to the first axis, and all else to the last.
+        raise NotLinearError(f"Transpose orders the axes as {axes}")
+    # With three axes both orders are the same: values of tokens move to the first axis, all others to the last.
     return (call.name(0),), lambda x: turned(x, rank - 2, not x.flat if last == first else axes == last)
 
 
 @reads("Gather")
 def _gather(call: Call) -> Read:
-    """Channels in another order."""
+    """Reorder channels."""
     index = call.numbers(1)
     dims = call.dims(0)
     rank, axis, where = _channel_axis(call, call.given.get("axis", 0), dims)
     whole = (dims or ())[axis]
     if index.ndim != 1 or whole is None:
-        raise NotLinearError("Gather takes one channel, or those of an unknown number")
+        raise NotLinearError("Gather selects a single channel, or channels of an unknown number")
     index = index % whole
     ends = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
     runs = [(int(index[a]), int(index[b - 1]) + 1) for a, b in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""What is known of an ONNX graph without running it: which values are constants, their numbers, types and sizes."""
+"""What is known about an ONNX graph without running it: constants and their values, types and sizes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Dims = tuple[int | None, ...]
 """Sizes of a value, None where they are free."""
 
 _LARGE = 256
-"""Numbers in a tensor that no shape depends on."""
+"""A tensor with more elements than this is not used to compute a shape."""
 _NO_CONSTANTS = {
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"),
-    *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),  # weights of 8 bits are not to become floats
+    *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),  # 8-bit weights must not become floats
 }
 
 
 class Graph:
-    """The main graph of a model, and what is known of its values."""
+    """The main graph of a model, and what is known about its values."""
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
@@ -35,14 +35,14 @@ class Graph:
         self.names = {name for node in self.nodes for name in (*node.output, *read_by(node))} | {
             value.name for value in (*model.graph.input, *model.graph.initializer)
         }
-        # From version 4 on, an initializer that is an input too is only what that input is if nobody feeds it.
+        # From version 4 on, an initializer that is also an input is only that input's default.
         self.fed = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
         self.initializers = {t.name: t for t in model.graph.initializer if t.name not in self.fed}
         self._numbers: dict[str, np.ndarray | None] = {}
         self.constants: set[str] = set()
         self._types: dict[str, Any] = {}
         light = bare(model)
-        while True:  # a size that is known makes constants, and they make sizes known
+        while True:  # known sizes make constants, and constants make sizes known
             self._types |= _inferred(light)
             found = self._constants()
             if found == self.constants:
@@ -59,13 +59,13 @@ class Graph:
         return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in self._types[name].shape.dim)
 
     def type_of(self, name: str) -> int:
-        """One of onnx's numbers for types; 0 if it is not known."""
+        """The type of a value as onnx numbers types; 0 if it is not known."""
         if name in self.initializers:
             return self.initializers[name].data_type
         return self._types[name].elem_type if name in self._types else 0
 
     def constant(self, name: str) -> np.ndarray | None:
-        """The numbers of a value that is the same for all inputs; None for others, and if they cannot be worked out."""
+        """The array of a value that is the same for all inputs; None if it is not, or cannot be computed."""
         if name not in self._numbers:
             self._numbers[name] = None
             if name in self.initializers:
@@ -75,7 +75,7 @@ class Graph:
         return self._numbers[name]
 
     def unused(self, name: str) -> str:
-        """A name that no value has, and that none will get."""
+        """A name that no value has, now reserved."""
         while name in self.names:
             name += "_"
         self.names.add(name)
@@ -99,7 +99,7 @@ class Graph:
         return all(name in known for name in needed if name)
 
     def sizes(self, name: str) -> Dims | None:
-        """What a `Shape` gives; None for other values."""
+        """The result of a `Shape`; None for other values."""
         node = self.makers.get(name)
         if node is None or node.op_type != "Shape" or node.domain or (dims := self.dims(node.input[0])) is None:
             return None
@@ -107,13 +107,13 @@ class Graph:
         return dims[given.get("start", 0) : given.get("end", len(dims))]
 
     def _taken_sizes(self, node: NodeProto) -> np.ndarray | None:
-        """What a `Gather` takes of a `Shape`, some of which may be unknown."""
+        """The sizes that a `Gather` selects from a `Shape`; some may be unknown."""
         sizes, index = self.sizes(node.input[0]), self.constant(node.input[1])
         taken = None if sizes is None or index is None else np.array(sizes, object)[index]
         return None if taken is None or None in np.ravel(taken) else np.array(taken, np.int64)
 
     def _worked_out(self, node: NodeProto) -> dict[str, np.ndarray | None]:
-        """The outputs of a node by name, by the reference of the package onnx."""
+        """The outputs of a node by name, computed by onnx's reference evaluator."""
         if node.op_type == "Shape" and node.input[0] not in self.constants:
             return {node.output[0]: np.array(self.sizes(node.output[0]), np.int64)}
         if node.op_type == "Gather" and node.input[0] not in self.constants:

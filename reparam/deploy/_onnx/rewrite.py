@@ -1,4 +1,4 @@
-"""A region of an ONNX graph as one convolution, and the graph with it in the region's place."""
+"""Turns a region of an ONNX graph into one convolution, and puts that in the region's place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODES = {"replicate": "edge", "circular": "wrap"}
 
 
 class Replacement(NamedTuple):
-    """What a region becomes."""
+    """What replaces a region."""
 
     source: str
     output: str
@@ -35,17 +35,17 @@ def replacement(graph: Graph, piece: Piece, output: str) -> Replacement:
     """The nodes and tensors of one convolution or linear layer, rounded once to the type of the file.
 
     Args:
-        graph: the one that the region is in.
+        graph: the graph that contains the region.
         piece: the region.
-        output: what the layer makes: the output of the region, or what only hands that on.
+        output: the output of the layer: that of the region, or a value that only passes it on.
 
     Raises:
-        NotLinearError: if what it reads is not known well enough, or its numbers are too large for that type.
+        NotLinearError: if its input is not known well enough, or its values are too large for that type.
     """
     source = str(piece.source)
     kind, dims = graph.type_of(output), graph.dims(source)
     if kind not in FLOATS or graph.type_of(source) != kind:
-        raise NotLinearError(f"{source!r} and {output!r} are of different types")
+        raise NotLinearError(f"{source!r} and {output!r} have different types")
     value = _of_channels(piece.value(torch.empty(0, dtype=torch.float64)), dims)
     maker = _Maker(graph, output, kind)
     nodes = maker.linear(value, source, dims) if value.flat else maker.convolution(value, source)
@@ -53,19 +53,19 @@ def replacement(graph: Graph, piece: Piece, output: str) -> Replacement:
 
 
 def _of_channels(value: LinearOp, dims: Sequence[int | None] | None) -> LinearOp:
-    """A value of so many channels as its source has, if it does the same to all of them."""
+    """A value that treats all channels equally, with as many channels as its source has."""
     channels = None if dims is None else dims[-1 if value.flat else 1]
     if value.inputs == value.outputs == 1:
         if channels is None:
             raise NotLinearError("the number of channels is not known")
         value = repeated(value, channels)
     if channels not in (None, value.inputs):
-        raise NotLinearError(f"a convolution of {value.inputs} channels meets {channels}")
+        raise NotLinearError(f"a convolution of {value.inputs} channels gets {channels}")
     return value
 
 
 class _Maker:
-    """Makes the nodes of a region, with names that nothing else has."""
+    """Makes the nodes for a region, with unused names."""
 
     def __init__(self, graph: Graph, output: str, kind: int) -> None:
         self.graph, self.output, self.kind = graph, output, kind
@@ -113,7 +113,7 @@ class _Maker:
         with np.errstate(over="ignore"):
             array = numbers.numpy().astype(helper.tensor_dtype_to_np_dtype(self.kind))
         if not np.isfinite(array.astype(np.float64)).all():
-            raise NotLinearError(f"its {what} has numbers that are not finite in {array.dtype}")
+            raise NotLinearError(f"its {what} has values that are not finite in {array.dtype}")
         return self.tensor(what, np.ascontiguousarray(array))
 
     def tensor(self, what: str, array: np.ndarray) -> str:
@@ -125,9 +125,10 @@ class _Maker:
 def needed(
     graph: Graph, nodes: Sequence[NodeProto], outputs: Iterable[str], given: Iterable[str] = ()
 ) -> tuple[list[NodeProto], list[TensorProto], set[str]]:
-    """The nodes that make `outputs` of what is `given`, tensors in the place of others, and all names that are read.
+    """The nodes that compute `outputs` from `given`, with tensors in place of constant nodes, and all names they read.
 
-    A node that gives the same for all inputs although it reads some (as the size of an axis) becomes a tensor.
+    A node whose result is the same for all inputs, although it reads some (such as the size of an axis), becomes a
+    tensor.
     """
     names, kept, tensors = set(outputs), [], []
     for node in reversed(nodes):
@@ -145,7 +146,7 @@ def needed(
 
 
 def rewrite(graph: Graph, replacements: Sequence[Replacement]) -> None:
-    """Puts convolutions into the places of regions, in the model itself; what nothing needs any more goes."""
+    """Replace regions by convolutions in the model itself, and remove everything that is no longer used."""
     model = graph.model
     kept, tensors, names = needed(graph, list(_replaced(graph, replacements)), graph.outputs)
     tensors += [tensor for one in replacements for tensor in one.tensors if tensor.name in names]
@@ -181,7 +182,7 @@ def _replaced(graph: Graph, replacements: Sequence[Replacement]) -> Iterator[Nod
 
 
 def _inputs_of_old_files(model: ModelProto, gone: set[str], tensors: Sequence[TensorProto]) -> None:
-    """Before version 4 every initializer is an input too."""
+    """Before version 4 every initializer is also an input."""
     if model.ir_version >= 4:
         return
     inputs = [value for value in model.graph.input if value.name not in gone]

@@ -1,4 +1,4 @@
-"""The nodes of an ONNX graph as steps, of which regions are found."""
+"""The nodes of an ONNX graph as steps, in which regions are found."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _COPIES = {"Constant", "Identity", "Cast", "CastLike", "Transpose", "Reshape", "
 
 
 def steps_of(graph: Graph) -> tuple[list[Step], dict[str, str]]:
-    """The steps that lead to the outputs of a graph, and why some are no linear map, by the name of their value.
+    """The steps that lead to the outputs of a graph, and, by the name of their value, why some are not linear maps.
 
-    What is the same for all inputs is no step.
+    A value that is the same for all inputs is not a step.
     """
     why: dict[str, str] = {}
     steps = [step for node in graph.nodes for step in _steps(graph, node, why)]
@@ -53,7 +53,7 @@ def steps_of(graph: Graph) -> tuple[list[Step], dict[str, str]]:
 
 
 def handed_on(steps: list[Step], outputs: set[str]) -> dict[str, str]:
-    """The values that one step alone reads, which does nothing (a dropout, an identity), and what it gives."""
+    """The values whose only reader is a step that does nothing (a dropout, an identity), and that step's output."""
     readers = Counter(name for step in steps for name in step.inputs)
     only = [step for step in steps if step.apply is as_it_is and readers[step.inputs[0]] == 1]
     return {str(step.inputs[0]): str(step.key) for step in only if step.inputs[0] not in outputs}
@@ -67,7 +67,7 @@ def _steps(graph: Graph, node: NodeProto, why: dict[str, str]) -> Iterator[Step]
     except NotLinearError as error:
         why |= dict.fromkeys(outputs, str(error))
     except (ReparamError, ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
-        why |= dict.fromkeys(outputs, f"{node.op_type} cannot be read: {error!r}")  # such as no model should have
+        why |= dict.fromkeys(outputs, f"{node.op_type} cannot be read: {error!r}")  # a malformed node
     others = tuple(sorted(name for name in read_by(node) if name not in graph.constants))
     cost = Fraction(0) if node.op_type in _MOVES else None
     for name in outputs:
@@ -76,7 +76,7 @@ def _steps(graph: Graph, node: NodeProto, why: dict[str, str]) -> Iterator[Step]
 
 
 def _computes(graph: Graph, node: NodeProto) -> bool:
-    """Whether the weight of a layer is worked out by other nodes whenever the graph runs."""
+    """Whether other nodes compute the weight of a layer each time the graph runs."""
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return False
     maker = graph.makers.get(node.input[1])

@@ -1,4 +1,4 @@
-"""Models run in ONNX Runtime, before and after, on random inputs."""
+"""Runs models in ONNX Runtime, before and after fusing, on random inputs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _DTYPES = {
 }
 """numpy's names for what ONNX Runtime says of a type."""
 _LENGTHS = ((9, 14), (16, 24), (32, 32), (64, 96), (128, 128), (224, 224), (640, 640))
-"""Sizes of free axes that are tried, until three of them run: some graphs take multiples of 32, or no small ones."""
+"""Sizes to try for free axes, until three of them run: some graphs accept only multiples of 32, or no small sizes."""
 _RUNS = 3
 _CHOICES = {
     *("TopK", "NonMaxSuppression", "NonZero", "ArgMax", "ArgMin", "Unique"),
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"),
 }
-"""After which a rounding, or chance, may change all."""
+"""Operations after which rounding, or chance, may change everything."""
 
 
 class Difference(NamedTuple):
@@ -63,7 +63,7 @@ def _epsilon(dtype: Any) -> float:
 
 
 def region_error(graph: Graph, one: Replacement) -> float:
-    """How far a region and its convolution are apart, on inputs with large borders, over the largest value.
+    """The difference between a region and its convolution on inputs with large borders, relative to the largest value.
 
     Raises:
         ExportError: if ONNX Runtime cannot run the region alone, or they differ by more than rounding.
@@ -78,8 +78,8 @@ def region_error(graph: Graph, one: Replacement) -> float:
     worst = Difference(*(max(values) for values in zip(*found)))
     if not worst.allowed(_epsilon(dtype)):
         raise ExportError(
-            f"the layer of this region differs by {worst.error:.1e} of the largest value, where a change by rounding "
-            f"makes {worst.rounding:.1e}"
+            f"the layer of this region differs by {worst.error:.1e} of the largest value, but rounding explains only "
+            f"{worst.rounding:.1e}"
         )
     return worst.error
 
@@ -122,11 +122,11 @@ def _shapes(graph: Graph, one: Replacement) -> Iterator[tuple[int, ...]]:
 def whole_differs(
     graph: Graph, source: str | os.PathLike[str], target: str | os.PathLike[str]
 ) -> tuple[Difference, list[Shapes]]:
-    """How far two files of the same inputs and outputs are apart, and the shapes of the inputs that they were run on.
+    """The difference between two files with the same inputs and outputs, and the shapes of the inputs that were tried.
 
     Raises:
-        ExportError: if the source runs on no input that is tried, or the target not on what the source runs on, or they
-            differ by more than rounding.
+        ExportError: if the source runs on none of the inputs, the target fails where the source runs, or they differ by
+            more than rounding.
     """
     before, after = _loaded(source, os.fspath(source)), _loaded(target, f"what was made of {source}")
     names = [value.name for value in before.get_outputs() if value.name not in _chosen(graph)]
@@ -144,7 +144,7 @@ def whole_differs(
         if len(shapes) == _RUNS:
             break
     if not shapes:
-        raise ExportError(f"ONNX Runtime runs {source} on no input that was tried: {str(problem).strip()}")
+        raise ExportError(f"ONNX Runtime cannot run {source} on any input that was tried: {str(problem).strip()}")
     return worst, shapes
 
 
@@ -163,8 +163,8 @@ def _compared(before: Any, after: Any, feeds: Feeds, names: Sequence[str], tried
     epsilon = max(_epsilon(_DTYPES.get(value.type, bool)) for value in before.get_outputs())
     if not found.allowed(epsilon):
         raise ExportError(
-            f"the fused graph differs by {found.error:.1e} of the largest value, for inputs of {tried}, where a change "
-            f"by rounding makes {found.rounding:.1e}"
+            f"the fused graph differs by {found.error:.1e} of the largest value, for inputs of {tried}, but rounding "
+            f"explains only {found.rounding:.1e}"
         )
     return found
 
@@ -205,14 +205,14 @@ def _distance(a: Any, b: Any) -> float:
 
 
 def _inputs_of(values: Sequence[Any]) -> Iterator[Feeds]:
-    """Random inputs for what ONNX Runtime says that a graph takes, of several sizes where sizes are free.
+    """Random inputs for a graph, in several sizes if sizes are free.
 
     Raises:
-        ExportError: for an input that is no tensor of numbers.
+        ExportError: if an input is not a tensor of numbers.
     """
     for value in values:
         if value.type not in _DTYPES:
-            raise ExportError(f"input {value.name!r} is a {value.type}, so that the fused graph cannot be tried")
+            raise ExportError(f"input {value.name!r} is a {value.type}, so the fused graph cannot be tried")
     free = any(not isinstance(size, int) for value in values for size in value.shape)
     for seed, lengths in enumerate(_LENGTHS if free else _LENGTHS[:_RUNS]):
         generator, sizes = np.random.default_rng(seed), dict[str, int]()
@@ -235,7 +235,7 @@ def _random(
 
 
 def _chosen(graph: Graph) -> set[str]:
-    """The values behind a choice or chance, of which a rounding may change all."""
+    """The values behind a choice or chance, which rounding may change entirely."""
     found: set[str] = set()
     for node in graph.nodes:
         if node.op_type in _CHOICES or found.intersection(node.input):

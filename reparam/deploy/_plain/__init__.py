@@ -1,4 +1,4 @@
-"""A network as a list of steps of few kinds, which the writers of small formats read."""
+"""A network as a list of simple steps, from which the writers of small formats work."""
 
 from .small import with_small_sums
 from .steps import FUNCTIONS, Plain, Step

@@ -1,4 +1,4 @@
-"""Operations that move numbers and compute none: views, slices, permutations, shuffles, however they are spelled."""
+"""Operations that move elements without computing: views, slices, permutations, shuffles, however they are written."""
 
 from __future__ import annotations
 
@@ -38,43 +38,43 @@ MOVES = (
     "pixel_shuffle",
     "pixel_unshuffle",
 )
-"""Names of torch's operations; others, such as `chunk` and `tile`, arrive as these."""
+"""The names of torch's operations; others, such as `chunk` and `tile`, are decomposed into these."""
 
 
 def places(shape: tuple[int, ...]) -> Tensor:
-    """Where each number of an image is in memory."""
+    """The index of each element of an image, in the image's shape."""
     return torch.arange(torch.Size(shape).numel()).reshape(shape)
 
 
 def moved(operation: str, func: Any, index: Tensor, arguments: dict[str, Any]) -> Any:
-    """The places after an operation has moved them.
+    """The indices after an operation has moved elements.
 
     Args:
-        operation: its name, without the underscore of those in place.
+        operation: its name, without the trailing underscore of in-place operations.
         func: the operation itself.
-        index: the places before.
-        arguments: by their names in the schema; the first is what is moved.
+        index: the indices before.
+        arguments: by their names in the schema; the first is the tensor that is moved.
 
     Returns:
-        The places, or a list of those where the operation gives several tensors; None where it is not known.
+        The indices, or a list of them if the operation returns several tensors; None if the operation is not known.
     """
     rest = dict(list(arguments.items())[1:])
     if operation in SAME:
         return index
     if operation in VIEWS:
         return index.reshape(rest["size"])
-    if operation == "as_strided":  # which says where numbers are in memory, and not what they are
+    if operation == "as_strided":  # it addresses memory, not elements
         one_pixel = tuple(rest["size"]) == tuple(index.shape) and index.shape[2:] == (1, 1)
         return index if one_pixel else None  # as global pooling of channels-last images ends
     return func(index.clone(), **rest)
 
 
 def as_moves(index: Tensor, shape: tuple[int, ...]) -> list[tuple[Move, tuple[int, ...]]] | None:
-    """The steps, and the shapes that they give, that bring numbers of an image to these places; None if none do.
+    """The steps, with their output shapes, that move elements of an image as `index` says; None if no steps do.
 
     Args:
-        index: (N, C, H, W) or (N, C), places in the image.
-        shape: of the image.
+        index: (N, C, H, W) or (N, C), indices into the image.
+        shape: the shape of the image.
 
     Example:
         >>> index = torch.nn.functional.pixel_shuffle(places((1, 8, 3, 5)), 2)
@@ -97,7 +97,7 @@ def as_moves(index: Tensor, shape: tuple[int, ...]) -> list[tuple[Move, tuple[in
 
 
 def one_pixel_of(index: Tensor) -> Tensor:
-    """The same places for one pixel, of an image in which all pixels are one; else the places themselves."""
+    """The indices of one pixel, if all pixels of the image are the same; else the indices themselves."""
     one = index[:, :, :1, :1] if index.dim() == 4 else index
     return one if index.dim() == 4 and torch.equal(one.expand_as(index), index) else index
 
@@ -111,7 +111,7 @@ def _cropped(index: Tensor, shape: tuple[int, ...]) -> list[Move]:
 
 
 def _around(index: Tensor, shape: tuple[int, ...]) -> list[Move]:
-    """A border that goes around."""
+    """Circular padding."""
     _, row, column = _coordinates(index[:1, :1, :1, :1], shape)
     top, left = -row % shape[2], -column % shape[3]
     bottom, right = (part - whole - first for whole, part, first in zip(shape[2:], index.shape[2:], (top, left)))
@@ -141,7 +141,7 @@ def _unshuffled(index: Tensor, shape: tuple[int, ...]) -> list[Move]:
 
 
 def _coordinates(index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int, int]:
-    """The channel of each place, in a row, and the pixel of the first one."""
+    """The channel of each index, in a row, and the pixel of the first one."""
     pixels = shape[2] * shape[3]
     pixel = int(index.flatten()[0]) % pixels
     return (index.flatten() // pixels) % shape[1], pixel // shape[3], pixel % shape[3]

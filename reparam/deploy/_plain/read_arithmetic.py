@@ -1,4 +1,4 @@
-"""What functions and arithmetic are as steps."""
+"""Reads functions and arithmetic as steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .steps import FUNCTIONS
 from .writer import Writer, per_channel, reads
 
 _USUAL = {"beta": 1, "threshold": 20, "alpha": 1, "scale": 1, "input_scale": 1, "approximate": "none"}
-"""What torch takes where it is told none."""
+"""torch's defaults."""
 
 
 def _function(operation: str) -> None:
@@ -147,7 +147,7 @@ def _affine(to: Writer, result: Tensor, image: Tensor, scale: Any, shift: Any) -
 
 
 def _of_two(to: Writer, result: Tensor, kind: str, *both: Tensor) -> bool:
-    """Of an image, and one that may have fewer channels or pixels: one."""
+    """A step of an image and another one, which may have fewer channels or pixels."""
     wide, small = _wide_first(*both)
     fits = small.shape[1:2] in (wide.shape[1:2], (1,)) and small.shape[2:] in (wide.shape[2:], (1, 1))
     return fits and wide.dim() == 4 and result.shape == wide.shape and to.write(result, kind, wide, small)

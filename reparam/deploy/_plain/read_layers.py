@@ -1,4 +1,4 @@
-"""What layers are as steps: convolutions, norms, borders, pooling, enlarging."""
+"""Reads layers as steps: convolutions, norms, padding, pooling, upsampling."""
 
 from __future__ import annotations
 

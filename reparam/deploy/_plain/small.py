@@ -1,4 +1,4 @@
-"""Sums of large images as sums of small ones."""
+"""Replaces sums of large images by sums of small ones."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .walk import needed
 
 
 def with_small_sums(plain: Plain) -> Plain:
-    r"""The same function, in which images that are enlarged only to be added are added before.
+    r"""The same function, in which images that are enlarged only to be added are added before enlarging.
 
     $$\mathrm{shuffle}_s(z) + x^{\uparrow} = \mathrm{shuffle}_s(z + \mathrm{repeat}_{s^2}(x))$$
 
-    if $x^{\uparrow}$ is x enlarged by nearest neighbour, or another pixel shuffle: the same numbers are added, where
-    there are as many, but fewer passes over them.
+    if $x^{\uparrow}$ is x enlarged by nearest neighbor, or another pixel shuffle. The same values are added, with
+    fewer passes over the large image.
 
     Args:
-        plain: of `plain_steps`.
+        plain: the result of `plain_steps`.
     """
     uses = Counter(name for step in plain.steps for name in step.inputs)
     known: dict[str, Step] = {}
@@ -36,7 +36,7 @@ def with_small_sums(plain: Plain) -> Plain:
 
 
 def _factor(step: Step, uses: Counter[str]) -> int:
-    """By which a step enlarges its image pixel by pixel, for nobody but the sum; 0 if it does not."""
+    """The factor by which a step enlarges its image pixel by pixel, if only the sum reads it; else 0."""
     if step.kind == "shuffle":
         return step.settings["factor"] if uses[step.name] == 1 else 0
     vertical, horizontal = step.settings["factor"] if step.kind == "resize" else (0.0, 0.0)
@@ -45,7 +45,7 @@ def _factor(step: Step, uses: Counter[str]) -> int:
 
 
 def _before(known: dict[str, Step], step: Step, factor: int) -> str:
-    """The name of what is shuffled into the result of a step."""
+    """The name of the value that is shuffled into the result of a step."""
     if step.kind == "shuffle":
         return step.inputs[0]
     index = torch.arange(step.shape[1]).repeat_interleave(factor**2)

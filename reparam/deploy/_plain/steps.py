@@ -24,7 +24,7 @@ FUNCTIONS = (
     "sin",
     "cos",
 )
-"""Of a number, with the numbers that torch takes where it is told none."""
+"""Functions of a number, with torch's default settings."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,25 @@ class Step:
 
     kind: str
     name: str
-    """Of what it gives, unlike all others."""
+    """A unique name for its output."""
     inputs: tuple[str, ...]
-    """Names of what it takes: of earlier steps, or of the input of the network."""
+    """The names of its inputs: earlier steps, or the input of the network."""
     settings: Mapping[str, Any]
-    """Numbers and tensors; weights and biases are the parameters of the network themselves, where they are some."""
+    """Numbers and tensors. Weights and biases are the network's own parameters, if they are parameters there."""
     shape: tuple[int, ...]
-    """Of what it gives for the example."""
+    """The shape of its output for the example."""
     layer: str
-    """The layer of the network that asked for it, as in `named_modules`; "" is the network."""
+    """The layer that computes it, as in `named_modules`; "" for the network itself."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A network of one input and one output, as steps in the order in which they are computed, all of them needed."""
+    """A network with one input and one output as the steps that are needed, in order of computation."""
 
     input: str
     input_shape: tuple[int, ...]
-    """Of the example."""
+    """The shape of the example."""
     steps: tuple[Step, ...]
     output: str
     flat: bool = False
-    """Whether the network gives (N, C) where the last step gives (N, C, 1, 1), as classifiers do."""
+    """Whether the network returns (N, C), as classifiers do, while the last step returns (N, C, 1, 1)."""

@@ -1,4 +1,4 @@
-"""What is known of the tensors of a network while it runs, and the steps that gave them."""
+"""Records the tensors of a network while it runs, and the steps that computed them."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from .steps import Step
 
 
 class Value(NamedTuple):
-    """A tensor that comes from the image: what a step gave, or a view of that."""
+    """A tensor that depends on the image: the output of a step, or a view of it."""
 
     step: str
-    """Its name."""
+    """The name of the step."""
     shape: tuple[int, ...]
-    """Of what the step gave."""
+    """The shape of the step's output."""
     where: Tensor | None = None
-    """Where the numbers of the tensor are in that, if anything was moved."""
+    """The indices of the tensor's elements in that output, if anything was moved."""
     layer: str = ""
-    """Which moved it."""
+    """The layer that moved it."""
 
 
 LOST = Value("", ())
-"""Of a tensor that comes from the image, but from no step, or that was changed where it shares memory with another."""
+"""Marks a tensor that depends on the image but is not a step's output, or shares memory that was changed in place."""
 
 
 class Writer:
-    """Writes steps down, and knows the tensors that come from the image."""
+    """Records steps, and tracks the tensors that depend on the image."""
 
     def __init__(self, image: Tensor) -> None:
         self.values: Any = WeakTensorKeyDictionary()
-        """A `Value` for each tensor; those that nobody holds any more are forgotten."""
+        """A `Value` for each live tensor."""
         self.values[image] = Value("input", tuple(image.shape))
         self.steps: list[Step] = []
         self.layer = ""
 
     def knows(self, value: Any) -> bool:
-        """Whether it comes from the image."""
+        """Whether it depends on the image."""
         return isinstance(value, Tensor) and value in self.values
 
     def move(self, result: Tensor, source: Value, index: Tensor) -> None:
-        """Says where the numbers of a tensor are in that of which it is made."""
+        """Record the indices of a tensor's elements in its source."""
         self.values[result] = Value(source.step, source.shape, index, self.layer)
 
     def image_of(self, tensor: Tensor, broadcasts: bool = False) -> Tensor | None:
-        """The tensor as (N, C, H, W), as a step gave it: the steps that move it there are written. None if none do.
+        """The tensor as the output (N, C, H, W) of a step, with the steps that move it recorded; None if impossible.
 
         Args:
-            tensor: one that is known.
-            broadcasts: whether one pixel will do where all are the same.
+            tensor: a tracked tensor.
+            broadcasts: whether one pixel is enough if all are the same.
         """
         value = self.values[tensor]
         if not value.step or (value.where is None and tensor.dim() == 4):
@@ -68,12 +68,12 @@ class Writer:
         if tensor.shape == shape:
             self.values[tensor] = Value(name, shape)
             return tensor
-        image = tensor.new_empty(()).expand(shape)  # of which only the shape is asked
+        image = tensor.new_empty(()).expand(shape)  # only its shape is used
         self.values[image] = Value(name, shape)
         return image
 
     def write(self, result: Tensor, kind: str, *inputs: Tensor, **settings: Any) -> bool:
-        """Says which step gave the result, which is (N, C, H, W), or (N, C)."""
+        """Record the step that computed the result, which is (N, C, H, W) or (N, C)."""
         if result.dim() not in (2, 4):
             return False
         shape = (*result.shape, 1, 1)[:4]
@@ -90,12 +90,12 @@ class Writer:
 
 Reader = Callable[..., bool]
 READERS: dict[str, Reader] = {}
-"""By the name of the operation: from a writer, what it gave for the example, and the arguments by name, to whether the
-operation, called in this way, is one of the steps."""
+"""By the name of the operation: a function of a writer, the result for the example, and the arguments by name, which
+returns whether the operation, called in this way, is one of the steps."""
 
 
 def reads(*operations: str) -> Callable[[Reader], Reader]:
-    """Registers a reader."""
+    """Register a reader."""
 
     def register(reader: Reader) -> Reader:
         READERS.update(dict.fromkeys(operations, reader))
@@ -105,7 +105,7 @@ def reads(*operations: str) -> Callable[[Reader], Reader]:
 
 
 def per_channel(numbers: Any, image: Tensor) -> Tensor | None:
-    """(C,), or None if the numbers are not one, or one for each channel, of an image (N, C, H, W)."""
+    """A constant as (C,); None unless it is one number, or one per channel of an image (N, C, H, W)."""
     numbers = torch.as_tensor(numbers, dtype=image.dtype)
     channels = image.shape[1]
     if (1, 1, 1, 1, *numbers.shape)[-4:] not in ((1, 1, 1, 1), (1, channels, 1, 1)) or numbers.dim() > 4:
@@ -114,13 +114,13 @@ def per_channel(numbers: Any, image: Tensor) -> Tensor | None:
 
 
 def pair(numbers: Any) -> tuple[int, int]:
-    """Of a list with one number or two."""
+    """A pair from a list of one number or two."""
     numbers = list(numbers)
     return (numbers[0], numbers[-1])
 
 
 def _kept(value: Any) -> Any:
-    """A parameter itself, and another tensor as it is now: the network may change it later."""
+    """A parameter itself, or a copy of another tensor, because the network may change it later."""
     if isinstance(value, nn.Parameter):
         return value
     return value.detach().clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value

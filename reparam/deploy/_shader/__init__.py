@@ -1,1 +1,1 @@
-"""A plain network as a program of a graphics card: passes, and their text in the languages of shaders."""
+"""A plain network as a program for graphics cards: passes, and their text in shader languages."""

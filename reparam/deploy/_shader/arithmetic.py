@@ -1,4 +1,4 @@
-"""Arithmetic on images as lines that GLSL and WGSL write alike: four channels at a time, numbers in full."""
+"""Arithmetic on images as lines that are the same in GLSL and WGSL: four channels at a time, constants in full."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .._plain import Step
 from .passes import Pass
 
 Groups = list[str]
-"""Of one pixel: the variables that hold its channels, four in each; what is left of the last one is never used."""
+"""The variables that hold the channels of one pixel, four in each; unused components of the last one are ignored."""
 Value = list[Groups]
-"""The pixels that a thread has of a value, row by row: one, or factor² after a shuffle."""
+"""The pixels of a value in one thread, row by row: one, or factor² after a shuffle."""
 
 
 class Language(NamedTuple):
-    """What the languages write differently."""
+    """What the languages write differently from each other."""
 
     constant: str
     """A line that gives a name to four numbers."""
@@ -32,10 +32,10 @@ class Language(NamedTuple):
 
 
 class Lines:
-    """Writes a pass, for one thread.
+    """Writes the lines of a pass, for one thread.
 
-    The lines take from around them: `p` and `size`, the pixel of the thread and how many there are, and for each value
-    that is read a function of a pixel of that value and a group, `at_NAME(q, group)`, which is zero outside the image.
+    The lines use names that are defined around them: `p`, the thread's pixel; `size`, the number of pixels; and for
+    each value that is read a function `at_NAME(q, group)` of a pixel and a group, which is zero outside the image.
     """
 
     def __init__(self, one: Pass, language: Language) -> None:
@@ -46,12 +46,12 @@ class Lines:
         self._count = 0
 
     def know(self, step: Step, value: Value) -> None:
-        """Keeps what a step gave."""
+        """Store the result of a step."""
         self._channels[step.name] = step.shape[1]
         self._values[step.name] = value
 
     def value(self, name: str) -> Value:
-        """The variables of what this pass computes, or reads where its own pixels are."""
+        """The variables of a value that this pass computes, or reads at its own pixels."""
         if name not in self._values:
             stored = self._pass.reads[name]
             parts = stored.scale // self._pass.scale
@@ -73,7 +73,7 @@ class Lines:
         return f"{self._language.pair}({x}, {y})"
 
     def at(self, name: str, pixel: str, group: int) -> str:
-        """What is read at a pixel."""
+        """The expression that reads a value at a pixel."""
         return f"at_{name}({pixel}, {group})"
 
     def _named(self, line: str, numbers: str) -> str:
@@ -82,12 +82,12 @@ class Lines:
         return f"v{self._count}"
 
     def around(self, name: str, x: int, y: int) -> Groups:
-        """The neighbour of the thread's pixel that many to the right and down: zeros outside of the image."""
+        """The neighbor of the thread's pixel, so many to the right and down; zeros outside the image."""
         stored = self._pass.reads[name]
         return [self.constant(self.at(name, f"p + {self.pair(x, y)}", group)) for group in range(stored.groups)]
 
     def border(self, name: str, x: int, y: int) -> Groups:
-        """The same, but outside is the nearest pixel of the border."""
+        """The same, but outside the image it is the nearest pixel of the border."""
         stored, pixel = self._pass.reads[name], f"clamp(p + {self.pair(x, y)}, {self._language.pair}(0), size - 1)"
         return [self.constant(self.at(name, pixel, group)) for group in range(stored.groups)]
 
@@ -123,7 +123,7 @@ class Lines:
         ]
 
     def gathered(self, channels: Sequence[str]) -> Groups:
-        """Channels put into fours; what is there already in this order is not written again."""
+        """Pack channels into groups of four. A group that exists in this order is not written again."""
         return [self._four(channels[first : first + 4]) for first in range(0, len(channels), 4)]
 
     def _four(self, channels: Sequence[str]) -> str:
@@ -134,12 +134,12 @@ class Lines:
 
 
 def number(value: float) -> str:
-    """The shortest text that is the same in float32."""
+    """The shortest text that has the same value in float32."""
     return str(np.float32(value))
 
 
 def four(numbers: Tensor, group: int) -> str:
-    """Those of a group of channels."""
+    """The constants of a group of channels."""
     some = numbers[4 * group : 4 * group + 4].tolist()
     return f"vec4({', '.join(map(number, some + [0.0] * (4 - len(some))))})"
 

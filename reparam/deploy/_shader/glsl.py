@@ -1,4 +1,4 @@
-"""Passes as a user shader: GLSL with the headers that mpv and libplacebo read."""
+"""Writes passes as a user shader: GLSL with the headers that mpv and libplacebo read."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from .passes import Pass, Stored
 GLSL = Language(constant="vec4 {} = {};", variable="vec4 {} = {};", pair="ivec2")
 
 WORKGROUP = 8
-"""Threads of a workgroup, each way."""
+"""Threads of a workgroup, in each direction."""
 LARGER = 1.2
-"""By how much the picture must be enlarged for a shader to run that enlarges it."""
+"""How much the player must enlarge the picture for an enlarging shader to run."""
 
 
 def glsl(passes: tuple[Pass, ...], name: str, metadata: Mapping[str, str]) -> str:
     """The text of a user shader: a compute shader for each pass.
 
     Args:
-        passes: of a network with 1 colour, which then takes LUMA, or 3, which takes MAIN.
-        name: of the network, for the player's list of passes.
-        metadata: is written at the top, as comments.
+        passes: the passes of a network with 1 color, which hooks LUMA, or 3, which hooks MAIN.
+        name: the name of the network, for the player's list of passes.
+        metadata: written at the top, as comments.
     """
-    notes = [f"// {key}: {value.replace('//!', '//')}" for key, value in metadata.items()]  # where headers begin
+    notes = [f"// {key}: {value.replace('//!', '//')}" for key, value in metadata.items()]  # "//!" would begin a header
     blocks = ["\n".join(_block(one, passes, name)) for one in passes]
     return "\n\n".join(["\n".join(notes), *blocks]) + "\n"
 
 
 def texture(number: int) -> str:
-    """The name of what a pass leaves."""
+    """The name of the texture that a pass writes."""
     return f"REPARAM_{number}"
 
 
@@ -71,9 +71,9 @@ def _headers(one: Pass, passes: tuple[Pass, ...], name: str, output: Stored) -> 
 
 
 def _read(name: str, stored: Stored, passes: tuple[Pass, ...], written: str) -> str:
-    """The function that reads a value, of a pixel of it and a group, and gives zeros outside.
+    """The function that reads a value, given a pixel and a group, and returns zeros outside the image.
 
-    It has no branch, with which drivers take twice as long to compile it.
+    It has no branch, because drivers take twice as long to compile one.
     """
     if stored.writer:
         grid, raw = _pair(passes[stored.writer - 1].grid), f"{texture(stored.writer)}_raw"
@@ -82,7 +82,7 @@ def _read(name: str, stored: Stored, passes: tuple[Pass, ...], written: str) -> 
         within = f"(q.y % {parts} * {parts} + q.x % {parts}) * {stored.groups} + " if parts > 1 else ""
         texel = f"int texel = {stored.first} + {within}group;\n"
         found = f"texelFetch({raw}, q / {parts} * {grid} + ivec2(texel % {columns}, texel / {columns}), 0)"
-    else:  # the player knows how it is turned, and what its numbers are to be multiplied by
+    else:  # the player knows its orientation and the factor of its values
         size, texel = f"imageSize(out_image) / {written}", ""
         # HOOKED_map is from a texel of what this pass writes, and not from one of the image.
         found = f"HOOKED_tex(HOOKED_map((vec2(q) + 0.5) * vec2({written}) - 0.5))"

@@ -1,4 +1,4 @@
-"""Every kind of step as lines of arithmetic."""
+"""Writes every kind of step as lines of arithmetic."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _taps(lines: Lines, step: Step, weight: Tensor) -> Iterator[tuple[Tensor, Gr
 
 
 def _dense(step: Step) -> Tensor:
-    """The weight as if there was one group."""
+    """The weight of the equal convolution with one group."""
     weight, groups = step.settings["weight"], step.settings["groups"]
     outputs, inputs = len(weight) // groups, weight.shape[1]
     dense = weight.new_zeros(len(weight), inputs * groups, *weight.shape[2:])
@@ -101,7 +101,7 @@ def _resize(lines: Lines, step: Step) -> Value:
 
 
 def _finer(pixels: int, factor: int) -> Iterator[tuple[int, int]]:
-    """For each pixel of a finer grid: which of the old ones it is in, and its number within that one."""
+    """For each pixel of a finer grid: the old pixel that contains it, and its index there."""
     side = round(pixels**0.5)
     for y, x in product(range(side * factor), repeat=2):
         yield (y // factor) * side + x // factor, (y % factor) * factor + x % factor
@@ -124,7 +124,7 @@ def _bilinear(lines: Lines, name: str, factor: int) -> Value:
 
 
 def _shares(place: float) -> Iterator[tuple[int, float]]:
-    """How much of which neighbour a place between two of them takes."""
+    """The weights of the two neighbors for a position between them."""
     first = floor(place)
     yield from ((pixel, share) for pixel, share in ((first, first + 1 - place), (first + 1, place - first)) if share)
 

@@ -1,4 +1,4 @@
-"""What a shader can say, and the refusal of all else, by the name of the layer."""
+"""Checks that a network can be written as a shader, and names the layer that cannot."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ FUNCTIONS = {
     "abs": "abs({x})",
     "sin": "sin({x})",
 }
-"""By name, for four numbers x at once, in what GLSL and WGSL write alike; $2 \\sqrt{2 / \\pi} = 1.59576912$."""
+"""By name, for four values x at once, in the syntax common to GLSL and WGSL; $2 \\sqrt{2 / \\pi} = 1.59576912$."""
 
 MAX_TEXTURES = 15
-"""That a pass can read from beside the image: mpv and libplacebo bind 16."""
+"""How many textures a pass can read besides the image: mpv and libplacebo bind 16."""
 
 _KINDS = (
     *("conv", "prelu", "clamp", "function", "affine", "add", "multiply", "maximum", "minimum"),
@@ -37,38 +37,38 @@ _KINDS = (
 
 
 def check_steps(plain: Plain) -> None:
-    """Refuses a network that no pass over pixels computes.
+    """Refuse a network that passes over pixels cannot compute.
 
     Raises:
-        ExportError: for what is not known, with the name of the layer.
+        ExportError: if a step is not known; the message names the layer.
     """
     colors = plain.input_shape[1]
     if colors not in (1, 3):
-        raise ExportError(f"players have 1 colour (luma) or 3 (RGB), but the network takes {colors}")
+        raise ExportError(f"players have 1 color (luma) or 3 (RGB), but the network takes {colors}")
     for step in plain.steps:
         for reason in _reasons(step):
-            raise ExportError(f"{step.layer or 'the network'} is {reason}, which a shader of a player cannot say")
+            raise ExportError(f"{step.layer or 'the network'} is {reason}, which a player's shader cannot express")
     height, width, *_ = (out / taken for out, taken in zip(_output_shape(plain)[2:], plain.input_shape[2:]))
     given = _output_shape(plain)[1]
     if given != colors or height != width or height != int(height):
         raise ExportError(
-            f"players want as many colours as they gave, {colors}, and both sides grown by one whole number, but the "
-            f"network gives {given} colours and sides times {height:g} and {width:g}"
+            f"players need as many colors as they provide, {colors}, and one whole scale for both sides, but the "
+            f"network returns {given} colors and scales by {height:g} and {width:g}"
         )
 
 
 def check_passes(passes: tuple[Pass, ...]) -> None:
-    """Refuses passes that read more than a player lets them.
+    """Refuse passes that read more textures than a player allows.
 
     Raises:
-        ExportError: for a pass that takes from too many others.
+        ExportError: if a pass reads from too many others.
     """
     for one in passes:
         if len(one.textures) > MAX_TEXTURES:
             layer = one.steps[-1].layer or "the network"
             raise ExportError(
-                f"{layer} takes what {len(one.textures)} layers gave, and players let a shader read at most "
-                f"{MAX_TEXTURES} beside the image"
+                f"{layer} reads the outputs of {len(one.textures)} layers, but players let a shader read at most "
+                f"{MAX_TEXTURES} besides the image"
             )
 
 
@@ -78,7 +78,7 @@ def _output_shape(plain: Plain) -> tuple[int, ...]:
 
 
 def _reasons(step: Step) -> Iterator[str]:
-    """What stands against a step."""
+    """Why a step cannot be written."""
     settings = step.settings
     if step.kind not in _KINDS:
         yield f"a step of the kind {step.kind}"
@@ -90,7 +90,7 @@ def _reasons(step: Step) -> Iterator[str]:
         yield from _against_resize(settings)
     for name, value in settings.items():
         if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-            yield f"a step of the kind {step.kind} with numbers in {name} that are not finite"
+            yield f"a step of the kind {step.kind} with values in {name} that are not finite"
 
 
 def _against_conv(settings: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which steps of a plain network share a pass over the image, and what one pass leaves for another."""
+"""Decides which steps of a plain network share a pass over the image, and what one pass stores for another."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .._plain import Plain, Step
 
 @dataclass(frozen=True)
 class Stored:
-    """A value in the texture that a pass writes: its texels beside those of the other values there."""
+    """A value in the texture that a pass writes, next to the texels of the pass's other values."""
 
     writer: int
-    """The number of the pass; 0 is the player, which gives the image."""
+    """The number of the pass; 0 is the player, which provides the image."""
     first: int
-    """Which texel of a pixel of that pass is its first one."""
+    """The index of its first texel among the texels of a pixel of that pass."""
     channels: int
     scale: int
-    """How much larger than the image it is, each way."""
+    """How much larger than the image it is, in each direction."""
     parts: int
-    """How many pixels of it, each way, a pixel of the pass holds: more than one if a shuffle came after."""
+    """How many of its pixels, in each direction, a pixel of the pass holds: more than one after a shuffle."""
 
     @property
     def groups(self) -> int:
@@ -30,11 +30,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Pass:
-    """One sweep of threads, each of which computes all that is wanted at one pixel."""
+    """One sweep of threads, each of which computes everything that is needed at one pixel."""
 
     number: int
     scale: int
-    """Threads for each pixel of the image, each way."""
+    """Threads per pixel of the image, in each direction."""
     steps: tuple[Step, ...]
     reads: dict[str, Stored]
     """Values of earlier passes, and the image, by name."""
@@ -48,7 +48,7 @@ class Pass:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Columns and rows of the texels of one thread, beside each other in one texture: nearly a square."""
+        """Columns and rows in which the texels of one thread lie in the texture: nearly a square."""
         columns = isqrt(self.texels - 1) + 1
         return columns, ceil(self.texels / columns)
 
@@ -59,28 +59,28 @@ class Pass:
 
 
 def is_spatial(step: Step) -> bool:
-    """Whether it looks at neighbours, which must be in a texture then; all else needs its own pixel only."""
+    """Whether a step reads neighbors, which must then be in a texture; other steps need only their own pixel."""
     if step.kind == "conv":
         return tuple(step.settings["weight"].shape[2:]) != (1, 1)
     return step.kind == "resize" and step.settings["mode"] != "nearest"
 
 
 def growth(step: Step) -> int:
-    """How much larger, each way, it makes an image."""
+    """How much larger, in each direction, a step makes an image."""
     if step.kind == "resize":
         return int(step.settings["factor"][0])
     return int(step.settings["factor"]) if step.kind == "shuffle" else 1
 
 
 def passes_of(plain: Plain) -> tuple[Pass, ...]:
-    r"""The fewest passes: a step that looks at neighbours is in the pass after the one that made what it looks at.
+    r"""The fewest passes: a step that reads neighbors is in the pass after the one that computes its input.
 
-    Every other step is in the pass of the last of its inputs, so that activations, sums, choices of channels and
-    convolutions of 1x1 cost no pass. What depends on single pixels of the image alone is computed where it is needed.
-    A pass keeps in one texture what later passes take from it, so that a shuffle only counts texels in another way.
+    Every other step is in the pass of the last of its inputs, so activations, sums, selections of channels and 1x1
+    convolutions cost no pass. Values that depend only on single pixels of the image are computed where they are needed.
+    A pass stores in one texture what later passes read from it, so a shuffle only indexes texels in another way.
 
     Args:
-        plain: of steps that `check_steps` found to be known.
+        plain: a network whose steps passed `check_steps`.
 
     Returns:
         The passes in order; the last one writes the output.
@@ -106,9 +106,9 @@ def passes_of(plain: Plain) -> tuple[Pass, ...]:
 
 
 class _Plan:
-    """At which level each value is computed, and how much larger than the image it is.
+    """The level at which each value is computed, and how much larger than the image it is.
 
-    Level 0 is the image and its single pixels; a level has the size of the images whose neighbours it looks at.
+    Level 0 is the image and its single pixels. A level has the size of the images whose neighbors it reads.
     """
 
     def __init__(self, plain: Plain) -> None:
@@ -133,7 +133,7 @@ class _Plan:
         self.level[step.name] = level
 
     def needed(self, level: int, wanted: list[str]) -> tuple[list[Step], list[str]]:
-        """The steps that a pass takes for what is wanted of it, and the names of what it reads."""
+        """The steps that a pass needs for its outputs, and the names of the values that it reads."""
         names, steps, reads = set(wanted), [], set()
         for step in reversed(self.plain.steps):
             if step.name not in names:
@@ -147,11 +147,11 @@ class _Plan:
         return steps[::-1], [name for name in self.level if name in reads]
 
     def _here(self, step: Step, level: int) -> bool:
-        """Whether this level computes it; what only takes pixels of the image is cheaper computed than kept."""
+        """Whether this level computes it. A value of single image pixels is cheaper to compute than to store."""
         return self.level[step.name] == level or (self.level[step.name] == 0 and self.scales[level] == 1)
 
     def stored(self, number: int, level: int, wanted: list[str]) -> dict[str, Stored]:
-        """Where a pass keeps what is wanted of it."""
+        """Where a pass stores its outputs."""
         first, kept = 0, {}
         for name in wanted:
             parts = self.scale[name] // self.scales[level]

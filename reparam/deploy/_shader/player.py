@@ -1,4 +1,4 @@
-"""A user shader run by a player's own renderer: libplacebo, in the filter of ffmpeg."""
+"""Runs a user shader in libplacebo, the renderer of players, through ffmpeg's filter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ...errors import ExportError
 from .._runners import Run
 
 _FORMATS = {1: ("gray16le", "bt709", 1), 3: ("rgba64le", "gbr", 4)}
-"""By colours: a format of 16 bits that Vulkan has, what its numbers are, and how many there are for a pixel."""
+"""By the number of colors: a 16-bit format that Vulkan has, its color space, and its channels per pixel."""
 
 
 @cache
 def player() -> tuple[str, str]:
-    """What can run a shader here, or "" and why nothing can.
+    """The program that can run a shader here and "", or "" and the reason why none can.
 
     Example:
         >>> name, reason = player()
@@ -41,18 +41,18 @@ def player() -> tuple[str, str]:
 
 
 def run_player(file: Path, scale: int) -> Run:
-    """A user shader: takes images of 0 to 1, and gives what is shown, cut to 0 to 1."""
+    """Run a user shader on images from 0 to 1, and return what is shown, clipped to 0 to 1."""
     return lambda x: np.stack([_rendered(image, file, scale) for image in x])
 
 
 def _rendered(image: np.ndarray, shader: Path | None, scale: int) -> np.ndarray:
     colors, height, width = image.shape
     pixels, space, channels = _FORMATS[colors]
-    given = np.ones((height, width, channels), np.float32)  # with no transparency
+    given = np.ones((height, width, channels), np.float32)  # opaque
     given[..., :colors] = image.clip(0, 1).transpose(1, 2, 0)
     tags = f"setparams=range=pc:colorspace={space}:color_primaries=bt709:color_trc=bt709"
     placebo = f"libplacebo=w={width * scale}:h={height * scale}:format={pixels}:range=pc:colorspace={space}"
-    with TemporaryDirectory() as folder:  # whose name has no signs that a filter takes for its own
+    with TemporaryDirectory() as folder:  # its name has no characters that are special in filters
         if shader is not None:
             shutil.copyfile(shader, Path(folder, "net.glsl"))
             placebo += ":custom_shader_path=net.glsl"
@@ -74,7 +74,7 @@ def _rendered(image: np.ndarray, shader: Path | None, scale: int) -> np.ndarray:
 
 
 def _said(log: bytes) -> str:
-    """What a log of ffmpeg says of what went wrong: it shows the whole shader around it."""
+    """The error in a log of ffmpeg, without the whole shader that is printed around it."""
     lines = log.decode(errors="replace").strip().splitlines()
     errors = [line for line in lines if "error" in line.lower()] or lines
     return "; ".join(errors)[:400] or "it gives no image and no reason"

@@ -1,4 +1,4 @@
-"""A module of WGSL run by WebGPU, in the package wgpu."""
+"""Runs a WGSL module in WebGPU, with the package wgpu."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _adapter() -> Any:
 
 
 def webgpu() -> tuple[str, str]:
-    """What can run a module of WGSL here, or "" and why nothing can.
+    """The program that can run a WGSL module here and "", or "" and the reason why none can.
 
     Example:
         >>> name, reason = webgpu()
@@ -35,12 +35,12 @@ def webgpu() -> tuple[str, str]:
         return "", "there is no package wgpu: pip install 'reparam[webgpu]'"
     try:
         return f"wgpu ({_adapter().info['device']})", ""
-    except Exception as problem:  # of whatever kind
+    except Exception as problem:  # of any kind
         return "", f"wgpu finds no graphics card, nor a driver such as Debian's mesa-vulkan-drivers: {problem}"
 
 
 def run_webgpu(file: Path) -> Run:
-    """A file of `write_wgsl`: takes images of 0 to 1, and gives what the network gives.
+    """Run a file of `write_wgsl` on images from 0 to 1.
 
     Raises:
         ExportError: if the file has no plan.
@@ -48,7 +48,7 @@ def run_webgpu(file: Path) -> Run:
     text = file.read_text()
     plan = re.search(r"^// plan: (.*)$", text, re.MULTILINE)
     if plan is None:
-        raise ExportError(f"{file.name} does not say its plan, as the shaders of `export` do")
+        raise ExportError(f"{file.name} does not say its plan; shaders that `export` wrote do")
     machine = _Machine(_adapter().request_device_sync(), text, json.loads(plan[1]))
     return lambda x: np.stack([machine.run(image) for image in x])
 
@@ -63,7 +63,7 @@ class _Machine:
         ]
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """Of one image (C, H, W)."""
+        """The output for one image (C, H, W)."""
         import wgpu
 
         colors, height, width = image.shape
@@ -88,7 +88,7 @@ class _Machine:
     def _sweep(
         self, encoder: Any, pipeline: Any, one: dict[str, Any], textures: dict[int, Any], size: tuple[int, int]
     ) -> None:
-        """Runs one pass."""
+        """Run one pass."""
         sweep = encoder.begin_compute_pass()
         sweep.set_pipeline(pipeline)
         last = one is self._plan[-1]
@@ -109,7 +109,7 @@ class _Machine:
 
     def _fetched(self, texture: Any) -> np.ndarray:
         width, height, _ = texture.size
-        row = -(-8 * width // 256) * 256  # bytes, which WebGPU wants to be a multiple of this
+        row = -(-8 * width // 256) * 256  # bytes; WebGPU requires a multiple of 256
         layout = {"bytes_per_row": row, "rows_per_image": height}
         found = self._device.queue.read_texture({"texture": texture}, layout, (width, height, 1))
         return np.frombuffer(found, np.float16).reshape(height, row // 8, 4)[:, :width].astype(np.float32)

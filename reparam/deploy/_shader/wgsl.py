@@ -1,4 +1,4 @@
-"""Passes as WGSL, the language of WebGPU: a module with an entry point for each pass."""
+"""Writes passes as WGSL, the language of WebGPU: a module with an entry point for each pass."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .passes import Pass, Stored
 WGSL = Language(constant="let {} = {};", variable="var {} = {};", pair="vec2i")
 
 WORKGROUP = 8
-"""Threads of a workgroup, each way."""
+"""Threads of a workgroup, in each direction."""
 
 
 def wgsl(passes: tuple[Pass, ...], metadata: Mapping[str, str]) -> str:
-    """The text of a module, with a plan at the top of what is to be run.
+    """The text of a module, with a plan at the top that says what to run.
 
-    The plan lists the passes in order: the entry point; `reads` and `writes`, textures by number, which are their
-    bindings, those read in group 0, the one written in group 1; `scale`, how much larger than the image what is written
-    is; `layers`, of it as an array; `threads`, for each pixel of the image, each way. Texture 0 is the image, and all
-    others are rgba16float; the last one, without layers, is the output of the network.
+    The plan lists the passes in order. Each has its entry point; `reads` and `writes`, the numbers of textures, which
+    are also their bindings (in group 0 for reading, in group 1 for writing); `scale`, how much larger than the image
+    the written texture is; `layers`, its array layers; and `threads`, per pixel of the image in each direction. Texture
+    0 is the image, and all others are rgba16float. The last one, without layers, is the output of the network.
 
     Args:
-        passes: of a network with 1 or 3 colours, which are the first channels of the image.
-        metadata: is written at the top, as comments.
+        passes: the passes of a network with 1 or 3 colors, which are the first channels of the image.
+        metadata: written at the top, as comments.
     """
     notes = [f"// {key}: {value}" for key, value in {**metadata, "plan": json.dumps(_plan(passes))}.items()]
     values = {name: stored for one in passes for name, stored in one.reads.items()}
@@ -65,7 +65,7 @@ def _bindings(passes: tuple[Pass, ...]) -> Iterator[str]:
 
 
 def _read(name: str, stored: Stored) -> str:
-    """The function that reads a value, of a pixel of it and a group, and gives zeros outside."""
+    """The function that reads a value, given a pixel and a group, and returns zeros outside the image."""
     texture, parts = f"texture_{stored.writer}", stored.parts
     layer = (
         f"{stored.first} + (q.y % {parts} * {parts} + q.x % {parts}) * {stored.groups} + group, "

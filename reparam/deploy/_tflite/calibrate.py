@@ -1,4 +1,4 @@
-"""The ranges of the images inside of a graph."""
+"""Measures the ranges of the images inside a graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .scales import Range
 
 
 def ranges_of(graph: Graph, samples: Iterable[np.ndarray]) -> dict[str, Range]:
-    """The smallest and the largest value of every image, each the mean over the samples.
+    """The smallest and the largest value of every image, averaged over the samples.
 
     Args:
-        graph: in float32.
+        graph: a graph in float32.
         samples: inputs (N, C, H, W).
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -22,7 +22,7 @@ def ranges_of(graph: Graph, samples: Iterable[np.ndarray]) -> dict[str, Range]:
     interpreter = Interpreter(
         model_content=packed(graph, {}),
         experimental_preserve_all_tensors=True,
-        # Delegates keep what is inside of them to themselves.
+        # Delegates hide the values inside them.
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     (source,) = interpreter.get_input_details()

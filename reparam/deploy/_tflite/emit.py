@@ -1,4 +1,4 @@
-"""A plain network as a graph of TFLite."""
+"""Turns a plain network into a TFLite graph."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import replace
 
 from .._plain import Dynamic, Plain, Step, with_small_sums
-from . import emit_arithmetic, emit_convs, emit_sizes  # noqa: F401  # which fill the table of what puts operators down
+from . import emit_arithmetic, emit_convs, emit_sizes  # noqa: F401  # they fill the table of emitters
 from .emitter import ACTIVATIONS, EMITS, Emitter
 from .graph import Graph
 from .order import in_order
 
 _ACTIVATE = ("conv", "add", "multiply", "divide", "average", "largest")
-"""Steps whose last operator does an activation at its end."""
+"""Steps whose last operator can include an activation."""
 
 
 def graph_of(plain: Plain, dynamic: Dynamic, shuffle_as_conv: bool = False) -> Graph:
@@ -24,7 +24,7 @@ def graph_of(plain: Plain, dynamic: Dynamic, shuffle_as_conv: bool = False) -> G
         shuffle_as_conv: whether pixel shuffles are transposed convolutions of ones and zeros.
 
     Raises:
-        ExportError: for a step that no operator does.
+        ExportError: if no operator computes a step.
     """
     plain = in_order(with_small_sums(plain))
     graph = Graph("input", "output")
@@ -44,7 +44,7 @@ def graph_of(plain: Plain, dynamic: Dynamic, shuffle_as_conv: bool = False) -> G
 
 
 def _ended(plain: Plain) -> dict[str, str]:
-    """The names of steps that do an activation at their end, and of the activations."""
+    """The names of steps that include an activation, and of the activations."""
     uses = Counter([*(name for step in plain.steps for name in step.inputs), plain.output])
     by_name: dict[str, Step] = {step.name: step for step in plain.steps}
     ended: dict[str, str] = {}

@@ -91,7 +91,7 @@ def _affine(to: Emitter, x: str, scale: Tensor, shift: Tensor) -> str:
 
 
 def _short(numbers: Tensor) -> Tensor:
-    """One number where all are the same."""
+    """A single number if all are the same."""
     return numbers[0] if bool((numbers == numbers[0]).all()) else numbers
 
 

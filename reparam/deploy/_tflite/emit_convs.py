@@ -59,10 +59,10 @@ def _transposed(
 
 
 def _transposed_conv(to: Emitter, x: str, kernel: Tensor, bias: Tensor, stride: Pair) -> str:
-    """One whose result is as large as it can be: (n - 1) * stride + size.
+    """A transposed convolution without padding, whose result has (n - 1) * stride + size pixels.
 
     Args:
-        to: where to.
+        to: the emitter.
         x: the name of the image.
         kernel: (I, O, h, w).
         bias: (O,).
@@ -78,7 +78,7 @@ def _transposed_conv(to: Emitter, x: str, kernel: Tensor, bias: Tensor, stride: 
 
 
 def _filled(weight: Tensor, dilation: Pair, groups: int) -> Tensor:
-    """The same kernel (I, O/groups, h, w) without dilation and groups, with zeros in between."""
+    """The kernel (I, O/groups, h, w) without dilation and groups, filled up with zeros."""
     inputs, outputs, *size = weight.shape
     tall, wide = ((one - 1) * step + 1 for one, step in zip(size, dilation))
     whole = weight.new_zeros(groups, inputs // groups, groups, outputs, tall, wide)
@@ -93,7 +93,7 @@ def _average(to: Emitter, x: str, kernel: Pair, stride: Pair, padding: Pair, cou
         x, padding = surrounded(to, x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
     borders = _kind_of_borders(kernel, stride, padding)
     if borders is None:
-        raise to.refusal(f"means of {kernel} pixels in steps of {stride} that leave out {padding} around the image")
+        raise to.refusal(f"means of {kernel} pixels in steps of {stride} that do not count the padding {padding}")
     return _pooled(to, "AVERAGE_POOL_2D", x, kernel, stride, borders)
 
 
@@ -111,7 +111,7 @@ def _pooled(to: Emitter, kind: str, x: str, kernel: Pair, stride: Pair, borders:
 def _bordered(
     to: Emitter, x: str, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1), value: float = 0.0
 ) -> tuple[str, int]:
-    """The image, with borders where those of TFLite's two kinds are others, and the kind."""
+    """The image, padded if neither of TFLite's two kinds of padding fits, and the kind."""
     borders = _kind_of_borders(kernel, stride, padding, dilation)
     if borders is not None:
         return x, borders
@@ -119,7 +119,7 @@ def _bordered(
 
 
 def _kind_of_borders(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> int | None:
-    """What TFLite calls SAME has as much more on the right and below as keeps the number of steps: torch's has not."""
+    """TFLite's SAME pads more on the right and below, where needed to keep the number of steps; torch does not."""
     if padding == (0, 0):
         return _VALID
     centred = all(2 * pad == (size - 1) * step for size, pad, step in zip(kernel, padding, dilation))

@@ -1,4 +1,4 @@
-"""Borders, crops, enlarging and channels as operators of TFLite."""
+"""Padding, crops, upsampling and channels as operators of TFLite."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _pad(to: Emitter, x: str, amounts: Amounts, mode: str, value: float) -> str:
 
 
 def surrounded(to: Emitter, x: str, amounts: Amounts, value: float = 0.0) -> str:
-    """The image with a border of one number."""
+    """The image padded with a constant."""
     (batch, channels, height, width), (left, right, top, bottom) = to.shape(x), amounts
     shape = (batch, channels, height + top + bottom, width + left + right)
     inputs = [x, _ends(to, amounts), *([to.constant(value)] if value else [])]
@@ -108,7 +108,7 @@ def _resize(to: Emitter, x: str, factor: tuple[float, float], mode: str, align_c
     if mode == "bicubic":
         raise to.refusal("bicubic interpolation")
     if to.dynamic is True and not all(float(one).is_integer() for one in factor):
-        raise to.refusal(f"an image enlarged by {factor} where sizes are free")
+        raise to.refusal(f"an upsampling by {factor} with free sizes")
     size = scaled_size(to, x, factor, (0, 0))
     if mode == "nearest":
         return to.operator("RESIZE_NEAREST_NEIGHBOR", x, size)
@@ -116,7 +116,7 @@ def _resize(to: Emitter, x: str, factor: tuple[float, float], mode: str, align_c
 
 
 def scaled_size(to: Emitter, x: str, factor: Sequence[float], more: Sequence[int]) -> str:
-    """The name of the sizes of an image, times factors, and more: four of them, or two for height and width."""
+    """The name of an image's sizes, times factors, plus `more`: all four, or only height and width."""
     batch, channels, height, width = to.shape(x)
     size = [height, width] if len(factor) == 2 else [batch, height, width, channels]
     if not to.dynamic or (to.dynamic == "batch" and len(factor) == 2):

@@ -1,4 +1,4 @@
-"""A graph of TFLite, and its bytes."""
+"""A TFLite graph, and its bytes in a file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _OPTIONS = {
     "STRIDED_SLICE": "StridedSliceOptions",
     "TRANSPOSE_CONV": "TransposeConvOptions",
 }
-"""The table of the schema that holds the settings of an operator; others have none."""
+"""The table of the schema with the settings of an operator; other operators have none."""
 _VERSIONS = {
     np.dtype(np.float32): {"DEPTHWISE_CONV_2D": 2, "RESIZE_BILINEAR": 3, "RESIZE_NEAREST_NEIGHBOR": 3},
     np.dtype(np.float16): {"DEQUANTIZE": 3},
@@ -80,41 +80,41 @@ _VERSIONS = {
         "TRANSPOSE_CONV": 3,
     },
 }
-"""Of operators, by the type of their first tensor of numbers; the others are 1."""
+"""Versions of operators, by the type of their first tensor; all others are 1."""
 _VERSION_OF_NIBBLES = 7
-"""Of the convolutions, with weights of 4 bits."""
+"""Versions of the convolutions with weights of 4 bits."""
 _TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "int32": "INT32", "int8": "INT8", "uint8": "UINT8"}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What integers stand for: scale * (integer - zero)."""
+    """The quantization of integers, which stand for scale * (integer - zero)."""
 
     scale: np.ndarray
-    """One, or one for each index of an axis."""
+    """One scale, or one for each index of an axis."""
     zero: int = 0
     axis: int = 0
 
 
 @dataclass(frozen=True)
 class Array:
-    """What an operator takes or gives."""
+    """An input or output of an operator."""
 
     shape: tuple[int, ...]
-    """For the example."""
+    """Its shape for the example."""
     dtype: np.dtype
     free: tuple[int, ...] = ()
-    """The axes that may have any size."""
+    """Its free axes."""
     data: np.ndarray | None = None
-    """Of a constant."""
+    """The values of a constant."""
     scale: Scale | None = None
     nibbles: bool = False
-    """Whether these are integers of 4 bits, two of which share a byte of the file."""
+    """Whether these are 4-bit integers, two of which share a byte of the file."""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operation, with the names of what it takes and gives."""
+    """An operation, with the names of its inputs and output."""
 
     kind: str
     inputs: tuple[str, ...]
@@ -132,7 +132,7 @@ class Graph:
     operators: list[Operator] = field(default_factory=list)
 
     def constant(self, data: np.ndarray, name: str = "", scale: Scale | None = None, nibbles: bool = False) -> str:
-        """Adds a constant, and gives its name."""
+        """Add a constant, and return its name."""
         name = name or f"constant_{len(self.arrays)}"
         data = np.ascontiguousarray(data)
         self.arrays[name] = Array(data.shape, data.dtype, data=data, scale=scale, nibbles=nibbles)
@@ -143,8 +143,8 @@ def packed(graph: Graph, note: Mapping[str, str]) -> bytes:
     """The bytes of a file.
 
     Args:
-        graph: what it computes.
-        note: what else is known of the network, as JSON in the metadata.
+        graph: the graph.
+        note: what else is known about the network, stored as JSON in the metadata.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -181,7 +181,7 @@ def packed(graph: Graph, note: Mapping[str, str]) -> bytes:
 
 
 def note_in(file: bytes) -> dict[str, str]:
-    """The note in the bytes of a file; empty where there is none."""
+    """The note in the bytes of a file; empty if there is none."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(file)
@@ -243,14 +243,14 @@ def _tensor(schema: Any, name: str, array: Array, buffers: list[Any]) -> Any:
 
 
 def _in_pairs(data: np.ndarray) -> np.ndarray:
-    """Integers of 4 bits, two to a byte, of which the first is the lower half."""
+    """4-bit integers, two per byte, the first in the lower half."""
     halves = np.pad(data.ravel().astype(np.uint8) & 15, (0, data.size % 2))
     return halves[0::2] | halves[1::2] << 4
 
 
 def _buffer(schema: Any, data: np.ndarray | None) -> Any:
     class Aligned(schema.BufferT):
-        """As the schema asks: on multiples of 16 bytes, which its Python code forgets."""
+        """Align a buffer to 16 bytes, as the schema requires and its Python code does not do."""
 
         def Pack(self, builder: Any) -> Any:
             if self.data is not None:

@@ -1,4 +1,4 @@
-"""A graph of TFLite whose weights are stored in float16."""
+"""Stores the weights of a TFLite graph in float16."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .graph import Graph, Operator
 
 
 def with_half_weights(graph: Graph) -> Graph:
-    """The same graph, in which a `DEQUANTIZE` brings every weight from float16 to float32 before it is used.
+    """The same graph, in which a `DEQUANTIZE` converts every weight from float16 to float32 before it is used.
 
-    Programs do that once, before the first image, or compute in float16 altogether.
+    Programs do that once, before the first image, or compute in float16 throughout.
 
     Args:
-        graph: in float32.
+        graph: a graph in float32.
     """
     arrays, operators = dict(graph.arrays), []
     for operator in graph.operators:

@@ -1,4 +1,4 @@
-"""A graph of TFLite in whole numbers of 8 bits."""
+"""A TFLite graph in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .scales import Range, in_integers, scale_of_weights, with_scales
 
 _FLOAT, _INT8 = np.dtype(np.float32), np.dtype(np.int8)
 _WEIGHTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 0}
-"""Operators with weights, their second input, and which axis of these counts the output channels."""
+"""Operators whose second input is a weight, and the axis of its output channels."""
 _WITH_NIBBLES = ("CONV_2D", "DEPTHWISE_CONV_2D")
-"""Those whose weights may have 4 bits; the others' have 8 then."""
+"""The operators whose weights may have 4 bits; other weights then keep 8."""
 
 
 def in_int8(
     graph: Graph, ranges: Mapping[str, Range], per_channel: bool = True, bits: int = 8, io: str = "float32"
 ) -> Graph:
-    """The same network, computed in 8 bits where operators do, and in float32 where they do not.
+    """The same network, computed in 8 bits by operators that can, and in float32 by the others.
 
-    Where float32 comes out, the operators after the last weights stay in float32: the sum with the image, say.
+    If the output is float32, the operators after the last weights (such as the sum with the image) stay in float32.
 
     Args:
-        graph: in float32.
-        ranges: the smallest and the largest value of every image in it; those of its input stand firm, and so do those
-            of its output, if integers come out.
+        graph: a graph in float32.
+        ranges: the smallest and the largest value of every image in it. Those of the input are fixed, and so are those
+            of the output if it is integers.
         per_channel: whether each output channel of a weight has its own scale.
-        bits: of the weights, 8, 7 or 4.
-        io: what goes in and comes out: float32, uint8 or int8.
+        bits: bits of the weights, 8, 7 or 4.
+        io: the type of input and output: float32, uint8 or int8.
     """
     exact = _after_the_weights(graph) if io == "float32" else set()
     source, scales = with_scales(graph, ranges, exact)
@@ -38,7 +38,7 @@ def in_int8(
 
 
 def _after_the_weights(graph: Graph) -> set[str]:
-    """The names of what operators give that have no weights, nor has any that follows."""
+    """The outputs of operators without weights that are not followed by any operator with weights."""
     before: set[str] = set()
     for operator in reversed(graph.operators):
         if operator.kind in _WEIGHTS or operator.output in before:
@@ -47,7 +47,7 @@ def _after_the_weights(graph: Graph) -> set[str]:
 
 
 class _Rounding:
-    """The work of rounding one graph: images are had in integers and in float32, as operators ask for them."""
+    """Quantizes one graph. It provides each image in integers or in float32, as operators need it."""
 
     def __init__(
         self, source: Graph, scales: Mapping[str, Scale], exact: set[str], per_channel: bool, bits: int
@@ -56,7 +56,7 @@ class _Rounding:
         self.per_channel, self.bits = per_channel, bits
         self.graph = Graph(source.input, source.output, dict(source.arrays))
         self.integers: dict[str, str] = {}
-        """By the name of an image in the source, where it is in integers."""
+        """The integer version of an image, by its name in the source."""
         self.floats: dict[str, str] = {}
 
     def done(self, dtype: np.dtype) -> Graph:
@@ -83,7 +83,7 @@ class _Rounding:
             self.integers[name] = self._converted("QUANTIZE", name, self._integers(name), "int8")
 
     def _end(self, dtype: np.dtype) -> None:
-        """Gives the output its name."""
+        """Give the output its name."""
         name = self.source.output
         found = self._in_floats(name) if dtype == _FLOAT else self._in_integers(name)
         if dtype not in (_FLOAT, _INT8):
@@ -100,7 +100,7 @@ class _Rounding:
         ]
 
     def _round(self, operator: Operator) -> None:
-        """Puts an operator down in integers."""
+        """Add an operator in integers."""
         if operator.kind in _WEIGHTS:
             inputs = self._with_weights(operator)
         else:
@@ -110,7 +110,7 @@ class _Rounding:
         self._put(replace(operator, inputs=tuple(inputs), output=name))
 
     def _leave(self, operator: Operator) -> None:
-        """Puts an operator down in float32."""
+        """Add an operator in float32."""
         name = self.floats[operator.output] = f"{operator.output}/float32"
         self.graph.arrays[name] = self.source.arrays[operator.output]
         self._put(replace(operator, inputs=tuple(self._in_floats(one) for one in operator.inputs), output=name))
@@ -134,7 +134,7 @@ class _Rounding:
         return [names.get(one, one) for one in operator.inputs]
 
     def _constant(self, name: str) -> str | None:
-        """Numbers beside an image, rounded; None if it is an image."""
+        """A constant operand, rounded; None if it is an image."""
         array = self.source.arrays[name]
         if array.data is None or array.dtype != _FLOAT:
             return None if array.data is None else name
@@ -177,6 +177,6 @@ class _Rounding:
 
 
 def _turned(inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """Of a transposed convolution, whose sizes come first: image, weight and bias."""
+    """The inputs image, weight and bias. In a transposed convolution the sizes come first."""
     _, weight, image, bias = inputs
     return image, weight, bias

@@ -1,4 +1,4 @@
-"""Channels in the order in which TFLite shuffles them, and reorderings inside of the convolutions beside them."""
+"""Puts channels into the order in which TFLite shuffles them, inside the neighboring convolutions if possible."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from .._plain import Plain, Step
 
 _BY_CHANNEL = ("prelu", "clamp", "function", "affine", "power", "pad", "crop", "resize", "average", "largest", "mean")
-"""Steps that do the same to all channels, or have numbers for each."""
+"""Steps that treat all channels equally, or have constants per channel."""
 _OF_TWO = ("add", "multiply", "divide", "maximum", "minimum")
 
 
 def in_order(plain: Plain) -> Plain:
-    r"""The same function, with shuffles whose channels are (row, column, c) where torch has (c, row, column).
+    r"""The same function, with shuffles whose channels have the order (row, column, c) instead of torch's.
 
-    The channels are brought into this order before a shuffle, and out of it after an unshuffle, by a gather. Through
-    sums and activations that goes into the weights of the convolution beside it, where there is one.
+    torch's order is (c, row, column). A gather reorders the channels before a shuffle, and after an unshuffle. It moves
+    through sums and activations into the weights of a neighboring convolution, if there is one.
 
     Args:
         plain: the network.
 
     Returns:
-        Steps among which are `depth_to_space` and `space_to_depth`.
+        The network, whose steps include `depth_to_space` and `space_to_depth`.
     """
     net = replace(plain, steps=tuple(one for step in plain.steps for one in _reordered(step)))
     while (changed := _changed(net)) is not None:
@@ -33,7 +33,7 @@ def in_order(plain: Plain) -> Plain:
 
 
 def order_of(channels: int, factor: int) -> Tensor:
-    """Which channel of torch's order each one of (row, column, c) is."""
+    """The channel in torch's order of each channel in the order (row, column, c)."""
     return torch.arange(channels).reshape(-1, factor**2).t().flatten()
 
 
@@ -91,12 +91,12 @@ def _is_dense(step: Step) -> bool:
 
 
 def _all_of_it(net: Plain, gather: Step) -> bool:
-    """Whether no channel is left out, which a convolution would read for nothing."""
+    """Whether the gather drops no channel; a convolution would compute a dropped one for nothing."""
     return len(gather.settings["index"].unique()) == _shape(net, gather.inputs[0])[1]
 
 
 def _takes_order(net: Plain, name: str) -> bool:
-    """Whether a value can be had in another order of its channels for nothing."""
+    """Whether the channels of a value can be reordered at no cost."""
     step = next((step for step in net.steps if step.name == name), None)
     if step is None or name == net.output or sum(one.inputs.count(name) for one in net.steps) != 1:
         return False
@@ -106,7 +106,7 @@ def _takes_order(net: Plain, name: str) -> bool:
 
 
 def _before(net: Plain, step: Step, gather: Step) -> list[Step]:
-    """A step in the order that a gather after it would have brought, with the gather's name."""
+    """A step whose output has the order that the gather after it would make, under the gather's name."""
     index = gather.settings["index"]
     step = replace(step, name=gather.name, shape=gather.shape)
     if step.kind == "gather":
@@ -126,7 +126,7 @@ def _before(net: Plain, step: Step, gather: Step) -> list[Step]:
 
 
 def _taking(net: Plain, conv: Step, gather: Step) -> Step:
-    """A convolution of what was gathered as one of what it was gathered from."""
+    """A convolution of a gathered value, rewritten to read the value before the gather."""
     weight, index = conv.settings["weight"], gather.settings["index"]
     whole = weight.new_zeros(weight.shape[0], _shape(net, gather.inputs[0])[1], *weight.shape[2:])
     whole = whole.index_add(1, index, weight)

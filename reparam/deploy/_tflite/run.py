@@ -1,4 +1,4 @@
-"""What runs a file of TFLite."""
+"""Runs TFLite files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .graph import note_in, operators_in
 
 
 def run_litert(file: Path | bytes, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-    """A file of TFLite in LiteRT: from (N, C, H, W) to the same, in float32 whatever the file takes and gives."""
+    """Run a TFLite file in LiteRT, with (N, C, H, W) in float32 in and out, whatever types the file has."""
     from ai_edge_litert.interpreter import Interpreter
 
     given: dict[str, Any] = {"model_content": file} if isinstance(file, bytes) else {"model_path": str(file)}
@@ -34,7 +34,7 @@ def run_litert(file: Path | bytes, threads: int = 0) -> Callable[[np.ndarray], n
 
 
 def _as_told(x: np.ndarray, told: Mapping[str, Any]) -> np.ndarray:
-    """In the type of an input."""
+    """Convert to the type of an input."""
     scale, zero = told["quantization"]
     if not scale:
         return x
@@ -48,7 +48,7 @@ def _as_numbers(y: np.ndarray, told: Mapping[str, Any]) -> np.ndarray:
 
 
 def about_tflite(file: Path) -> tuple[dict[str, str], tuple[int | None, ...]]:
-    """The note in a file, and the shape of its input as (N, C, H, W), None where a size is free."""
+    """The note in a file, and the shape of its input as (N, C, H, W), with None for free sizes."""
     from ai_edge_litert.interpreter import Interpreter
 
     (source,) = Interpreter(model_path=str(file)).get_input_details()

@@ -1,4 +1,4 @@
-"""What the integers of a graph stand for."""
+"""Finds the scales and zero points of the integers in a graph."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _AS_THEY_CAME = (
     "SPACE_TO_DEPTH",
     "STRIDED_SLICE",
 )
-"""Operators that give integers of the scale of those that they take."""
+"""Operators whose output has the same scale as their input."""
 _FIRM = {"LOGISTIC": Scale(np.array([1 / 256]), -128), "TANH": Scale(np.array([1 / 128]), 0)}
-"""Operators that give integers of one scale only."""
+"""Operators whose output has a fixed scale."""
 _IN_INTEGERS = (
     *_AS_THEY_CAME,
     *_FIRM,
@@ -55,8 +55,8 @@ def in_integers(operator: Operator, exact: Collection[str] = ()) -> bool:
     """Whether an operator computes in 8 bits.
 
     Args:
-        operator: of a graph in float32.
-        exact: names of what is to be computed in float32.
+        operator: an operator of a graph in float32.
+        exact: names of values that must be computed in float32.
     """
     return operator.kind in _IN_INTEGERS and operator.output not in exact
 
@@ -64,17 +64,17 @@ def in_integers(operator: Operator, exact: Collection[str] = ()) -> bool:
 def with_scales(
     graph: Graph, ranges: Mapping[str, Range], exact: Collection[str] = ()
 ) -> tuple[Graph, dict[str, Scale]]:
-    """Finds a scale for every image of a graph.
+    """Find a scale for every image of a graph.
 
-    Where an operator takes images of two scales and can do but one, one of them is brought to the other's first.
+    If an operator needs its inputs in one scale and they have two, a `QUANTIZE` converts one of them first.
 
     Args:
-        graph: in float32.
-        ranges: the smallest and the largest value of every image; those of its input and output stand firm.
-        exact: names of what is to be computed in float32.
+        graph: a graph in float32.
+        ranges: the smallest and the largest value of every image; those of input and output are fixed.
+        exact: names of values that must be computed in float32.
 
     Returns:
-        The graph, in which some `QUANTIZE` are new, and the scales by the names of images and of numbers beside them.
+        The graph, with any new `QUANTIZE`, and the scales by the names of images and constants.
     """
     groups = _Groups(graph, dict(ranges))
     groups.firm[graph.input] = scale_of(*ranges[graph.input])
@@ -95,10 +95,10 @@ class _Groups:
         self.graph = Graph(graph.input, graph.output, dict(graph.arrays))
         self.above: dict[str, str] = {}
         self.firm: dict[str, Scale] = {}
-        """By the first of a group, the scale that it must have."""
+        """The required scale of a group, by its first member."""
 
     def add(self, operator: Operator) -> None:
-        """Puts an operator down, and its output into a group."""
+        """Add an operator, and put its output into a group."""
         if operator.kind in _FIRM:
             self.firm[operator.output] = _FIRM[operator.kind]
         if operator.kind in _AS_THEY_CAME:
@@ -111,7 +111,7 @@ class _Groups:
         self.graph.operators.append(operator)
 
     def end(self, scale: Scale) -> None:
-        """Gives the output its scale."""
+        """Give the output its scale."""
         name = self.graph.output
         if self._first(name) in self.firm:
             self._rename(name, f"{name}/loose")
@@ -119,7 +119,7 @@ class _Groups:
         self.firm[self._first(name)] = scale
 
     def _rename(self, old: str, new: str) -> None:
-        """Gives what the last operator gives another name."""
+        """Rename the output of the last operator."""
         self.graph.operators[-1] = replace(self.graph.operators[-1], output=new)
         self.graph.arrays[new], self.ranges[new] = self.graph.arrays[old], self.ranges[old]
         self.above = {new if one == old else one: new if first == old else first for one, first in self.above.items()}
@@ -138,7 +138,7 @@ class _Groups:
         return found
 
     def _loose(self, name: str) -> str:
-        """The same image in a scale of its own."""
+        """The same image in its own scale."""
         other = f"{name}/loose"
         if other not in self.graph.arrays:
             self.graph.arrays[other], self.ranges[other] = self.graph.arrays[name], self.ranges[name]
@@ -164,21 +164,21 @@ class _Groups:
 
 
 def scale_of(low: float, high: float) -> Scale:
-    """Of activations: 256 steps from low to high, and zero is one of them."""
+    """The scale of activations: 256 steps from low to high, one of which is zero."""
     low, high = min(low, 0.0), max(high, 0.0)
-    step = ((high - low) or 1.0) / 255  # of channels that are always zero, any
+    step = ((high - low) or 1.0) / 255  # any step does for channels that are always zero
     return Scale(np.array([step]), round(-128 - low / step))
 
 
 def scale_of_weights(weight: np.ndarray, axis: int | None, levels: int, bias: np.ndarray, step: float) -> Scale:
-    """Of weights: the same number of steps to both sides of zero.
+    """The scale of weights: the same number of steps on both sides of zero.
 
     Args:
-        weight: the numbers.
-        axis: of the output channels, each of which gets a scale; None for one scale.
-        levels: how many steps there are to a side.
-        bias: what is added, in steps of those of the image times this scale, which must not be more than 2^30.
-        step: of the image.
+        weight: the weight.
+        axis: the axis of the output channels, each of which gets a scale; None for one scale.
+        levels: the number of steps on each side.
+        bias: the bias, in steps of the image's step times this scale; it must not exceed 2^30 steps.
+        step: the step of the image.
     """
     if axis is None:
         largest, most = np.abs(weight).max(keepdims=True).reshape(1), np.abs(bias).max(keepdims=True)

@@ -1,4 +1,4 @@
-"""A network as a file of TFLite."""
+"""Writes a network as a TFLite file."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def write_tflite(
     half: bool = False,
     shuffle_as_conv: bool = False,
 ) -> None:
-    """Writes a fused network, (N, H, W, C) in and out, in float32.
+    """Write a fused network in float32, with (N, H, W, C) in and out.
 
     Args:
-        net: in eval mode, in float32.
+        net: the network, in eval mode, in float32.
         example: an input (N, C, H, W).
         dynamic: which sizes are free.
-        file: where to.
-        note: what the metadata says.
+        file: the file to write.
+        note: the note for the metadata.
         half: whether weights are stored in float16.
         shuffle_as_conv: whether pixel shuffles are transposed convolutions of ones and zeros.
 
@@ -53,16 +53,16 @@ def write_int8_tflite(
     bits: int,
     io: str,
 ) -> None:
-    """Writes a fused network that enlarges images in 8 bits, of any size.
+    """Write a fused image network in 8 bits, for images of any size.
 
     Args:
-        net: in eval mode, in float32, with `colors`; what it takes and gives is of 0 to 1.
-        file: where to.
-        note: what the metadata says.
-        samples: inputs (N, C, H, W), to measure activations on.
+        net: the network, in eval mode, in float32, with `colors`; input and output are in the range 0 to 1.
+        file: the file to write.
+        note: the note for the metadata.
+        samples: inputs (N, C, H, W), used to measure activations.
         per_channel: whether each output channel of a weight has its own scale.
-        bits: of the weights, 8, 7 or 4.
-        io: what goes in and comes out, "float32", "uint8" or "int8".
+        bits: bits of the weights, 8, 7 or 4.
+        io: the type of input and output, "float32", "uint8" or "int8".
 
     Raises:
         ExportError: for what TFLite has no operator for.

@@ -1,4 +1,4 @@
-"""How the papers' codes, and this library, name the tensors of their blocks."""
+"""How the papers' codebases, and this library, name the tensors of their blocks."""
 
 from . import super_resolution, vision  # each fills the list below
 from .base import LAYOUTS, Layout, Names, Options, Part, Tensors

@@ -1,4 +1,4 @@
-"""What a layout is: the names by which a block is known, and how it is built from its tensors."""
+"""What a layout is: the keys that identify a block, and how the block is built from its tensors."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ...errors import CheckpointError
 
 Tensors = Mapping[str, Tensor]
 Names = dict[str, Any]
-"""Official name to ours (a str), of modules or of single tensors; None for what the function does not depend on."""
+"""Official name to ours (a str), for modules or single tensors; None for what does not affect the output."""
 
 T = TypeVar("T")
 PerBlock = Union[T, Mapping[str, T], None]  # noqa: UP007  # mypy takes no alias that begins with a TypeVar and |
-"""A value for all blocks, or values by shell pattern of the block's name; None where nothing is told."""
+"""A value for all blocks, or values by shell pattern of the block's name; None if not given."""
 
 _QUESTIONS = {
-    "eps": "eps of the batch norms (1e-3 in the detectors that this block is from, torch's is 1e-5): pass eps",
+    "eps": "the eps of its batch norms (1e-3 in the detectors that this block is from, 1e-5 in torch): pass eps",
     "identity": "whether it adds its input: pass identity=True or False",
     "pool": "whether it adds the average of its window: pass pool=True or False",
-    "groups": "in how many groups its channels are: pass groups",
-    "dilations": "how far apart the taps of its small kernels are: pass dilations, a number for each of them",
+    "groups": "how many groups its channels form: pass groups",
+    "dilations": "how far apart the taps of its small kernels are: pass dilations, one number for each kernel",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """What keys leave open, for all blocks or by pattern, as `fuse_state_dict` takes it; by `at`, of one block."""
+    """What keys leave open: for all blocks or by pattern, as `fuse_state_dict` takes it. `at` picks one block's."""
 
     eps: Any = None
     identity: Any = None
@@ -42,7 +42,7 @@ class Options:
     pool: Any = None
 
     def at(self, name: str) -> Options:
-        """What is told of the block of this name."""
+        """The options for the block of this name."""
         told = {}
         for option in fields(self):
             value = getattr(self, option.name)
@@ -52,45 +52,45 @@ class Options:
         return Options(**told)
 
     def ask(self, *names: str) -> None:
-        """Refuses to guess.
+        """Refuse to guess these options.
 
         Raises:
-            CheckpointError: if one of these is not told; all that are not are named.
+            CheckpointError: if some are not given; the message names them.
         """
         if untold := [_QUESTIONS[name] for name in names if getattr(self, name) is None]:
             raise CheckpointError(
-                f"no key tells {'; nor '.join(untold)} (to the command as --{' and --'.join(names)}); where blocks "
-                "differ, by the pattern of their names: {'stage1.*': ..., '*': ...}"
+                f"the keys do not say {'; nor '.join(untold)} (on the command line: --{' and --'.join(names)}); if "
+                "blocks differ, pass a dict by the pattern of their names: {'stage1.*': ..., '*': ...}"
             )
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of our blocks, and which tensors of a state dict are its."""
+    """One of our blocks, and the tensors of a state dict that belong to it."""
 
     block: Callable[[], Branch]
     names: Names
     fused: str
-    """Where the authors' inference code has the convolution."""
+    """The name of the convolution in the authors' inference code."""
     given: Tensors = field(default_factory=dict)
-    """What no renaming makes of the tensors, under our names; their official names are None above."""
+    """Tensors that are not only renamed but computed, under our names; their official names map to None above."""
     kind: str = ""
-    """What it is called, if not by the name of the layout."""
+    """Its name in reports, if not the name of the layout."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The names that give a block away, and what to build for them."""
+    """The keys that identify a block, and what to build for them."""
 
     name: str
     marks: tuple[str, ...]
     parts: Callable[[Tensors, Options], list[Part]]
     keeps: bool
-    """Whether the authors' inference code still wants the tensors of the branches."""
+    """Whether the authors' inference code still needs the tensors of the branches."""
     beside: tuple[str, ...] = ()
-    """Modules of the block that its authors' inference code keeps as they are: gates, activations, further blocks."""
+    """Modules of the block that its authors' inference code keeps unchanged: gates, activations, further blocks."""
     inside_of: tuple[str, ...] = ()
-    """Patterns of keys beside the block, which together tell of a larger one around it that the authors fuse whole."""
+    """Patterns of keys next to the block that together identify a larger block around it, which authors fuse whole."""
 
 
 LAYOUTS: list[Layout] = []
@@ -98,7 +98,7 @@ LAYOUTS: list[Layout] = []
 
 
 def layout(name: str, *marks: str, keeps: bool = False, **around: tuple[str, ...]):
-    """Registers a function as a layout, known by keys that are all there; `around` is `beside` and `inside_of`."""
+    """Register a function as a layout, identified by keys that are all present; `around`: `beside` and `inside_of`."""
 
     def register(parts: Callable[[Tensors, Options], list[Part]]) -> Callable[[Tensors, Options], list[Part]]:
         LAYOUTS.append(Layout(name, marks, parts, keeps, **around))
@@ -118,7 +118,7 @@ def shape(t: Tensors, key: str) -> tuple[int, int, tuple[int, ...]]:
 
 
 def grouped(t: Tensors, key: str, identity: str) -> tuple[int, int, tuple[int, ...], int]:
-    """In, out, kernel size and groups; without an identity the groups cannot be seen, and do not matter."""
+    """In, out, kernel size and groups. Without an identity the groups cannot be read, and do not matter."""
     out_channels, per_group, size = shape(t, key)
     if identity not in t:
         return per_group, out_channels, size, 1
@@ -127,10 +127,10 @@ def grouped(t: Tensors, key: str, identity: str) -> tuple[int, int, tuple[int, .
 
 
 def inputs_of(t: Tensors, key: str, options: Options, *, pool: bool) -> tuple[int, int]:
-    """Input channels and groups of a block whose identity has no tensor, and is there at stride 1 only.
+    """Input channels and groups of a block whose identity has no tensor, and exists only at stride 1.
 
     Raises:
-        CheckpointError: where an identity is possible and not told, or the groups that it depends on are not.
+        CheckpointError: if an identity is possible, and the option or the groups that it depends on are not given.
     """
     out_channels, per_group, _ = shape(t, key)
     if out_channels % per_group == 0 and options.identity is not False:
@@ -147,5 +147,5 @@ def where_asked(options: Options, default: bool) -> bool | None:
 
 
 def conv_bn(official: str, ours: str) -> Names:
-    """A convolution with a batch norm, in their code and as our branch."""
+    """The names of a convolution with a batch norm, in their code and in our branch."""
     return {f"{official}.conv": f"{ours}.conv", f"{official}.bn": f"{ours}.norm"}

@@ -1,4 +1,4 @@
-"""The blocks of this library in any network: sums of branches, each read off its tensors."""
+"""The blocks of this library in any network: sums of branches, each read from its tensors."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _IN_BRANCH = re.compile(r"((?:.*?\.)??)branches\.\d+\.")
 
 
 def own_blocks(state_dict: Tensors, root: str = "") -> Iterator[str]:
-    """The prefixes of all blocks; what is called `branches` and holds no branch of ours is searched for blocks."""
+    """The prefixes of all blocks. A module called `branches` that holds no branch of ours is searched for blocks."""
     found = (match[1] for key in state_dict if key.startswith(root) and (match := _IN_BRANCH.match(key[len(root) :])))
     for prefix in dict.fromkeys(root + name for name in found):
         t = below(state_dict, prefix[:-1]) if prefix else state_dict
         parts = numbered(t, "branches")
         ours = any(heads_of(part) in HEADS for part in parts.values()) or all(map(_is_block, parts.values()))
         others = heads_of(t) - {"branches", "norm"}
-        if ours and (prefix or not others):  # else a network that calls a list of its layers so
+        if ours and (prefix or not others):  # else it is a network with a list of layers called so
             yield prefix
         else:
             for index in parts:
@@ -62,40 +62,40 @@ def _own(t: Tensors, options: Options) -> list[Part]:
     for index, part in parts.items():
         if _is_block(part):
             raise CheckpointError(
-                f"branch {index} is a block itself, so that no key tells this sum of blocks from a list of blocks that "
-                "is called 'branches'; fuse it as a model, with reparam.fuse"
+                f"branch {index} is a block itself, so the keys do not distinguish a sum of blocks from a list of "
+                "blocks that is called 'branches'; fuse it as a model, with reparam.fuse"
             )
         heads = heads_of(unscaled(part))
         if heads not in HEADS and heads - {"branches"}:
-            raise CheckpointError(f"branch {index} is none of this library's; it has {some_keys(part)}")
+            raise CheckpointError(f"branch {index} is not a branch of this library; it has {some_keys(part)}")
         if HEADS.get(heads) == "slice":
             raise CheckpointError(
-                f"branch {index} works on a part of the channels, and no key tells on how many of them the block does; "
-                "fuse it as a model, with reparam.fuse"
+                f"branch {index} works on a part of the channels, and the keys do not say how many channels the block "
+                "has; fuse it as a model, with reparam.fuse"
             )
     if not any(tensor.dim() > 2 for tensor in t.values()):
-        raise CheckpointError("it has no convolution, so that no key tells its size")
+        raise CheckpointError("it has no convolution, so the keys do not say its size")
     ways = _told(_ways(t, parts, options), options)
     if len(ways) > 1:
         _ask(list(ways), options)
     for way, name in ways.values():
         return [Part(way.build, {"branches": "branches", "norm": "norm"}, "", kind=name)]
-    raise CheckpointError("its shapes make up no block")
+    raise CheckpointError("its shapes do not form a block")
 
 
 OWN = Layout("a block of reparam", ("branches.0.conv.weight",), _own, keeps=False)
-"""Known by more than marks; see `own_blocks`."""
+"""Identified by more than its marks; see `own_blocks`."""
 
 _PAPERS = [block for block in map(vars(blocks).get, reversed(blocks.__all__)) if block in ConvBlock.__subclasses__()]
-_PAPERS.sort(key=lambda block: block is blocks.RepVGGDW)  # which with some options is one of the others
-"""The blocks of the papers; of those with the same branches the first one gives its name."""
+_PAPERS.sort(key=lambda block: block is blocks.RepVGGDW)  # last: with some options it equals another one
+"""The blocks of the papers. Of those with the same branches, the first one lends its name."""
 
 Ways = dict[str, tuple[Reading, str]]
 """Every way to read a block, by its kind, with the name of the class that has it."""
 
 
 def _ways(t: Tensors, parts: Mapping[int, Tensors], options: Options) -> Ways:
-    """All ways; those of the papers' blocks only, if there are any."""
+    """All ways to read the block; only those of the papers' blocks, if there are any."""
     inputs = max(first_weight(part).shape[1] for part in parts.values() if has_weight(part))
     for several in _groups(parts, inputs, options):
         papers: Ways = {}
@@ -114,18 +114,18 @@ def _ways(t: Tensors, parts: Mapping[int, Tensors], options: Options) -> Ways:
 
 
 def _with_identity_of_ones_own(kind: str, known: Mapping[str, str]) -> bool:
-    """Whether it may be a paper's block of public branches, to which somebody added an identity."""
+    """Whether it may be a paper's block with an identity that its user added."""
     base = kind.removesuffix("+identity)")
     return base != kind and "[" not in kind and "side" not in kind and f"{base})" in known
 
 
 def _keys(t: Tensors) -> frozenset[str]:
-    """Of the branches, without the counts, which old files lack."""
+    """The keys of the branches, without `num_batches_tracked`, which old files lack."""
     return frozenset(key for key in t if key.startswith("branches.") and not key.endswith("num_batches_tracked"))
 
 
 def _groups(parts: Mapping[int, Tensors], inputs: int, options: Options) -> list[list[int]]:
-    """Which numbers of groups are possible: first those that a paper's block would have, then all."""
+    """The possible numbers of groups: first those that a paper's block would have, then all."""
     if options.groups is not None:
         return [[options.groups]]
     kinds = {index: HEADS[heads_of(part)] for index, part in parts.items()}
@@ -142,7 +142,7 @@ def _groups(parts: Mapping[int, Tensors], inputs: int, options: Options) -> list
 
 
 def _sums(t: Tensors, parts: Mapping[int, Tensors], spec: ConvSpec, options: Options) -> Iterator[Reading]:
-    """Every sum of branches that these tensors may be: a number that is skipped is a branch without tensors."""
+    """Every sum of branches that these tensors may be. A number that is skipped is a branch without tensors."""
     small = [part for part in map(unscaled, parts.values()) if _open_dilation(part, spec)]
     if any(
         (most - 1) // (k - 1) > 1
@@ -153,12 +153,12 @@ def _sums(t: Tensors, parts: Mapping[int, Tensors], spec: ConvSpec, options: Opt
         options.ask("dilations")
     told = options.dilations
     if told is not None and small and len(told) != len(small):
-        raise CheckpointError(f"there are {len(small)} small kernels, but got dilations={told!r}")
+        raise CheckpointError(f"dilations needs one number for each of {len(small)} small kernels, but got {told!r}")
     dilations = iter(told) if told is not None and small else None
     each = [readings(parts.get(index, {}), spec, dilations) for index in range(max(parts) + 1)]
     identity, pool = readings({}, spec, None)
     hidden = has_identity(spec) and not any(len(ways) > 1 and ways[0].kind.endswith("identity") for ways in each)
-    ends = [[], [identity], [pool], [identity, pool]] if hidden else [[]]  # who has one has it once
+    ends = [[], [identity], [pool], [identity, pool]] if hidden else [[]]  # a block has at most one of each
     for way, end in product(product(*each), ends):
         yield joined([*way, *end], spec, bn=norm_of(below(t, "norm"), spec.ndim))
 
@@ -168,7 +168,7 @@ def _open_dilation(part: Tensors, spec: ConvSpec) -> bool:
 
 
 def _told(ways: Ways, options: Options) -> Ways:
-    """The ways that fit what is told of identity and pool: as many of them as possible, or as few."""
+    """The ways that fit the options identity and pool: with as many of them as possible, or as few."""
     for kind in ("identity", "pool"):
         wanted = getattr(options, kind)
         if wanted is not None and ways:
@@ -178,10 +178,10 @@ def _told(ways: Ways, options: Options) -> Ways:
 
 
 def _ask(ways: list[str], options: Options) -> None:
-    """Asks for what tells the ways apart."""
+    """Raise an error that asks for the option that decides between the ways."""
     options.ask(*(kind for kind in ("identity", "pool") if len({way.count(kind) for way in ways}) > 1))
     raise CheckpointError(
-        f"it may be any of {', '.join(ways)}, which no key tells; fuse it as a model, with reparam.fuse"
+        f"it may be any of {', '.join(ways)}, and the keys do not say which; fuse it as a model, with reparam.fuse"
     )
 
 
@@ -189,7 +189,7 @@ def _ask(ways: list[str], options: Options) -> None:
 def _papers(
     inside: int, outside: int, size: tuple[int, ...], groups: int, heads: tuple[str, ...]
 ) -> Mapping[frozenset[str], Mapping[str, str]]:
-    """The papers' blocks of a geometry whose branches begin with these: kinds and classes, by their keys."""
+    """The papers' blocks of a geometry whose branches look like `heads`: kinds and classes, by their keys."""
     found: dict[frozenset[str], dict[str, str]] = {}
     for block, stride in product(_PAPERS, (1, 2)):
         spec = ConvSpec(inside, outside, size, stride, groups=groups, ndim=len(size))
@@ -208,7 +208,7 @@ def _papers(
 
 
 def _heads(factory: Any, size: tuple[int, ...]) -> tuple[str, ...]:
-    """What the tensors of a branch may look like, before it is built; "" is none at all."""
+    """What the tensors of a branch may look like, before it is built; "" stands for no tensors."""
     made, told = getattr(factory, "func", factory), getattr(factory, "keywords", {})
     if not inspect.isclass(made):
         return ("chain",)

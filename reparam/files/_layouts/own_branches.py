@@ -1,4 +1,4 @@
-"""The branches of this library, built by what their tensors tell: every way in which that may be meant."""
+"""The branches of this library, built from their tensors: every way in which the tensors can be read."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Reading(NamedTuple):
     """One way to read some tensors."""
 
     kind: str
-    """As `kind_of` the module that it builds."""
+    """What `kind_of` returns for the module that it builds."""
     build: Callable[..., Any]
-    """Makes a branch from its spec, a stage of a chain from its input channels."""
+    """Makes a branch from its spec, or a stage of a chain from its input channels."""
 
 
 def readings(t: Tensors, spec: ConvSpec, dilations: Iterator[int] | None) -> list[Reading]:
-    """What a branch of these tensors may be; of no tensors, an identity or a pool."""
+    """The ways to read the tensors of a branch; without tensors, an identity or a pool."""
     if not t:
         return [Reading("identity", IdentityBranch), Reading("pool", partial(AvgPoolBranch, conv=False))]
     if heads_of(t) == {"branches"}:
@@ -120,7 +120,7 @@ def _chains(t: Tensors, spec: ConvSpec) -> list[Reading]:
     """Every way to read a `SequentialBranch`: a product over its layers."""
     layers, channels = numbered(t, "layers"), spec.in_channels
     if list(layers) != list(range(len(layers))):
-        raise CheckpointError(f"'layers' has tensors at {list(layers)} only, and what is between them no key tells")
+        raise CheckpointError(f"'layers' has tensors only at {list(layers)}, and the keys do not say what is between")
     ways: list[list[tuple[str, nn.Module]]] = []
     for layer in layers.values():
         ways.append(_stages(layer, channels, spec))
@@ -136,7 +136,7 @@ def _chain_of(builds: list[Any]) -> Callable[..., Branch]:
 
 
 def _stages(t: Tensors, channels: int, spec: ConvSpec) -> list[tuple[str, Any]]:
-    """What a layer of a chain may be, and how it is made."""
+    """What a layer of a chain may be, and how to make it."""
     ndim, keys = spec.ndim, set(t)
     if any(key.startswith("branches.") for key in keys):
         return [(reading.kind, reading.build) for reading in nested(t, channels)]
@@ -166,7 +166,7 @@ def _filter(size: tuple[int, ...], channels: int, bias: bool) -> FixedFilter:
 
 
 def nested(t: Tensors, channels: int) -> list[Reading]:
-    """What a block inside of a chain may be, given its input channels."""
+    """What a block inside a chain may be, given its input channels."""
     parts = numbered(t, "branches")
     first = first_weight(next(iter(parts.values())))
     size, groups = taps(t), channels // first.shape[1]
@@ -197,7 +197,7 @@ def norm_of(t: Tensors, ndim: int) -> NormChoice:
 
 
 def kind_of(module: Any) -> str:
-    """What a reading of its tensors calls a branch or a block."""
+    """The kind that a reading of its tensors gives to a branch or a block."""
     if isinstance(module, ReparamBlock):
         return f"({'+'.join(map(kind_of, module.branches))})"
     if isinstance(module, SequentialBranch):
@@ -209,7 +209,7 @@ def kind_of(module: Any) -> str:
 
 
 def kind_of_class(made: type) -> str:
-    """The same for the classes of branches that are no chain and no block."""
+    """The same for classes of branches that are neither chains nor blocks."""
     kinds: dict[type, str] = {
         IdentityBranch: "identity",
         AvgPoolBranch: "pool",

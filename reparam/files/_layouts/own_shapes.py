@@ -1,4 +1,4 @@
-"""What keys and shapes tell of a branch of this library before anything is built: its kind, taps, channels, groups."""
+"""What keys and shapes say about a branch of this library before it is built: its kind, taps, channels, groups."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ HEADS: Mapping[frozenset[str], str] = {
     }.items()
     for heads in several
 }
-"""The first words of a branch's keys, and what it is."""
+"""The first words of a branch's keys, and the kind of branch."""
 
 
 def below(t: Tensors, name: str) -> dict[str, Tensor]:
-    """The tensors under a name, without it."""
+    """The tensors under a name, with the name removed from their keys."""
     return {key[len(name) + 1 :]: tensor for key, tensor in t.items() if key.startswith(f"{name}.")}
 
 
 def numbered(t: Tensors, name: str) -> dict[int, dict[str, Tensor]]:
-    """The tensors under the numbers under a name."""
+    """The tensors under each number under a name."""
     found: dict[int, dict[str, Tensor]] = {}
     for key, tensor in below(t, name).items():
         index, _, rest = key.partition(".")
@@ -53,17 +53,17 @@ def size_of(weight: Tensor) -> tuple[int, ...]:
 
 
 def shape_of(size: tuple[int, ...], whole: tuple[int, ...]) -> str:
-    """How a kernel lies in the whole, by axis: one tap, all of them, or some."""
+    """How many of the whole kernel's taps a kernel has, by axis: one, all, or some."""
     return "".join("1" if k == 1 else "k" if k == most else "s" for k, most in zip(size, whole))
 
 
 def is_small(size: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Whether a kernel of several taps has fewer than the whole, so that they may lie farther apart."""
+    """Whether a kernel of several taps has fewer than the whole kernel, and so may be dilated."""
     return any(1 < k < most for k, most in zip(size, whole))
 
 
 def unscaled(t: Tensors) -> Tensors:
-    """The tensors of the branch inside of one with a scale."""
+    """The tensors of the branch inside a scaled one."""
     return unscaled(below(t, "branch")) if "scale.scale" in t and "down.weight" not in t else t
 
 
@@ -79,12 +79,12 @@ def taps(t: Tensors) -> tuple[int, ...]:
 
 
 def first_weight(t: Tensors) -> Tensor:
-    """The weight that a branch begins with, which tells how many inputs each group has."""
+    """The first weight of a branch, which has the number of inputs per group."""
     return next(tensor for key, tensor in t.items() if tensor.dim() > 2 and key.endswith("weight"))
 
 
 def outputs_of(parts: Mapping[int, Tensors]) -> int:
-    """Output channels, as the first branch ends."""
+    """Output channels, from the end of the first branch."""
     part = next(filter(has_weight, map(unscaled, parts.values())), next(iter(parts.values())))
     last = {
         "expand": "squeeze.weight",
@@ -112,7 +112,7 @@ def outputs_after(t: Tensors, channels: int) -> int:
 
 
 def groups_inside(t: Tensors) -> list[int]:
-    """The groups of every convolution of a branch but the first, which the one before it tells."""
+    """The groups of every convolution of a branch but the first, computed from the convolution before it."""
     t = unscaled(t)
     for first, second in (("expand", "squeeze"), ("down", "up")):
         if f"{first}.weight" in t:

@@ -1,4 +1,4 @@
-"""The blocks of super-resolution: one function per layout, read beside the block that it builds."""
+"""The blocks of super-resolution: one function per layout. Read each next to the block that it builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocks of classification and detection: one function per layout, read beside the block that it builds."""
+"""The blocks of classification and detection: one function per layout. Read each next to the block that it builds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _qarepvgg_super_gradients(t: Tensors, options: Options) -> list[Part]:
 
 
 def _orepa_terms(t: Tensors, kind: str, ours: str, groups: int) -> tuple[Names, dict[str, Tensor]]:
-    """OREPA's terms under `ours`: what is renamed, and what is reshaped."""
+    """OREPA's terms under `ours`: the names of those that are renamed, and the tensors that are reshaped."""
     point = [("1x1", "4.layers.0.weight")] if f"{kind}_1x1" in t else []  # not in the block of RepVGG's shape
     last = 4 + len(point)
     inner = "1x1_kxk_idconv1" if f"{kind}_1x1_kxk_idconv1" in t else "1x1_kxk_conv1"
@@ -159,7 +159,7 @@ def _dbb(t: Tensors, options: Options) -> list[Part]:
     groups = hidden // shape(t, "dbb_1x1_kxk.conv2.weight")[1]
     _check_identity(first, hidden, groups * per_group)
     block = partial(DiverseBranchBlock, groups * per_group, outside, size, groups=groups, hidden_channels=hidden)
-    point = "dbb_1x1.conv.weight" in t  # there is none in a depthwise block
+    point = "dbb_1x1.conv.weight" in t  # a depthwise block has none
     pool, chain = f"branches.{1 + point}", f"branches.{2 + point}.layers"
     names = {
         **conv_bn("dbb_origin", "branches.0"),
@@ -173,11 +173,11 @@ def _dbb(t: Tensors, options: Options) -> list[Part]:
 
 
 def _check_identity(name: str, hidden: int, inside: int) -> None:
-    """A square 1x1 has an identity added to it, and says so in its name."""
+    """Check the name of the inner 1x1: `idconv1` if it is square, and then an identity is added to it."""
     if ("id" in name) != (hidden == inside):
         raise CheckpointError(
-            f"{name!r} makes {hidden} of {inside} channels; where the two are equal it must be called idconv1, to "
-            "which an identity is added, and conv1 elsewhere"
+            f"{name!r} has {hidden} output channels for {inside} input channels; if the two are equal it must be "
+            "called idconv1, as an identity is added to it, and otherwise conv1"
         )
 
 

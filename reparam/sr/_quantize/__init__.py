@@ -1,4 +1,4 @@
-"""Networks in 8 bits, after their training."""
+"""Quantizes networks to 8 bits after training."""
 
 from .quantizer import QuantizationReport, quantize
 from .ranges import LayerRange

@@ -1,4 +1,4 @@
-"""A fused network that is taught to give the same with weights of few bits."""
+"""Trains a fused network to return the same with weights of few bits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 _RATE = 5e-4
-"""Of Adam at first; it falls to zero along a cosine."""
+"""Adam's learning rate at the start; it falls to zero along a cosine."""
 
 
 class Rounded(nn.Module):
-    """Weights as integers hold them; gradients go through as if nothing were rounded.
+    """Rounds weights as integers hold them. Gradients pass as if nothing was rounded.
 
     Args:
-        bits: of a weight; the integers go to both sides of zero alike.
+        bits: bits of a weight; the range of the integers is symmetric around zero.
         per_channel: whether each output channel has its own scale.
     """
 
@@ -27,27 +27,27 @@ class Rounded(nn.Module):
         self.levels, self.per_channel = 2 ** (bits - 1) - 1, per_channel
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weights (O, I, h, w), rounded."""
+        """Round the weights (O, I, h, w)."""
         sizes = weight.detach().abs().amax((1, 2, 3))
         sizes = sizes if self.per_channel else sizes.max().expand_as(sizes)
-        steps = (sizes / self.levels).clamp(min=1e-12)  # of channels that are all zero, any
+        steps = (sizes / self.levels).clamp(min=1e-12)  # any step does for channels that are all zero
         zeros = torch.zeros_like(steps, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, steps, zeros, 0, -self.levels, self.levels)
 
 
-@torch.inference_mode(False)  # which lets gradients flow, wherever this is called
+@torch.inference_mode(False)  # lets gradients flow even if the caller is in inference mode
 def finetuned(net: nn.Module, tiles: Sequence[Tensor], bits: int, per_channel: bool, steps: int) -> nn.Module:
-    """A copy whose convolutions have weights of few bits, trained to give what the network gives.
+    """A copy whose convolutions have weights of few bits, trained to return what the network returns.
 
     Args:
-        net: fused, in float32, in eval mode; not changed.
-        tiles: inputs (N, C, H, W), one of which is taken for a step.
-        bits: of the weights.
+        net: the network, fused, in float32, in eval mode; it is not changed.
+        tiles: inputs (N, C, H, W); each training step uses one of them.
+        bits: bits of the weights.
         per_channel: whether each output channel of a weight has its own scale.
-        steps: how many.
+        steps: the number of training steps.
 
     Returns:
-        The same classes; rounding the weights again changes nothing.
+        The copy, in the same classes. Rounding its weights again changes nothing.
     """
     student = copy.deepcopy(net).requires_grad_()
     convs = [module for module in student.modules() if isinstance(module, nn.Conv2d)]

@@ -1,4 +1,4 @@
-"""Graphs of this library in 8 bits: by ONNX Runtime's static quantization, and as TFLite."""
+"""Writes networks in 8 bits: by ONNX Runtime's static quantization, and as TFLite."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def write_int8(
     weight_bits: int = 8,
     io: str = "float32",
 ) -> None:
-    """Writes a fused network in 8 bits, as .onnx, .xml or .tflite.
+    """Write a fused network in 8 bits, as .onnx, .xml or .tflite.
 
     Args:
         net: a network with `colors`.
-        file: where to.
-        samples: inputs of the network, to measure activations on.
+        file: the file to write.
+        samples: inputs of the network, used to measure activations.
         per_channel: whether each output channel of a weight has its own scale.
-        weight_bits: 8, or 7: half of the range, with which sums of two products of 8 bits fit into 16; of .tflite
+        weight_bits: 8; or 7, which is half the range, so that the sum of two 8-bit products fits 16 bits; for .tflite
             also 4.
-        io: of .tflite, what goes in and comes out: "float32", "uint8" or "int8".
+        io: for .tflite, the type of input and output: "float32", "uint8" or "int8".
     """
     if file.suffix == ".tflite":
         write_int8_tflite(net, file, metadata_of(net), samples, per_channel, weight_bits, io)
@@ -66,7 +66,7 @@ def _quantize(
 
     options: dict[str, Any] = {
         "TensorQuantOverrides": {"input": [{"rmin": np.float32(0), "rmax": np.float32(1)}]},
-        "CalibMovingAverage": True,  # else a single pixel widens the range of all
+        "CalibMovingAverage": True,  # else a single pixel widens the whole range
     }
     if not quantize_outputs:
         options["OpTypesToExcludeOutputQuantization"] = ["Conv"]
@@ -86,7 +86,7 @@ def _quantize(
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """ONNX Runtime advises to run a step first that these graphs have no need of."""
+    """Silence ONNX Runtime's advice to run a preprocessing step, which these graphs do not need."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Images of a folder or of a list, read one by one."""
+"""Reads the images of a folder or a list one by one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Images = str | os.PathLike[str] | Iterable[Any]
 
 
 def listed(images: Images) -> list[Any]:
-    """Paths and images; those of a folder in the order of their names.
+    """A list of paths and images. Those of a folder are sorted by name.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
-        SpecError: if the packages are not installed that files need.
+        SpecError: if the packages that read image files are not installed.
     """
     if not isinstance(images, (str, os.PathLike)):
         return [one for image in images for one in _each(image)]
@@ -40,7 +40,7 @@ def _each(image: Any) -> list[Any]:
 
 
 def pixels_of(image: Any) -> np.ndarray:
-    """(H, W, C), of what `listed` gives."""
+    """The pixels (H, W, C) of an item of `listed`."""
     return file_reader().read_picture(Path(image)) if _is_path(image) else image
 
 

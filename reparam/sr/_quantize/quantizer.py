@@ -1,4 +1,4 @@
-"""A network in 8 bits, calibrated on images, and what that costs."""
+"""Quantizes a network to 8 bits with images for calibration, and measures what that costs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from .pictures import Images, listed, pixels_of
 from .ranges import LayerRange, layer_ranges
 
 _BITS = {".onnx": (7, 8), ".xml": (7, 8), ".tflite": (8,)}
-"""Of weights, what is tried: by the suffix, as sums of 8 bits overflow in some programs on some processors."""
+"""The weight bits to try, by suffix: sums of 8-bit products overflow in some programs on some processors."""
 
 _TILE = 128
-"""Height and width of what a step of the fine-tuning sees."""
+"""Height and width of the tiles that fine-tuning uses."""
 
 Scores = tuple[float, float | None, float | None]
 """`psnr_db`, `float_db` and `int8_db` of a report."""
@@ -41,30 +41,30 @@ Scores = tuple[float, float | None, float | None]
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What was written, and what 8 bits cost; printed, it is a table."""
+    """What `quantize` wrote, and what 8 bits cost. `print` shows it as a table."""
 
     files: tuple[Path, ...]
     engine: str
     """The program that ran the file to measure it."""
     images: int
-    """How many it was calibrated and measured on."""
+    """The number of images used for calibration and measurement."""
     per_channel: bool
     weight_bits: int
-    """8, or 7 where the sums of 8 bits overflow on the processor that measured it, or 4 if asked for."""
+    """8; or 7 if sums of 8-bit products overflow on the processor that measured it; or 4 on request."""
     finetuned: int
-    """For how many steps."""
+    """The number of fine-tuning steps."""
     psnr_db: float
-    """Of images enlarged in 8 bits against those enlarged in float32: all channels, 0 to 1, the mean over images."""
+    """PSNR of images enlarged in 8 bits to those enlarged in float32: all channels, 0 to 1, the mean over images."""
     float_db: float | None
-    """PSNR of the images enlarged in float32 against the targets; None without targets."""
+    """PSNR of the images enlarged in float32 to the targets; None without targets."""
     int8_db: float | None
-    """The same in 8 bits."""
+    """PSNR of the images enlarged in 8 bits to the targets; None without targets."""
     layers: tuple[LayerRange, ...]
 
     def __str__(self) -> str:
         scales = "channel" if self.per_channel else "tensor"
         names = " and ".join(map(str, self.files))
-        kind = f"INT8, weights of {self.weight_bits} bits, a scale for each {scales}"
+        kind = f"INT8, weights of {self.weight_bits} bits, one scale per {scales}"
         kind += f", fine-tuned for {self.finetuned} steps" if self.finetuned else ""
         lines = [f"{names}: {kind}, {self.images} images"]
         lines += [f"{self.psnr_db:.2f} dB against float32, in {self.engine}"]
@@ -87,50 +87,56 @@ def quantize(
     io: Literal["float32", "uint8", "int8"] = "float32",
     tile: int = 256,
 ) -> QuantizationReport:
-    r"""Writes a super-resolution network in 8 bits: fused, exported, and quantized on images.
+    r"""Fuse a super-resolution network, export it, and quantize it to 8 bits with images for calibration.
 
     $$q = \mathrm{round}(x / s) + z, \qquad x \approx s\,(q - z)$$
 
-    with scale s and zero point z for each activation (8 bits unsigned, s from the smallest and the largest value of a
-    tile, the mean over all tiles; for the input from 0 to 1, so that nothing is lost of images of 8 bits), and a scale
-    for each output channel of a weight (8 bits signed, z = 0).
+    Each activation has a scale s and a zero point z (8 bits, unsigned). They come from the smallest and the largest
+    value in a tile, averaged over all tiles. The input uses the range 0 to 1, so images of 8 bits lose nothing. Each
+    output channel of a weight has its own scale (8 bits, signed, z = 0).
 
-    Weights of 4 bits lose some dB. Most of it comes back with `finetune`: the fused network is trained for some steps
-    to give, with rounded weights, what it gives in float32 on `images`; no targets are needed.
+    Weights of 4 bits lose some dB. `finetune` recovers most of it: the fused network trains for some steps so that,
+    with rounded weights, it returns what it returns in float32 on `images`. Targets are not needed for that.
 
-    The suffix says for which program. `.onnx` is for ONNX Runtime, which computes in 8 bits only where the output of a
-    convolution is quantized as well; `.xml` (and `.bin`) is for OpenVINO, which does without, and is more exact and
-    faster. In both, ONNX Runtime's static quantization puts pairs of `QuantizeLinear` and `DequantizeLinear` around the
-    convolutions; activation functions, the sum with the enlarged image and the pixel shuffle stay in float32.
-    `.tflite` is for phones and small processors: every operator computes in integers, but for those after the last
-    convolution where float32 comes out; where integers do, these are 0 to 1, and what is beyond is clipped. All hold
-    the note that `export` writes, so that `Upscaler` runs them.
+    The suffix selects the program:
+
+    - `.onnx` is for ONNX Runtime, which computes in 8 bits only if the output of a convolution is quantized as well.
+    - `.xml` (and `.bin`) is for OpenVINO, which does not need that, and is more exact and faster.
+    - `.tflite` is for phones and small processors. Every operator computes in integers, except those after the last
+      convolution if the output is float32. If the output is integers, they stand for 0 to 1, and values beyond that are
+      clipped.
+
+    For `.onnx` and `.xml`, ONNX Runtime's static quantization puts pairs of `QuantizeLinear` and `DequantizeLinear`
+    around the convolutions; activation functions, the skip and the pixel shuffle stay in float32. All three store the
+    note of `export`, so that `Upscaler` can run them.
 
     Args:
         model: a name of `list_models(pretrained=True)`, a checkpoint, or a network, as for `Upscaler`; not changed.
-        path: where to; the directory must be there. An existing file is replaced, but not the checkpoint.
-        images: what the network is to meet, to calibrate on: image files in a folder, or images or files one by one, of
-            the kinds that `Upscaler` takes. Some dozens are enough.
-        targets: the same images, `scale` times as large and sharp, in the same order, if there are some.
-        per_channel: whether each output channel of a weight has its own scale, or all have one.
-        weight_bits: 8, or 7, which is right on every processor: without VNNI, sums of two products of 8 bits overflow.
-            None measures both on the images, with the program and on the processor at hand, and writes the better; for
-            `.tflite` it is 8, as LiteRT's sums have room. 4, of `.tflite` only, halves the weights in the file.
-        finetune: of `.tflite`, for how many steps to train the weights that are rounded, with all images in memory.
-            300 are good for 4 bits; at 8 bits there is nothing to gain.
-        io: of `.tflite`, what goes in and comes out: "float32"; "uint8", an image of 0 to 255 as it is; or "int8", the
-            same less 128.
-        tile: as of `Upscaler`; 0 for a network that has no receptive radius.
+        path: the file to write, in an existing directory. An existing file is replaced, unless it is the checkpoint.
+        images: typical inputs for calibration: a folder of image files, or an iterable of images or files of the kinds
+            that `Upscaler` accepts. A few dozen are enough.
+        targets: optional: the same images in the same order, `scale` times as large, to measure PSNR against.
+        per_channel: whether each output channel of a weight has its own scale, or all share one.
+        weight_bits: 8; or 7, which is right on every processor, because sums of two 8-bit products overflow without
+            VNNI. None measures both on the images, with the program and processor at hand, and writes the better one.
+            For `.tflite`, None means 8, because LiteRT's sums do not overflow. 4 is for `.tflite` only, and halves the
+            weights in the file.
+        finetune: for `.tflite`, the number of training steps with rounded weights; all images are kept in memory. 300
+            suit 4 bits; 8 bits gain nothing from it.
+        io: for `.tflite`, the type of input and output: "float32"; "uint8", an image of 0 to 255 unchanged; or "int8",
+            the same minus 128.
+        tile: as for `Upscaler`; 0 for a network without a receptive radius.
 
     Returns:
-        What was written, PSNR, and the ranges of the weights before and after fusing.
+        What was written, its PSNR, and the ranges of the weights before and after fusing.
 
     Raises:
-        SpecError: for another suffix, other `weight_bits` or the checkpoint itself, an option that the suffix has not,
-            if there are no images or not as many targets, if an image is none, or a target has another size.
+        SpecError: if the suffix or `weight_bits` is not one of these, the suffix does not have an option, or `path` is
+            the checkpoint; if there are no images, their number differs from that of the targets, one of them is not an
+            image, or a target has the wrong size.
         ExportError: if a package is missing, or the network cannot be exported.
-        FuseError: if the network cannot be fused as it is.
-        OSError: if nothing can be written there, or there is no image: `FileNotFoundError`.
+        FuseError: if the network cannot be fused in its present state.
+        OSError: if the file cannot be written; `FileNotFoundError` if there is no image in the folder.
 
     Example:
         >>> import tempfile
@@ -172,11 +178,11 @@ def quantize(
 
 def _check_suffix(path: Path, io: str) -> None:
     if path.suffix not in _BITS:
-        raise SpecError(f"8 bits are written as .onnx, .xml (OpenVINO) or .tflite, but got {path.name!r}")
+        raise SpecError(f"8 bits can be written as .onnx, .xml (OpenVINO) or .tflite, but got {path.name!r}")
     if io not in ("float32", "uint8", "int8"):
         raise SpecError(f"io must be 'float32', 'uint8' or 'int8', but got {io!r}")
     if io != "float32" and path.suffix != ".tflite":
-        raise SpecError(f"io={io!r} is an option of .tflite; {path.suffix} takes and gives float32")
+        raise SpecError(f"io={io!r} is an option of .tflite; input and output of {path.suffix} are float32")
     if path.suffix != ".tflite" and not find_spec("onnxruntime"):
         raise ExportError("quantizing needs onnxruntime: pip install 'reparam[onnx]'")
 
@@ -185,31 +191,31 @@ def _check_bits(path: Path, weight_bits: int | None, finetune: int) -> None:
     if weight_bits not in (None, 4, 7, 8):
         raise SpecError(f"weight_bits must be 4, 7, 8 or None, but got {weight_bits!r}")
     if finetune < 0:
-        raise SpecError(f"finetune is a number of steps, 0 or more, but got {finetune!r}")
+        raise SpecError(f"finetune must be a number of steps, 0 or more, but got {finetune!r}")
     if path.suffix == ".tflite":
         return
     if weight_bits == 4:
-        raise SpecError(f"weight_bits=4 is an option of .tflite; what runs {path.suffix} computes with such in float32")
+        raise SpecError(f"weight_bits=4 is an option of .tflite; with 4 bits, {path.suffix} would compute in float32")
     if finetune:
-        raise SpecError(f"finetune={finetune!r} is an option of .tflite, for 4 bits; {path.suffix} has 7 or 8")
+        raise SpecError(f"finetune={finetune!r} is an option of .tflite, for 4 bits; {path.suffix} has 7 or 8 bits")
 
 
 def _inputs(upscaler: Upscaler, images: Sequence[Any]) -> Iterator[np.ndarray]:
-    """What the network gets of all images, tile by tile."""
+    """The inputs of the network for all images, tile by tile."""
     return (x for image in images for x in upscaler.inputs(pixels_of(image)))
 
 
 def _pairs(images: Images, targets: Images | None) -> tuple[list[Any], list[Any] | None]:
     small, large = listed(images), None if targets is None else listed(targets)
     if not small:
-        raise SpecError("there is no image to calibrate on: pass some of those that the network is to enlarge")
+        raise SpecError("there is no image for calibration: pass some that are typical inputs of the network")
     if large is not None and len(large) != len(small):
-        raise SpecError(f"every image needs its target, but got {len(small)} images and {len(large)} targets")
+        raise SpecError(f"every image needs a target, but got {len(small)} images and {len(large)} targets")
     return small, large
 
 
 def _scores(reference: Upscaler, upscaler: Upscaler, small: Sequence[Any], large: Sequence[Any] | None) -> Scores:
-    """PSNR against float32, and of both against the targets, means over the images."""
+    """PSNR to float32, and of both to the targets, averaged over the images."""
     rows = []
     for index, image in enumerate(small):
         x = _floats(image)
@@ -218,12 +224,12 @@ def _scores(reference: Upscaler, upscaler: Upscaler, small: Sequence[Any], large
         if large is not None:
             sharp = _floats(large[index])
             if sharp.shape != exact.shape:
-                raise SpecError(f"image {index} becomes {exact.shape}, but its target is {sharp.shape}")
+                raise SpecError(f"image {index} is enlarged to {exact.shape}, but its target is {sharp.shape}")
             rows[-1] += [psnr_db(exact, sharp), psnr_db(rounded, sharp)]
     means = [mean(column) for column in zip(*rows)]
     return means[0], *(means[1:] if large is not None else (None, None))
 
 
 def _floats(image: Any) -> np.ndarray:
-    """(H, W, C), float32 of 0 to 1."""
+    """An image as (H, W, C) in float32, from 0 to 1."""
     return floats_of(planes_of(pixels_of(image)))[0].permute(1, 2, 0).cpu().numpy()

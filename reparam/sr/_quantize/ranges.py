@@ -1,4 +1,4 @@
-"""How the weights of a network spread before and after fusing, which decides what 8 bits do to them."""
+"""The range of a network's weights before and after fusing, which decides how well 8 bits represent them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ...numerics._compare import largest
 
 @dataclass(frozen=True)
 class LayerRange:
-    """The weights of one convolution of the fused network, and of the layers of the block that it was."""
+    """The ranges of one convolution of the fused network, and of the layers of the block that it replaced."""
 
     name: str
     """Dotted name, the same in both networks."""
     spread_before: float | None
-    """Largest over smallest max|w| of an output channel, the worst of the block's layers; None if there is no block."""
+    """The largest max|w| of an output channel over the smallest, for the block's worst layer; None without a block."""
     spread: float
-    """The same of the convolution. A scale for the whole tensor leaves 254 / spread levels to the smallest channel."""
+    """The same for the convolution. With one scale per tensor, its smallest channel has 254 / spread levels left."""
     peak_before: float | None
-    """max|w| over the standard deviation, the worst of the block's layers; None if there is no block."""
+    """max|w| over the standard deviation, for the block's worst layer; None without a block."""
     peak: float
-    """The same of the convolution."""
+    """The same for the convolution."""
 
 
 def layer_ranges(net: nn.Module, plain: nn.Module) -> tuple[LayerRange, ...]:
