@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from .._upscale.arrays import numpy_of, planes_of
+from .._upscale.arrays import planes_of
 from .._upscale.reader import file_reader
 
 Images = str | os.PathLike[str] | Iterable[Any]
@@ -35,12 +36,12 @@ def listed(images: Images) -> list[Any]:
 
 
 def _each(image: Any) -> list[Any]:
-    """The images of a batch, as arrays (H, W, C)."""
-    return [image] if _is_path(image) else [one.transpose(1, 2, 0) for one in numpy_of(planes_of(image))]
+    """The images of a batch, as tensors (C, H, W)."""
+    return [image] if _is_path(image) else [*planes_of(image)]
 
 
-def pixels_of(image: Any) -> np.ndarray:
-    """(H, W, C), of what `listed` gives."""
+def pixels_of(image: Any) -> np.ndarray | Tensor:
+    """The values of what `listed` gives: an array (H, W, C) of a file, a tensor (C, H, W) of an image."""
     return file_reader().read_picture(Path(image)) if _is_path(image) else image
 
 
