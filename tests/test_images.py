@@ -1,7 +1,6 @@
 """Image files are read as what their headers say, written with it, or refused with what is said there."""
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -405,7 +404,7 @@ def test_what_is_too_large_for_its_format_is_told_before(size, suffix, match, tm
 def test_a_tiff_that_is_large_is_a_big_one(tmp_path, monkeypatch):
     Image.fromarray(SMOOTH).save(tmp_path / "a.png")
     for most, version in ((3 * 24 * 36, 42), (3 * 24 * 36 - 1, 43)):
-        monkeypatch.setattr("reparam.sr._upscale.files._CLASSIC", most)
+        monkeypatch.setattr("reparam.sr._upscale.photo._CLASSIC", most)
         SAME.file(tmp_path / "a.png", tmp_path / "b.tif")
         assert (tmp_path / "b.tif").read_bytes()[2] == version and (seen(tmp_path / "b.tif") == SMOOTH).all()
 
@@ -675,10 +674,8 @@ def test_a_batch_takes_every_file_once_and_in_order(tmp_path, monkeypatch):
     for name in ("b.JPG", "a.png", "c.TIFF", "notes.txt", "no/d.webp", "out/a_x2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    walk = os.walk
-    monkeypatch.setattr(
-        os, "walk", lambda top: ((at, folders, sorted(names)[::-1]) for at, folders, names in walk(top))
-    )
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: sorted(glob(self, pattern))[::-1])
     sources, out = [tmp_path, tmp_path / "a.png", tmp_path / "no" / ".." / "b.JPG"], tmp_path / "out"
     found = plan(sources, out, 2, overwrite=True)
     assert [target.name for target in found.targets.values()] == ["a_x2.png", "b_x2.JPG", "c_x2.TIFF"]

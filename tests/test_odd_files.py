@@ -1,4 +1,4 @@
-"""Kinds of image files: format, depth, channels, layout, orientation, damage; each is read rightly, or refused by name."""
+"""Kinds of image files: format, depth, channels, layout, orientation, damage: read rightly, or refused by name."""
 
 from pathlib import Path
 

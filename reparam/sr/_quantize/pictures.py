@@ -31,7 +31,7 @@ def listed(images: Images) -> list[Any]:
         raise FileNotFoundError(f"there is no folder {folder}")
     files = file_reader()
     if not (found := files.images_in(folder)[0]):
-        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(files.READ)})")
+        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(files.SUFFIXES)})")
     return found
 
 
