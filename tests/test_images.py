@@ -474,6 +474,17 @@ def test_exif_is_kept_from_and_in_tiff(before, after, order, tmp_path):
             assert file.pages[0].tags.valueof(34665)["DateTimeOriginal"] == "2020:01:01 00:00:00"
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_exif_that_pil_cannot_write_is_left_out(suffix, tmp_path, monkeypatch):
+    Image.fromarray(SMOOTH).save(tmp_path / f"a{suffix}", exif=exif_of(1).tobytes())
+    wanted = read_picture(tmp_path / f"a{suffix}")
+    monkeypatch.setattr(Image.Exif, "tobytes", lambda self, place=8: struct.pack("H", "maker"))
+    SAME.file(tmp_path / f"a{suffix}", tmp_path / "b.tif")
+    assert np.array_equal(read_picture(tmp_path / "b.tif"), wanted) and len(list(tmp_path.iterdir())) == 2
+    with Image.open(tmp_path / "b.tif") as image:
+        assert 271 not in image.getexif()
+
+
 def test_texts_and_colours_of_png_are_kept(tmp_path):
     texts = [(b"tEXt", b"Title\0Caf\xe9"), (b"iTXt", b"Author\0\0\0\0\0" + "J\u00f6rg".encode())]
     colours = [(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", bytes(range(32))), (b"cICP", bytes([9, 16, 0, 1]))]

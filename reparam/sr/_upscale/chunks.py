@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,9 +78,11 @@ def tiff_says(path: Path) -> tuple[bool, bytes]:
         exif.endian, big = "<" if head[:1] == b"I" else ">", b"+" in head[:4]
         (first,) = struct.unpack_from(exif.endian + ("8xQ" if big else "4xI"), head)
         planar = _entries(file, first, exif.endian, big).get(284, bytes(20))
-        if not big:
-            exif.load_from_fp(file, first)
-        content = _describing(exif).tobytes() if len(exif) else b""
+        content = b""
+        with suppress(Exception):  # PIL cannot read all that cameras write; then there is none
+            if not big:
+                exif.load_from_fp(file, first)
+                content = exif.tobytes() if len(_describing(exif)) else b""
         return struct.unpack_from(exif.endian + ("12xH" if big else "8xH"), planar) == (2,), content
 
 

@@ -96,6 +96,7 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
             image = pyvips.Image.new_from_file(str(path), n=-1, **_STRICT)
         image = _plain(image)
         if exif:
+            image = image.copy()
             image.set_type(pyvips.GValue.blob_type, "exif-data", exif)
         return Photo(path, image, count, kept_chunks(chunks))
 

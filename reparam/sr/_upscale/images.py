@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from ...errors import SpecError
 
-_EXACT = 0x100
+_EXACT: Any = 0x100  # a number in the older, a `Flags` in the newer
 """Of LittleCMS: no table in place of the sums, which is off by 3 of 255 for CIELAB."""
 
 

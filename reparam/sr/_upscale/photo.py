@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -93,21 +93,17 @@ class Photo:
         hidden = channels in (2, 4) and not kind.alpha
         if hidden and self.image[-1].min() == WHITE[self.image.format]:
             return replace(self, image=self.image[:-1]).for_target(target, scale)
-        large = f"{scale * width} x {scale * height} pixels"
-        for it_has, what, advice in (
-            (scale * max(height, width) > kind.side, f"{large}, and {suffix} holds at most {kind.side} on a side", ""),
-            (
-                self.count > 1 and not kind.moving,
-                f"{self.count} frames, and {suffix} holds one",
-                ".webp, or take one frame",
-            ),
-            (names and suffix != ".png", f"colours as {', '.join(names)} say, which {suffix} has not", ""),
-            (hidden, f"transparency, which {suffix} has not", ""),
+        size = f"{scale * width} x {scale * height} pixels"
+        for it_has, what in (
+            (scale * max(height, width) > kind.side, f"{size}, and {suffix} holds at most {kind.side} on a side"),
+            (self.count > 1 and not kind.moving, f"{self.count} frames, and {suffix} holds one"),
+            (names and suffix != ".png", f"colours as {', '.join(names)} say, which {suffix} has not"),
+            (hidden, f"transparency, which {suffix} has not"),
         ):
             if it_has:
+                advice = ".webp, or take one frame" if self.count > 1 else ".png"
                 raise SpecError(
-                    f"cannot write {target.name}: it would have {what}; choose another suffix, such as "
-                    f"{advice or '.png'}"
+                    f"cannot write {target.name}: it would have {what}; choose another suffix, such as {advice}"
                 )
         return self
 
@@ -165,7 +161,8 @@ class Photo:
         if suffix == ".png" and self.chunks:
             insert_chunks(path, self.chunks)
         if kind is _TIFF and "bigtiff" not in options and large.get_typeof("exif-data"):
-            insert_exif(path, large.get("exif-data"))
+            with suppress(Exception):  # PIL cannot write all that cameras do; then there is none
+                insert_exif(path, large.get("exif-data"))
 
 
 @contextmanager
