@@ -1,4 +1,4 @@
-"""Results as text: a table that is as wide as what it holds, on a screen, in a pipe and in a file alike."""
+"""Results as a text table. Its width depends on its content only, so a screen, a pipe and a file get the same text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ Cell = str | float | None
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Sequence[Cell]]) -> str:
-    """Lines of aligned text under a line of titles; nothing is ever cut or wrapped.
+    """Format rows as aligned text below a line of titles. Nothing is cut or wrapped.
 
     Args:
-        columns: titles, each with the format of its numbers, such as ".2e": these columns are flush right. With "",
-            which words have, they are flush left.
-        rows: a cell for each column. Text stands there as it is, in a column of numbers too; None is blank.
+        columns: titles, each with the format of its numbers. A column with a format such as ".2e" is aligned right,
+            one with "" (words) is aligned left.
+        rows: one cell per column. Text is printed unchanged, also in a column of numbers; None is blank.
 
     Example:
         >>> print(table({"block": "", "error": ".0e", "": ""}, [("0", 3e-7, ""), ("10", None, "not reached")]))

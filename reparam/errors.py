@@ -1,4 +1,4 @@
-"""The errors of this library: all are `ReparamError`, and each is also the builtin kind a caller would expect."""
+"""The errors of this library. All derive from `ReparamError`, and each also from the fitting builtin exception."""
 
 __all__ = [
     "CheckpointError",
@@ -13,11 +13,11 @@ __all__ = [
 
 
 class ReparamError(Exception):
-    """Base of every error raised on purpose by this library."""
+    """Base class of every error that this library raises on purpose."""
 
 
 class SpecError(ReparamError, ValueError):
-    """An argument that no convolution, branch, block or model can have."""
+    """An argument value that is invalid for a convolution, branch, block or model."""
 
 
 class OptionError(ReparamError, TypeError):
@@ -25,20 +25,20 @@ class OptionError(ReparamError, TypeError):
 
 
 class NotLinearError(ReparamError, TypeError):
-    """A module that is not an affine convolution, so that it has no kernel."""
+    """A module without a kernel, because it is not an affine convolution."""
 
 
 class StatisticsError(ReparamError, RuntimeError):
-    """A batch norm whose stored statistics cannot be used as they are."""
+    """A batch norm whose stored statistics cannot be used yet."""
 
 
 class FuseError(ReparamError, RuntimeError):
-    """A model that cannot be fused now; the message says why and what to do."""
+    """A model that cannot be fused in its present state; the message says why and what to do."""
 
 
 class CheckpointError(ReparamError, ValueError):
-    """A file or a state dict that cannot be used; the message says what was looked for and what was found."""
+    """A file or state dict that cannot be used; the message says what was expected and what was found."""
 
 
 class ExportError(ReparamError, RuntimeError):
-    """A network that cannot be written for another program, or is another one there; nothing was written."""
+    """A network that cannot be exported, or that computes something else after export; nothing was written."""

@@ -204,7 +204,7 @@ class TestSlice:
 
     def test_weights_of_other_channels_are_not_loaded(self):
         b, other = (SliceBranch(SPEC, ConvBranch, channels=channels) for channels in ((0, 2), (2, 4)))
-        with pytest.raises(RuntimeError, match=r"place is \[\[2, 4\], \[2, 4\]\] .*is of \[\[0, 2\], \[0, 2\]\]"):
+        with pytest.raises(RuntimeError, match=r"place is \[\[2, 4\], \[2, 4\]\] .*branch is \[\[0, 2\], \[0, 2\]\]"):
             b.load_state_dict(other.state_dict())
         b.load_state_dict({key: value for key, value in other.state_dict().items() if key != "place"}, strict=False)
         assert torch.equal(b.branch.conv.weight, other.branch.conv.weight)
@@ -241,16 +241,16 @@ class WrongShape(Branch):
         (
             lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3), nn.ReLU()),
             NotLinearError,
-            "stage 1: ReLU is not linear",
+            "stage 1: ReLU is not known to be linear",
         ),
         (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3, padding=1)), NotLinearError, r"padding=\(1, 1\)"),
         (lambda: SequentialBranch(SPEC, nn.ConvTranspose2d(4, 6, 3)), NotLinearError, "ConvTranspose2d"),
         (lambda: SequentialBranch(SPEC, nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 6, 1)), NotLinearError, "padding=1"),
         (lambda: SequentialBranch(SPEC, nn.AvgPool2d(3, 1, ceil_mode=True)), NotLinearError, "ceil_mode=True"),
-        (lambda: SequentialBranch(SPEC, nn.Identity()), NotLinearError, "Identity has nothing to do"),
-        (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 5, 3)), SpecError, "out_channels=5, .* asks for out_channels=6"),
-        (lambda: SequentialBranch(SPEC, nn.Conv2d(3, 6, 3)), SpecError, "takes 3 channels, but is given 4"),
-        (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)), SpecError, "takes 4 .* given 6"),
+        (lambda: SequentialBranch(SPEC, nn.Identity()), NotLinearError, "Identity does nothing"),
+        (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 5, 3)), SpecError, "out_channels=5, .* needs out_channels=6"),
+        (lambda: SequentialBranch(SPEC, nn.Conv2d(3, 6, 3)), SpecError, "takes 3 channels, but gets 4"),
+        (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)), SpecError, "takes 4 .* gets 6"),
         (
             lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 3, stride=2)),
             SpecError,
@@ -259,7 +259,7 @@ class WrongShape(Branch):
         (lambda: SequentialBranch(SPEC, nn.Conv2d(4, 6, 5)), SpecError, r"\(5, 5\) taps .* kernel_size=\(3, 3\)"),
         (lambda: SequentialBranch(SPEC.replace(dilation=2, padding=2), nn.Conv2d(4, 6, 3)), SpecError, "dilation"),
         (lambda: SequentialBranch(ConvSpec(4, 6, groups=2), nn.Conv2d(4, 6, 3)), SpecError, "groups=1, which mixes"),
-        (lambda: SequentialBranch(SPEC, nn.Conv1d(4, 6, 3)), SpecError, "1 spatial axes, the spec ndim=2"),
+        (lambda: SequentialBranch(SPEC, nn.Conv1d(4, 6, 3)), SpecError, "1 spatial axes, but the spec has ndim=2"),
         (lambda: SequentialBranch(SPEC, nn.BatchNorm1d(4), nn.Conv2d(4, 6, 3)), SpecError, "BatchNorm1d"),
         (lambda: ConvBranch(SPEC, kernel_size=5), SpecError, r"kernel_size=\(3, 3\)"),
         (lambda: IdentityBranch(SPEC), SpecError, "in_channels=4, out_channels=6"),
@@ -267,8 +267,12 @@ class WrongShape(Branch):
         (lambda: IdentityBranch(ConvSpec(4, kernel_size=2, dilation=2)), SpecError, r"kernel_size=\(2, 2\), dilation"),
         (lambda: LoRABranch(SPEC, rank=0), SpecError, "rank of at least 1, but got rank=0"),
         (lambda: LoRABranch(SPEC, rank=True), SpecError, "rank=True"),
-        (lambda: ScaledBranch(SPEC, nn.Identity), SpecError, "to be made, but .*Identity.* made Identity"),
-        (lambda: ScaledBranch(SPEC, lambda spec: ConvBranch(ConvSpec(4))), SpecError, "4 -> 6.* made one of 4 -> 4"),
+        (lambda: ScaledBranch(SPEC, nn.Identity), SpecError, "Identity.* must return .* returned Identity"),
+        (
+            lambda: ScaledBranch(SPEC, lambda spec: ConvBranch(ConvSpec(4))),
+            SpecError,
+            "4 -> 6.* returned one of 4 -> 4",
+        ),
         (lambda: SliceBranch(SPEC, ConvBranch, channels=(0, 5)), SpecError, r"<= 4, but got channels=\(0, 5\)"),
         (lambda: SliceBranch(SPEC, ConvBranch, channels=(2, 2)), SpecError, r"channels=\(2, 2\)"),
         (lambda: SliceBranch(SPEC, ConvBranch, channels=(-1, 2)), SpecError, r"channels=\(-1, 2\)"),
@@ -287,7 +291,7 @@ class WrongShape(Branch):
         (
             lambda: SliceBranch(ConvSpec(6, groups=3), ConvBranch, channels=(2, 4), outputs=(0, 2)),
             SpecError,
-            r"lead to the outputs \(2, 4\), but got outputs=\(0, 2\)",
+            r"determine the outputs \(2, 4\), but got outputs=\(0, 2\)",
         ),
         (lambda: SobelBranch(ConvSpec(4, kernel_size=1)), SpecError, r"3 taps per axis, .* kernel_size=\(1, 1\)"),
         (lambda: SobelBranch(SPEC, axis=0), SpecError, "axis=0"),
@@ -298,7 +302,7 @@ class WrongShape(Branch):
         (lambda: ExpandSqueezeBranch(ConvSpec(4, groups=2), expansion=0.75), SpecError, "3 channels .*groups=2"),
         (lambda: ConvBranch(ConvSpec(4, kernel_size=5, dilation=2), kernel_size=3, dilation=3), SpecError, "dilation"),
         (lambda: SequentialBranch(SPEC, RepSRBlock(4, 6)), NotLinearError, "RepSRBlock pads its input"),
-        (lambda: SequentialBranch(SPEC, RepSRBlock(4, 6, padding=0)), NotLinearError, "batch norms of its own"),
+        (lambda: SequentialBranch(SPEC, RepSRBlock(4, 6, padding=0)), NotLinearError, "holds batch norms; put"),
         (lambda: DilatedReparamBlock(4, kernel_size=3), SpecError, r"kernel_size=\(3, 3\); give small="),
         (lambda: ConvBNBranch(SPEC, bn=nn.InstanceNorm2d), SpecError, "InstanceNorm2d"),
         (lambda: ConvBNBranch(SPEC).kernel(), StatisticsError, "uses batch statistics"),

@@ -274,9 +274,11 @@ def test_a_sharded_network_learns_what_ddp_does(ranks: list[dict], way: str, fol
         assert re.match("FuseError: .* sharded over processes.*get_model_state_dict", result["fuse"])
         for name in ("verify", "macs", "export"):
             assert re.match("FuseError: .* sharded over processes", result[name]), name
-        assert re.match("SpecError: cannot time .* sharded: tune, then shard", result["tune"])
+        assert re.match("SpecError: cannot time .* sharded: tune first, then shard", result["tune"])
         assert re.match("CheckpointError: cannot write .* sharded over processes", result["save"])
-        assert re.match("SpecError: cannot swap inside of .* sharded over processes: swap, then shard", result["swap"])
+        assert re.match(
+            "SpecError: cannot swap inside of .* sharded over processes: swap first, then shard", result["swap"]
+        )
 
 
 def test_what_was_sharded_is_fused_from_its_whole_state_dict(ranks: list[dict]):

@@ -23,6 +23,14 @@ def test_every_page_is_in_the_source_distribution():
     assert {page.relative_to(ROOT).parts[0] for page in PAGES} <= shipped
 
 
+def test_the_home_page_lists_every_extra():
+    table = re.findall(r"^\| `'\.\[(\w+)\]'` \|", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    declared = re.search(
+        r"optional-dependencies\]\n(.*?)^\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert sorted(table) == sorted(re.findall(r"^(\w+) = ", declared[1], re.MULTILINE))
+
+
 def test_what_is_to_be_cited_is_this_version():
     cited = (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^version: (.*)$", cited, re.MULTILINE)[1] == reparam.__version__
@@ -33,6 +41,32 @@ def test_what_is_to_be_cited_is_this_version():
 def test_fence_runs(fence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(fence, "fence", "exec"), {"__name__": "__main__"})
+
+
+NUMBER = re.compile(r"\d\S*")
+PRINTED = re.compile(
+    r"^```python\n((?:(?!^```).)*?)^```\n\nIt prints[^\n]*\n\n```\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
+OUTPUTS = [
+    pytest.param(*match.groups(), id=f"{page.name}-{index}")
+    for page in PAGES
+    for index, match in enumerate(PRINTED.finditer(page.read_text()))
+]
+
+
+@pytest.mark.parametrize(("fence", "shown"), OUTPUTS)
+def test_what_a_page_shows_is_what_its_fence_prints(fence, shown, tmp_path, monkeypatch, capsys):
+    """Words and order; numbers depend on the machine."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(fence, "fence", "exec"), {"__name__": "__main__"})
+    printed, shown = (
+        [NUMBER.sub("0", line).split() for line in text.splitlines()] for text in (capsys.readouterr().out, shown)
+    )
+    assert printed == shown
+
+
+def test_the_home_page_and_the_first_tutorial_show_what_they_print():
+    assert {"index.md-0", "fuse_and_verify.md-0"} <= {param.id for param in OUTPUTS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

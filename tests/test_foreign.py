@@ -199,10 +199,10 @@ class TestWhatIsNotLinear:
     @pytest.mark.parametrize(
         ("build", "match"),
         [
-            (lambda: nn.Sequential(conv(), nn.ReLU()), "ReLU is not linear"),
-            (lambda: nn.Sequential(conv(1), conv()), "zeros are padded to what has a bias"),
+            (lambda: nn.Sequential(conv(), nn.ReLU()), "ReLU is not known to be linear"),
+            (lambda: nn.Sequential(conv(1), conv()), "zero padding follows a bias"),
             (lambda: nn.Sequential(conv(bias=False), conv()), "follows one with taps"),
-            (lambda: nn.Sequential(BNAndPadLayer(1, 6), BNAndPadLayer(1, 6), conv()), "has a bias|with taps"),
+            (lambda: nn.Sequential(BNAndPadLayer(1, 6), BNAndPadLayer(1, 6), conv()), "follows a bias|with taps"),
             (lambda: Forward(lambda m, x: F.pad(x[:, :, 1:-1, 1:-1], [1] * 4), a=conv()), "padding follows cropping"),
             (lambda: Forward(lambda m, x: m.a(x) * m.a(x), a=conv()), "two values that depend on the input are mult"),
             (lambda: Forward(lambda m, x: 1 / m.a(x), a=conv()), "divided by a value that depends"),
@@ -217,12 +217,12 @@ class TestWhatIsNotLinear:
             (lambda: Forward(lambda m, x: m.a(x).flatten(1), a=conv()), "a value is flattened"),
             (lambda: Forward(lambda m, x: m.a(x) if x.sum() > 0 else x, a=conv()), "Forward cannot be traced"),
             (lambda: Forward(lambda m, x: m.w * 2, w=number(6)), "does not depend on its input"),
-            (lambda: nn.ConvTranspose2d(6, 6, 3), "ConvTranspose2d is equal to no plain convolution"),
-            (lambda: nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), conv()), "another number at"),
-            (lambda: nn.Sequential(nn.Linear(6, 6), conv(1)), "a linear layer and a convolution"),
-            (lambda: nn.Sequential(conv(1), nn.Conv2d(8, 6, 1)), "6 channels meet 8"),
-            (lambda: nn.Sequential(conv(1), nn.BatchNorm2d(8)), "6 channels meet 8"),
-            (lambda: Forward(lambda m, x: m.a(x) + m.b(x), a=conv(1), b=nn.Conv2d(3, 6, 1)), "6 and 3 channels meet"),
+            (lambda: nn.ConvTranspose2d(6, 6, 3), "ConvTranspose2d is not equal to any plain convolution"),
+            (lambda: nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), conv()), "divides by less at"),
+            (lambda: nn.Sequential(nn.Linear(6, 6), conv(1)), "a linear layer is combined with a convol"),
+            (lambda: nn.Sequential(conv(1), nn.Conv2d(8, 6, 1)), "6 channels reach an operation that takes 8"),
+            (lambda: nn.Sequential(conv(1), nn.BatchNorm2d(8)), "6 channels reach an operation that takes 8"),
+            (lambda: Forward(lambda m, x: m.a(x) + m.b(x), a=conv(1), b=nn.Conv2d(3, 6, 1)), "have 6 and 3 channels"),
             (lambda: nn.ReLU(), "ReLU has no parameters"),
         ],
     )  # fmt: skip
@@ -267,7 +267,7 @@ class TestWhatIsNotLinear:
     def test_no_convolution(self):
         for module in (nn.BatchNorm2d(6), nn.Linear(6, 6)):
             value = value_of(ready(module))
-            with pytest.raises(NotLinearError, match=r"it is linear, but no convolution: axes [01], pads \(\)"):
+            with pytest.raises(NotLinearError, match=r"it is linear, but not a convolution: axes [01], pads \(\)"):
                 value.spec()
 
 

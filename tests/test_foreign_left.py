@@ -107,35 +107,35 @@ STAYS = {
     "before an activation": (
         lambda: nn.Sequential(nn.ReLU(), bn(), nn.ReLU(), conv(1)),
         "0.1",
-        "it follows ReLU '0.0', no layer .*; it is followed by ReLU '0.2', no layer",
+        "it follows ReLU '0.0', not a layer .*; it is followed by ReLU '0.2', not a layer",
     ),
     "a concatenation": (
         lambda: Forward(lambda m, x: m.bn(torch.cat([x, x], 1)).relu(), bn=bn(12)),
         "0.bn",
-        "it follows cat, no layer that could take it in; it is followed by relu",
+        "it follows cat, not a layer that it can be merged into; it is followed by relu",
     ),
-    "pads": (lambda: nn.Sequential(nn.ReLU(), bn(), conv()), "0.1", "what follows it, Conv2d '0.2', pads its input"),
+    "pads": (lambda: nn.Sequential(nn.ReLU(), bn(), conv()), "0.1", "the layer after it, Conv2d '0.2', pads its input"),
     "used by two": (
         lambda: Forward(lambda m, x: m.bn(y := m.conv(x)) + y.abs(), bn=bn(), conv=conv()),
         "0.bn",
-        "what it follows, Conv2d '0.conv', is also used without it",
+        "the layer before it, Conv2d '0.conv', is also used without it",
     ),
     "called twice": (
         lambda: Forward(lambda m, x: m.bn(m.conv(x)) + m.conv(x).relu(), bn=bn(), conv=conv()),
         "0.bn",
-        "what it follows, Conv2d '0.conv', is also used without it, or its weight is",
+        "the layer before it, Conv2d '0.conv', is also used without it, or its weight is",
     ),
     "untraceable": (
         lambda: Forward(lambda m, x: m.bn(m.conv(x)) if x.sum() != 0 else x, bn=bn(), conv=conv()),
         "0.bn",
-        "the forward of Forward around it cannot be traced, so that nothing is known",
+        "the forward of Forward around it cannot be traced, so it is not known",
     ),
-    "a hook": (lambda: hooked("register_forward_hook"), "0.bn", "what it follows, Conv2d '0.conv', has a hook"),
-    "a pre-hook": (lambda: hooked("register_forward_pre_hook"), "0.bn", "has a hook, which sees what comes between"),
+    "a hook": (lambda: hooked("register_forward_hook"), "0.bn", "the layer before it, Conv2d '0.conv', has a hook"),
+    "a pre-hook": (lambda: hooked("register_forward_pre_hook"), "0.bn", "has a hook, which sees the value between"),
     "by keyword": (
         lambda: Forward(lambda m, x: m.bn(input=m.conv(x)), bn=bn(), conv=conv()),
         "0.bn",
-        "it is not called with one input alone",
+        "it is called with more than one input, or by keyword",
     ),
     "a hook in between": (
         lambda: nn.Sequential(conv(), doubling(nn.Identity()), bn()),
@@ -145,7 +145,7 @@ STAYS = {
     "an identity of ones own": (
         lambda: nn.Sequential(conv(), Doubled(), bn()),
         "0.2",
-        "it follows Doubled '0.1', no layer",
+        "it follows Doubled '0.1', not a layer",
     ),
 }  # fmt: skip
 
@@ -221,7 +221,7 @@ def test_a_frozen_norm_that_does_something_else_stays(change):
     plain = fuse(model)
     assert norms_in(plain) == ["1"]
     assert_close(plain(x), model(x))
-    assert survey(model, True).left == {"1": "the forward of FrozenBatchNorm2d is no scale and shift of channels"}
+    assert survey(model, True).left == {"1": "the forward of FrozenBatchNorm2d is not a scale and shift per channel"}
 
 
 class Log:
@@ -292,7 +292,7 @@ class TestRegisteredTypes:
         monkeypatch.setattr(Activated, "change", staticmethod(change))
         model = ready(nn.Sequential(conv_bn(6, 6, 1), Activated(6, 4, 3, 2, 1))).to(dtype)
         with pytest.raises(
-            FuseError, match=r"1: Activated: its forward is not the kernel .*numbers of shape \(3, 6, 9"
+            FuseError, match=r"1: Activated: its forward differs from the kernel .*inputs of shape \(3, 6, 9"
         ):
             fuse(model)
         with pytest.raises(FuseError, match="cannot fuse the model:\n  1: Activated"):
@@ -321,7 +321,7 @@ class TestRegisteredTypes:
         block = Branches(lambda m, x: m.a(x) + m.b(x))
         block.a = Activated(6, 6, 3, 1, 1)
         model = ready(nn.Sequential(block))
-        with pytest.raises(FuseError, match="0.a: Activated: its forward is not the kernel that is registered"):
+        with pytest.raises(FuseError, match="0.a: Activated: its forward differs from the kernel that is registered"):
             fuse(model)
 
     def test_on_the_meta_device_there_is_nothing_to_run(self):

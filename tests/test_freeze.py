@@ -352,7 +352,7 @@ def test_recalibration_that_fails_restores_everything():
     with pytest.raises(OSError, match="disk gone"):
         recalibrate_bn_stats(model, broken())
     assert same(before, state(model))
-    with pytest.raises(StatisticsError, match=r"'0\.branches\.1\.norm': 0 batches gave it 0 values"):
+    with pytest.raises(StatisticsError, match=r"'0\.branches\.1\.norm': it got 0 values per channel from 0 b"):
         recalibrate_bn_stats(model, [])
     assert same(before, state(model))
     assert "population" not in vars(model[2])

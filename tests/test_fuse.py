@@ -95,7 +95,7 @@ def test_wrappers_are_taken_off(wrap):
     model = zoo()
     wrapped = wrap(model)
     assert type(fuse(wrapped)) is Zoo
-    with pytest.raises(FuseError, match="in place, as the wrapper"):
+    with pytest.raises(FuseError, match="in place, because the wrapper"):
         fuse(wrapped, inplace=True)
     assert len(blocks(model)) > 3
 
@@ -204,7 +204,7 @@ def test_fused_in_the_middle_of_training():
     model = zoo().train()
     x = torch.randn(2, 3, 7, 8).double()
     modes = [m.training for m in model.modules()]
-    with pytest.warns(DeprecationWarning, match=r"take fuse\(model.eval\(\)\)") as told:
+    with pytest.warns(DeprecationWarning, match=r"use fuse\(model.eval\(\)\)") as told:
         plain = fused(model).__enter__()
     assert told[0].filename == __file__
     assert not blocks(plain) and not plain.training

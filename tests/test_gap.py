@@ -119,7 +119,7 @@ class Unused(nn.Module):
 
 
 def test_refusals():
-    with pytest.raises(StatisticsError, match="'bn': 0 batches gave it 0 values per channel"):
+    with pytest.raises(StatisticsError, match="'bn': it got 0 values per channel from 0 b"):
         bn_gap(Unused(), [])
-    with pytest.raises(StatisticsError, match="'spare': 1 batches gave it 0 values per channel"):
+    with pytest.raises(StatisticsError, match="'spare': it got 0 values per channel from 1 b"):
         bn_gap(Unused(), torch.rand(1, 2, 3, 3))

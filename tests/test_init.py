@@ -174,7 +174,7 @@ class TestRefused:
     def test_changed_layers(self, change, names):
         net = self.net()
         change(net[1].branches[1].expand)
-        self.refused(net, f"block '1': cannot reset RepSRBlock: it was changed since it was built, at .*{names}")
+        self.refused(net, f"block '1': cannot reset RepSRBlock: it was changed after it was built, at .*{names}")
 
     def test_layers_handed_in(self):
         def stack(conv):
@@ -203,13 +203,13 @@ class TestRefused:
                 return Kernel(self.scale * self.conv.weight, self.conv.bias)
 
         net = nn.Sequential(ECB(4), Own(SPEC, nn.Conv2d(4, 4, 3)))
-        self.refused(net, "block '1': cannot reset Own: of 'scale' the start is not known; give it a reset_parameters")
+        self.refused(net, "block '1': cannot reset Own: the start of 'scale' is unknown; give it a reset_parameters")
 
     @pytest.mark.parametrize("through", [lambda net: net, copy.deepcopy])
     def test_a_factory_that_hands_out_what_exists(self, through):
         there = ConvBranch(SPEC)
         net = nn.Sequential(ECB(4), ReparamBlock(SPEC, [lambda spec: there, ConvBranch]))
-        why = "block '1': cannot reset ReparamBlock: what makes its branches hands in a module .* ChainBranch|Conv"
+        why = "block '1': cannot reset ReparamBlock: a callable that makes its branches uses .* ChainBranch|Conv"
         self.refused(through(net), why)
 
     def test_a_pickle_of_what_was_built_of_a_lambda(self):

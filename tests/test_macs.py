@@ -77,7 +77,7 @@ def test_without_any_numbers():
 
 @pytest.mark.parametrize("shape", [(1, 3, 0, 4), (1, 3, 4.0, 4), [1, 3, -4, 4]])
 def test_what_is_no_shape_is_refused(shape):
-    with pytest.raises(SpecError, match=r"the shape of an input is a row of whole numbers above 0, but got \(1, 3, "):
+    with pytest.raises(SpecError, match=r"the shape of an input must consist of integers above 0, but got \(1, 3, "):
         macs(RepSRBlock(3), shape)
 
 

@@ -164,9 +164,9 @@ class TestOREPA:
 
     def test_scales_are_one_per_term(self):
         assert OREPABlock(4, scales=(1, 0, 0, 0, 0, 0)).branches[0].layers[1].scale.unique().tolist() == [1.0]
-        with pytest.raises(SpecError, match=r"scales must hold 6 numbers, .* scales=\(1, 0\)"):
+        with pytest.raises(SpecError, match=r"scales must have 6 numbers, .* scales=\(1, 0\)"):
             OREPABlock(4, scales=(1, 0))
-        with pytest.raises(SpecError, match="scales must hold 5 numbers"):
+        with pytest.raises(SpecError, match="scales must have 5 numbers"):
             OREPARepVGGBlock(4, scales=(1, 0, 0, 0, 0, 0))
 
     def test_without_a_bias_there_is_no_norm_after_the_sum(self):

@@ -338,7 +338,7 @@ def test_a_whole_model_is_not_rewritten_for_a_small_part():
     plain = fuse(model)
     assert type(plain) is Net and convs_in(plain) == 6
     assert_close(plain(X), model(X))
-    assert "would have to be rewritten" in inspect_model(model).left[""]
+    assert "would rewrite that forward" in inspect_model(model).left[""]
     with pytest.raises(FuseError, match="the model itself: .*lose its class"):
         fuse(model, strict=True)
 
@@ -386,8 +386,8 @@ def test_a_region_costs_no_more_than_its_layers():
 
     tall, wide = nn.Conv2d(6, 6, (7, 1), padding=(3, 0)), nn.Conv2d(6, 6, (1, 7), padding=(0, 3))
     report = inspect_model(ready(nn.Sequential(Net(tall, wide), conv_bn(6, 6, 1))))
-    assert "one convolution would take 1,764 multiply-adds for each pixel of its input" in report.apart["0"]
-    assert "0 is cheaper as it is" in str(report)
+    assert "one convolution would take 1,764 multiply-adds per pixel of its input" in report.apart["0"]
+    assert "0 is cheaper unfused" in str(report)
     square = nn.Conv2d(6, 6, 7, padding=3)
     (block,) = inspect_model(ready(nn.Sequential(Net(square, wide)))).blocks
     assert (block.multiply_adds, block.fused_multiply_adds) == (49 * 36 + 7 * 36 + 6, 49 * 36)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from helpers import PAPERS
 from PIL import Image
@@ -171,3 +172,15 @@ def test_the_page_is_told_scale_and_radius_of_each_network(tmp_path, monkeypatch
 def test_the_sample_is_a_photo(tmp_path):
     with Image.open(LIVE.sample(tmp_path)) as image:
         assert image.mode == "RGB" and np.std(image) > 30
+
+
+def test_the_still_picture_is_bicubic_on_the_left_and_the_network_on_the_right(tmp_path):
+    with Image.open(LIVE.still(tmp_path)) as image:
+        shown = np.asarray(image).astype(float)
+    small = skimage.data.chelsea()[72:162, 120:240]
+    x = torch.from_numpy(small.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    cubic = 255 * color.bicubic(x, 4)[0].permute(1, 2, 0).numpy()
+    sharp = reparam.Upscaler("repsr_m6c32_x4", engine="torch")(small)
+    far = [[np.abs(shown - whole)[:, half].mean() for half in np.s_[:240, 240:]] for whole in (cubic, sharp)]
+    assert shown.shape == (360, 480, 3)
+    assert far[0][0] < 0.7 * far[1][0] and far[1][1] < 0.7 * far[0][1]

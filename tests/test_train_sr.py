@@ -22,6 +22,7 @@ from PIL import Image
 from skimage import data
 from torch import nn
 from torch.utils._pytree import tree_flatten
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import examples.train_sr.training as training
@@ -273,6 +274,44 @@ def test_the_commands_of_the_docs(tmp_path, monkeypatch):
         printed.append(done.output)
     assert [line.split()[0] for line in COMMANDS] == ["photos", "train", "evaluate", "train", "train"]
     assert "fused:" in printed[1] and "astronaut" in printed[2] and Path("runs/many/last.ckpt").exists()
+
+
+RECIPES = sorted((ROOT / "examples" / "train_sr" / "recipes").glob("*.sh"))
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "run"], ids=lambda path: path.stem)
+def test_recipes_are_commands_that_exist(recipe, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\0" "$word"; done\nprintf "\\n"\n')
+    python.chmod(0o755)
+    folders = [tmp_path / "images of mine", tmp_path / "set5", tmp_path / "runs"]
+    for folder in folders:
+        folder.mkdir()
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", recipe, *folders], env=env, capture_output=True, text=True, check=True)
+    commands = [line.split("\0")[:-1] for line in done.stdout.splitlines()]
+    trained, shown = set(), set()
+    for program, name, *words in (command[1:] for command in commands):
+        assert program == "examples.train_sr"
+        command = get_command(app).commands[name]
+        if name == "train":
+            start = Path(words[words.index("--start") + 1]) if "--start" in words else None
+            if start:
+                assert str(start.parent) in trained
+                start.parent.mkdir(exist_ok=True)
+                start.touch()
+            values = command.make_context(name, words).params
+            assert start or create_model(values["model"], **values["options"])
+            assert values["out"] not in trained, "each run has a folder of its own"
+            trained.add(str(values["out"]))
+        else:
+            shown |= set(words)
+    assert shown <= trained and len(trained) > 4, shown - trained
+
+
+def test_a_recipe_says_what_it_needs(tmp_path):
+    done = subprocess.run(["bash", RECIPES[0], tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and "IMAGES VAL RUNS" in done.stderr
 
 
 def finished(folder: Path, seed: int, psnr_db: float, **recipe) -> str:

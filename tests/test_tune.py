@@ -190,7 +190,7 @@ def test_dtype_is_that_of_the_run(clock, monkeypatch):
     ("net", "example", "rounds", "message"),
     [
         (nn.Conv2d(3, 3, 1), image(), 7, r"no block ran while Conv2d ran on the example; its blocks are \[\]"),
-        (nn.Sequential(ECB(3)), image()[:0], 7, r"block '0' was given \(0, 3, 16, 12\)"),
+        (nn.Sequential(ECB(3)), image()[:0], 7, r"block '0' got \(0, 3, 16, 12\)"),
         (nn.Sequential(ECB(3)), image(), 0, "rounds=0"),
     ],
 )

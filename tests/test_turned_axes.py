@@ -66,5 +66,5 @@ def test_it_stays(name):
 @pytest.mark.parametrize("turn", [lambda y: y.permute(0, 2, 1, 3), lambda y: y.transpose(1, 3)])
 def test_what_a_convolution_makes_is_counted_only_where_it_is(turn):
     model = ready(Forward(lambda m, x: m.norm(turn(m.conv(x))), conv=nn.Conv2d(6, 6, 1), norm=nn.BatchNorm2d(6)))
-    with pytest.raises(FuseError, match=r"makes other channels than it normalises"):
+    with pytest.raises(FuseError, match=r"makes other channels than it normalizes"):
         fuse(model)

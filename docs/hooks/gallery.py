@@ -1,4 +1,4 @@
-"""Fences of the page on models of other codes: what `fuse` understands, and modules before and after it."""
+"""Fences of the page on models of other libraries: what `fuse` understands, and modules before and after it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def understood() -> str:
         "layers": [name.replace("_ConvNd", "Conv1d, Conv2d, Conv3d") for name in layers],
         "functions and operators": sorted(functions),
         "methods": sorted(METHODS),
-        "convolutions of inference forms": kept,
+        "names of fused convolutions in known classes": kept,
     }
     body = "".join(f"<tr><th>{title}</th><td>{_codes(names)}</td></tr>" for title, names in rows.items())
     return f"<table>{body}</table>"

@@ -1,4 +1,4 @@
-"""What the page live.md runs in the browser: ONNX Runtime from npm, the networks, a photo."""
+"""What the page live.md runs and shows: ONNX Runtime from npm, the networks, a photo, a still picture."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     cache = Path(config.config_file_path).parent / ".cache" / "live"
     cache.mkdir(parents=True, exist_ok=True)
-    made = [*runtime(Path(config.docs_dir) / "live", cache), *networks(cache), sample(cache)]
+    made = [*runtime(Path(config.docs_dir) / "live", cache), *networks(cache), sample(cache), still(cache)]
     for path in made:
         files.append(File.generated(config, f"live/{path.name}", abs_src_path=str(path)))
     return files
@@ -87,4 +88,19 @@ def sample(cache: Path) -> Path:
 
     file = cache / "chelsea.png"
     Image.fromarray(data.chelsea()[60:240, 130:370]).save(file)
+    return file
+
+
+def still(cache: Path) -> Path:
+    """What the page does, before it does it: the left half by bicubic interpolation, the right half by a network."""
+    from PIL import Image
+    from skimage import data
+
+    small = data.chelsea()[72:162, 120:240]
+    x = torch.from_numpy(small.transpose(2, 0, 1)[None] / np.float32(255))
+    cubic = (255 * color.bicubic(x, 4)[0].permute(1, 2, 0)).round().clamp(0, 255).byte().numpy()
+    sharp = reparam.Upscaler("repsr_m6c32_x4", engine="torch")(small)
+    middle = cubic.shape[1] // 2
+    file = cache / "still.webp"
+    Image.fromarray(np.hstack([cubic[:, :middle], sharp[:, middle:]])).save(file, quality=95)
     return file

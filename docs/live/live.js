@@ -8,8 +8,8 @@ const KINDS = "PNG, JPEG, WebP, AVIF, GIF or BMP";
 const here = (name) => new URL(name, import.meta.url).href;
 const part = (name) => document.getElementById(`live-${name}`);
 const brush = (canvas) => canvas.getContext("2d", { willReadFrequently: true });
-const parts = ["network", "zoom", "download", "problem", "progress", "stage", "view", "layers", "result", "divide"];
-const [network, zoom, download, problem, progress, stage, view, layers, result, divide] = parts.map(part);
+const parts = ["network", "zoom", "download", "problem", "progress", "stage", "still", "view", "layers", "result", "divide"];
+const [network, zoom, download, problem, progress, stage, still, view, layers, result, divide] = parts.map(part);
 const [bicubic, ours] = ["bicubic", "ours"].map(part);
 
 ort.env.wasm.numThreads = 1; // more of them need headers that a static site does not send
@@ -112,7 +112,7 @@ function prepare(scale) {
     [canvas.width, canvas.height] = [width, height];
     if (!holds(canvas)) throw new Error(`This browser has no room for ${size}. Choose a smaller image or scale.`);
   }
-  stage.hidden = false;
+  [stage.hidden, still.hidden] = [false, true];
   stage.classList.add("live-waiting"); // to paint a large canvas after each tile takes longer than to compute it
   show();
 }

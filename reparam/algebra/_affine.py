@@ -1,6 +1,6 @@
-r"""Linear maps of padded images: one after the other, sums, and channels taken apart and put together.
+r"""Linear maps of padded images: composition, sums, and selection and concatenation of channels.
 
-Each is exact at the borders as well, or refused: y = conv(pad(x), W, b) pads once, before everything else.
+Each result is exact, borders included, or the operation is refused: y = conv(pad(x), W, b) pads once, before all else.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def pointwise(scale: Tensor, shift: Tensor | None = None) -> LinearOp:
 
 
 def the_input(like: Tensor, channels: int = 1) -> LinearOp:
-    """The input itself; of one channel, if it is not known how many there are."""
+    """The input itself; with one channel if their number is unknown."""
     return pointwise(like.new_ones(channels))._replace(untouched=True)
 
 
 def padded(pads: Pads, mode: str, like: Tensor) -> LinearOp:
-    """The input with pixels around it."""
+    """The input with padding around it."""
     return the_input(like)._replace(pads=pads, padding_mode=mode)
 
 
@@ -43,13 +43,13 @@ def scaled(value: LinearOp, scale: Tensor, shift: Tensor | None = None) -> Linea
 
 
 def after(first: LinearOp, second: LinearOp) -> LinearOp:
-    """`second(first(x))`, where that is a convolution of x at the borders as well.
+    """Compose two operations: `second(first(x))`, if that is one convolution of x, borders included.
 
-    The numbers of `second` become of the dtype and on the device of `first`, the meta device among them.
+    The kernel of `second` is moved to the dtype and device of `first`, which may be the meta device.
 
     Raises:
-        NotLinearError: if `second` pads what `first` made with something else than `first` makes of padding, or takes
-            other channels or axes.
+        NotLinearError: if `second` pads with other values than `first` computes from padding, or takes another number
+            of channels or axes.
     """
     second = _like(second, first)
     if second.is_padded:
@@ -57,10 +57,10 @@ def after(first: LinearOp, second: LinearOp) -> LinearOp:
         if first.tiles:
             pads = tuple((low * s, high * s) for (low, high), s in zip(second.pads, first.stride))
             second = second._replace(pads=pads)
-    if first.flat and second.flat and first.ndim > second.ndim == 1:  # a linear layer of more axes than one
+    if first.flat and second.flat and first.ndim > second.ndim == 1:  # a linear layer on an input with several axes
         second = _with_axes(second, first.ndim)
     if first.ndim and second.ndim and (first.flat, first.ndim) != (second.flat, second.ndim):
-        raise NotLinearError("a linear layer and a convolution, or convolutions of different axes, follow each other")
+        raise NotLinearError("a linear layer is combined with a convolution, or their numbers of axes differ")
     pads = second.pads or first.pads
     if first.is_padded and second.is_padded:
         pads = tuple((a + c, b + d) for (a, b), (c, d) in zip(first.pads, second.pads))
@@ -77,7 +77,7 @@ def after(first: LinearOp, second: LinearOp) -> LinearOp:
 
 
 def _with_axes(value: LinearOp, ndim: int) -> LinearOp:
-    """A value that looks at one pixel, with so many axes."""
+    """A value that reads one pixel, written with `ndim` axes."""
     ones = (1,) * ndim
     weight = value.kernel.weight
     kernel = Kernel(weight.reshape(*weight.shape[:2], *ones), value.kernel.bias)
@@ -85,18 +85,18 @@ def _with_axes(value: LinearOp, ndim: int) -> LinearOp:
 
 
 def turned(value: LinearOp, ndim: int, flat: bool) -> LinearOp:
-    """A value whose channels were moved to the last axis (`flat`), or back from there, of so many spatial axes.
+    """A value of `ndim` spatial axes after its channels moved to the last axis (`flat`), or back from there.
 
     Raises:
         NotLinearError: if they are there already.
     """
     if value.ndim and (value.flat == flat or value.ndim != ndim):
-        raise NotLinearError("axes are exchanged in another way than channels being the last, or the first")
+        raise NotLinearError("axes are permuted in another way than between channels-first and channels-last")
     return _raised(value, ndim)._replace(flat=flat, turned=not value.turned, untouched=False)
 
 
 def unshuffled(value: LinearOp, factor: int) -> LinearOp:
-    r"""A value whose pixels are moved into channels, as PixelUnshuffle does: one tap each, of a stride.
+    r"""A value after PixelUnshuffle, which moves pixels into channels: a strided convolution with one tap per output.
 
     $$y[c r^2 + i r + j,\; p, q] = x[c,\; p r + i, q r + j]$$
     """
@@ -109,32 +109,35 @@ def unshuffled(value: LinearOp, factor: int) -> LinearOp:
 
 
 def _like(value: LinearOp, other: LinearOp) -> LinearOp:
-    """A value of the dtype and on the device of another one."""
+    """`value` in the dtype and on the device of `other`."""
     weight = other.kernel.weight
     return value._replace(kernel=Kernel(*(tensor.to(weight.device, weight.dtype) for tensor in value.kernel)))
 
 
 def _check_padding(first: LinearOp, second: LinearOp) -> None:
-    """Padding commutes, along an axis, with an operation that looks at one pixel there and makes padding of padding."""
+    """Refuse padding that cannot be moved before `first`.
+
+    Along an axis, it can if `first` reads one pixel there and maps padding to padding.
+    """
     zeros = second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair)
     if first.is_padded and first.padding_mode != second.padding_mode:
-        raise NotLinearError("a padded operation follows one with other padding, so that the border is another")
+        raise NotLinearError("a padded operation follows one with another padding mode, so the border would differ")
     for axis, after_it in enumerate(second.pads):
         if not any(after_it):
             continue
         before = first.pads[axis] if first.pads else (0, 0)
         if first.ndim and not first.tiles and (first.kernel.size[axis] > 1 or first.stride[axis] > 1):
-            raise NotLinearError("a padded operation follows one with taps or padding, so that the border is another")
+            raise NotLinearError("a padded operation follows one with taps or a stride, so the border would differ")
         if any(before) and (min(*before, *after_it) < 0 or second.padding_mode != "zeros"):
-            raise NotLinearError("padding follows cropping, so that the border is another")
+            raise NotLinearError("padding follows cropping, so the border would differ")
     if zeros and first.shifts:
-        raise NotLinearError("zeros are padded to what has a bias, so that the border is another")
+        raise NotLinearError("zero padding follows a bias, so the border would differ")
 
 
 def _then(first: LinearOp, second: LinearOp) -> LinearOp:
     first, second = repeated(first, second.inputs), repeated(second, first.outputs)
     if first.outputs != second.inputs:
-        raise NotLinearError(f"{first.outputs} channels meet {second.inputs}")
+        raise NotLinearError(f"{first.outputs} channels reach an operation that takes {second.inputs}")
     if first.ndim and second.ndim:
         return then(first, second)
     if second.ndim:
@@ -144,7 +147,7 @@ def _then(first: LinearOp, second: LinearOp) -> LinearOp:
 
 
 def repeated(op: LinearOp, channels: int) -> LinearOp:
-    """An op of one channel, which does the same to every channel, written for so many; others as they are."""
+    """An operation of one channel written out for `channels` channels; any other is returned unchanged."""
     if op.inputs != 1 or op.outputs != 1:
         return op
     kernel = Kernel(*(tensor.expand(channels, *tensor.shape[1:]) for tensor in op.kernel))
@@ -152,20 +155,20 @@ def repeated(op: LinearOp, channels: int) -> LinearOp:
 
 
 def add(*values: LinearOp) -> LinearOp:
-    """The sum of values of one input, as one convolution.
+    """Add values of the same input, as one convolution.
 
     Raises:
-        NotLinearError: if they differ in channels, stride, size of the output or padding mode.
+        NotLinearError: if they differ in channels, stride, output size or padding mode.
     """
     channels = max(value.outputs for value in values)
     level, frames, mode = _level([repeated(value, channels) for value in values])
     if len({value.outputs for value in level}) > 1:
-        raise NotLinearError(f"values of {' and '.join(str(value.outputs) for value in level)} channels are added")
+        raise NotLinearError(f"the terms of a sum have {' and '.join(str(value.outputs) for value in level)} channels")
     return _in_frames(_summed(_of_one_input(level), frames), frames, mode)
 
 
 def _summed(values: Sequence[LinearOp], frames: Sequence[Frame]) -> LinearOp:
-    """The sum, of which each value takes its taps, and one filter per channel its diagonal."""
+    """The sum. Each value is added to its own taps only; a depthwise one, to its diagonal only."""
     groups = gcd(*(value.groups for value in values))
     size = tuple((last - first) // grid + 1 for first, last, _, grid in frames)
     whole = [value for value in values if value.groups == groups and value.kernel.size == size]
@@ -197,15 +200,15 @@ def _add_into(total: Tensor, value: LinearOp, groups: int, frames: Sequence[Fram
 
 
 def _read(value: LinearOp) -> int:
-    """Channels that are read."""
+    """The number of channels that are read."""
     return value.kernel.weight.shape[1] * value.groups
 
 
 def concat(values: Sequence[LinearOp]) -> LinearOp:
-    """Values of one input, their channels one after the other, as one convolution.
+    """Concatenate the channels of values of the same input, as one convolution.
 
     Raises:
-        NotLinearError: if they differ in stride, size of the output or padding mode, or channels are not known.
+        NotLinearError: if they differ in stride, output size or padding mode, or if channels are unknown.
     """
     inputs = max(value.inputs for value in values)
     level, frames, mode = _level([repeated(value, inputs) for value in values])
@@ -216,7 +219,7 @@ def concat(values: Sequence[LinearOp]) -> LinearOp:
         value.reads and value.reads[0] == end for value, end in zip(values[1:], ends)
     )
     shapes = {(value.outputs // value.groups, *value.kernel.weight.shape[1:]) for value in values}
-    if follow and len(shapes) == 1:  # each group reads channels of its own
+    if follow and len(shapes) == 1:  # each group reads its own channels
         kernel = Kernel(*(torch.cat(tensors) for tensors in zip(*(value.kernel for value in values))))
         whole = first._replace(kernel=kernel, groups=sum(value.groups for value in values), untouched=False)
         return _read_all(whole)._replace(shifts=any(value.shifts for value in values))
@@ -237,13 +240,13 @@ def _rows(weight: Tensor, before: int, after_it: int) -> Tensor:
 
 
 def select(value: LinearOp, start: int, stop: int) -> LinearOp:
-    """Channels start, ..., stop - 1 of a value.
+    """Select the channels start, ..., stop - 1 of a value.
 
     Raises:
-        NotLinearError: if it has fewer, as one has of which it is not known how many there are.
+        NotLinearError: if it has fewer. A value with an unknown number of channels counts as having one.
     """
     if not 0 <= start < stop <= value.outputs:
-        raise NotLinearError(f"channels {start} to {stop} are taken out of {value.outputs}")
+        raise NotLinearError(f"channels {start} to {stop} are selected from {value.outputs}")
     kernel = Kernel(*(tensor[start:stop] for tensor in value.kernel))
     each, inputs = value.outputs // value.groups, value.kernel.weight.shape[1]
     offset, total = value.reads or (0, value.inputs)
@@ -255,29 +258,29 @@ def select(value: LinearOp, start: int, stop: int) -> LinearOp:
 
 
 def _read_all(value: LinearOp) -> LinearOp:
-    """Without `reads`, if it says that all channels are read."""
+    """Drop `reads` if it says that all channels are read."""
     read = value.kernel.weight.shape[1] * value.groups
     return value._replace(reads=None) if value.reads == (0, read) else value
 
 
 def _of_one_input(values: Sequence[LinearOp]) -> list[LinearOp]:
-    """All of them reading the same channels, with zeros for those that they do not read.
+    """Make all values read the same channels, with zeros for those that they did not read.
 
     Raises:
-        NotLinearError: if they are of different numbers of channels.
+        NotLinearError: if their inputs differ in channels.
     """
     if len({value.inputs for value in values}) > 1:
         counts = " and ".join(str(value.inputs) for value in values)
-        raise NotLinearError(f"inputs of {counts} channels meet")
+        raise NotLinearError(f"values are combined whose inputs have {counts} channels")
     if len({value.reads for value in values}) == 1:
         return list(values)
     return [_widened(value) for value in values]
 
 
 def _check_axes(value: LinearOp) -> None:
-    """A pointwise value is one number per channel, and cannot say that channels change places."""
+    """Refuse a pointwise value: with one scale per channel, it cannot reorder channels."""
     if not value.ndim:
-        raise NotLinearError("channels change places in a value of which the number of axes is not known")
+        raise NotLinearError("channels are reordered in a value whose number of axes is unknown")
 
 
 def _widened(value: LinearOp) -> LinearOp:
@@ -291,16 +294,16 @@ def _widened(value: LinearOp) -> LinearOp:
 
 
 def _level(values: Sequence[LinearOp]) -> tuple[list[LinearOp], list[Frame], str]:
-    """Values with the same number of axes, the taps that hold those of all along each, and the padding mode.
+    """Values with the same number of axes, a frame per axis that holds the taps of all, and the padding mode.
 
     Raises:
-        NotLinearError: if they differ in stride, size of the output or padding mode.
+        NotLinearError: if they differ in stride, output size or padding mode.
     """
     values = [_like(value, values[0]) for value in values]
     ndim = max(max(value.ndim, len(value.pads)) for value in values)
     flat = any(value.flat for value in values)
     if len({value.turned for value in values}) > 1 or len({value.flat for value in values if value.ndim}) > 1:
-        raise NotLinearError("the channels of values are on different axes")
+        raise NotLinearError("values are combined whose channels are on different axes")
     values = [_raised(value, ndim)._replace(flat=flat) for value in values]
     modes = {value.padding_mode for value in values if value.is_padded}
     strides = {value.stride for value in values}
@@ -312,14 +315,14 @@ def _level(values: Sequence[LinearOp]) -> tuple[list[LinearOp], list[Frame], str
 
 
 def _raised(value: LinearOp, ndim: int) -> LinearOp:
-    """A pointwise value as a convolution with one tap on so many axes."""
+    """A pointwise value as a convolution with one tap on `ndim` axes."""
     return value if value.ndim or not ndim else _with_axes(value, ndim)
 
 
 Extent = tuple[int, int, int, int]
-"""Of a value along an axis: first tap and last, in pixels from the one under an output, pixels to spare, and step."""
+"""Of one value along an axis: first and last tap (in pixels from the output position), spare padding, tap distance."""
 Frame = tuple[int, int, int, int]
-"""Of several values: first tap and last, pixels to spare, and the distance of taps."""
+"""Of several values along an axis: first and last tap, spare padding, tap distance."""
 
 
 def _extent(value: LinearOp, axis: int) -> Extent:
@@ -329,10 +332,10 @@ def _extent(value: LinearOp, axis: int) -> Extent:
 
 
 def _frame(extents: Sequence[Extent]) -> Frame:
-    """Along one axis, the taps that hold those of all values.
+    """The smallest set of taps along one axis that contains the taps of all values.
 
-    Taps are counted from the pixel under an output, so that `a` with 3 taps at dilation 2 and 2 pads begins at -2, and
-    `b` with 3 taps and 1 pad at -1. The pads that taps leave spare decide the size of the output, and must be the same.
+    Taps are counted from the output position: `a` with 3 taps at dilation 2 and 2 pads begins at -2, and `b` with 3
+    taps and 1 pad at -1. The padding that the taps leave spare decides the output size, and must be the same for all.
 
         pixel     -2 -1  0  1  2
         a          a  .  a  .  a     begins at tap 0
@@ -347,7 +350,7 @@ def _frame(extents: Sequence[Extent]) -> Frame:
 
 
 def _placed(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
-    """A value written with the taps of frames."""
+    """A value written with the taps of `frames`."""
     around: list[int] = []
     steps = []
     for axis, (first, last, _, grid) in enumerate(frames):
@@ -361,7 +364,7 @@ def _placed(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
 
 
 def _in_frames(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
-    """A value whose kernel has the taps of frames already."""
+    """A value with the geometry of `frames`; its kernel has their taps already."""
     pads = tuple((-first, spare + last) for first, last, spare, _ in frames)
     pads = pads if any(map(any, pads)) else ()
     grid = tuple(frame[3] for frame in frames)
@@ -369,7 +372,7 @@ def _in_frames(value: LinearOp, frames: Sequence[Frame], mode: str) -> LinearOp:
 
 
 def balanced(value: LinearOp) -> LinearOp:
-    """The same value with as many zeros around the image before as after, by taps of zero; others as they are."""
+    """Make zero padding symmetric by adding taps of zero; any other value is returned unchanged."""
     if value.padding_mode != "zeros" or not any(low != high for low, high in value.pads):
         return value
     extents = [_extent(value, axis) for axis in range(value.ndim)]

@@ -1,4 +1,4 @@
-"""torch's classes and functions by their number of spatial axes."""
+"""torch's classes and functions, by number of spatial axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations that run one after the other, as one, and an operation in the geometry of a spec."""
+"""Two operations in sequence as one, and an operation written in the geometry of a spec."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ._spec import ConvSpec, Pads
 
 
 def then(first: LinearOp, second: LinearOp, between: tuple[Tensor, Tensor] | None = None) -> LinearOp:
-    """The operation `second(first(x))`, of valid convolutions.
+    """Compose two valid convolutions: `second(first(x))`.
 
     Args:
         first: runs first.
         second: runs after it.
-        between: scale and shift of a batch norm between the two, of shape (C,) each.
+        between: scale and shift of a batch norm between the two, both of shape (C,).
     """
     stride = tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride))
     bias, shifts = second.kernel.bias, first.shifts or between is not None
@@ -34,7 +34,7 @@ def then(first: LinearOp, second: LinearOp, between: tuple[Tensor, Tensor] | Non
 
 
 def _with_scale(first: LinearOp, scale: Tensor, second: LinearOp) -> tuple[LinearOp, LinearOp]:
-    """Both operations, with a scale between them in the smaller of their weights."""
+    """Both operations, with the scale between them merged into the smaller weight."""
     (inner, before), (outer, bias) = first.kernel, second.kernel
     scale = scale.to(inner)  # a batch norm may be of higher precision
     if inner.numel() <= outer.numel():
@@ -48,7 +48,7 @@ def _composed(first: LinearOp, second: LinearOp) -> tuple[Tensor, tuple[int, ...
     grid, ratio1, ratio2 = _one_grid(first, second)
     depthwise = second.groups == second.outputs == first.outputs
     if depthwise and 1 in (prod(first.kernel.size), prod(second.kernel.size)):
-        return inner * outer, grid, first.groups  # not a sum of almost only zeros
+        return inner * outer, grid, first.groups  # `composed` would add up almost nothing but zeros
     if prod(second.kernel.size) == 1 and first.groups % second.groups == 0:
         return kernels.gathered(inner, outer, first.groups, second.groups), grid, second.groups  # likewise
     groups = gcd(first.groups, second.groups)
@@ -58,7 +58,7 @@ def _composed(first: LinearOp, second: LinearOp) -> tuple[Tensor, tuple[int, ...
 
 
 def scaled(op: LinearOp, scale: Tensor, shift: Tensor) -> LinearOp:
-    """The operation `scale * op(x) + shift`, both of shape (out,): what a batch norm does after it."""
+    """The operation `scale * op(x) + shift`, as with a batch norm after it; scale and shift have shape (out,)."""
     weight = kernels.scaled(op.kernel.weight, scale.to(op.kernel.weight))
     return op._replace(kernel=Kernel(weight, _scaled_bias(op, scale, shift)), shifts=True)
 
@@ -70,15 +70,15 @@ def _scaled_bias(op: LinearOp, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _one_grid(first: LinearOp, second: LinearOp) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """A grid that holds the taps of both, in pixels of the input, and the steps of either on it.
+    """The dilation of a grid that holds the taps of both, in input pixels, and the steps of each on that grid.
 
-    The outputs of `first` lie s1 pixels apart, and so the taps of `second` d2 * s1:
+    The outputs of `first` are s1 pixels apart, so the taps of `second` are d2 * s1 pixels apart:
 
         first    3 taps, d1 = 2         1 . 1 . 1
         second   2 taps, d2 * s1 = 3    2 . . 2
         both     grid gcd(2, 3) = 1     * . * * * * . *     0, 2, 4 and 3, 5, 7
     """
-    # One tap fits every grid, which gcd's neutral 0 says.
+    # A single tap fits every grid: 0 is neutral for gcd.
     fine = [d if k > 1 else 0 for d, k in zip(first.dilation, first.kernel.size)]
     coarse = [d * s if k > 1 else 0 for d, s, k in zip(second.dilation, first.stride, second.kernel.size)]
     grid = tuple(gcd(d1, d2) or 1 for d1, d2 in zip(fine, coarse))
@@ -86,15 +86,15 @@ def _one_grid(first: LinearOp, second: LinearOp) -> tuple[tuple[int, ...], tuple
 
 
 def place(op: LinearOp, ring: Pads, spec: ConvSpec) -> Kernel:
-    """The kernel of the first part of a chain, with all taps of `spec`, from the patch of an output position.
+    """The kernel of the first part of a chain, embedded in the taps of `spec`, the patch of one output position.
 
     Args:
-        op: what has run so far, of stride 1.
-        ring: what the rest of the chain crops of its output, as negative pads.
-        spec: of the whole chain, dense and without dilation.
+        op: the operation so far, of stride 1.
+        ring: what the rest of the chain crops from its output, as negative pads.
+        spec: the whole chain, dense and without dilation.
 
-    A position of the output has a patch, and of what the first part makes of that patch one value is its own; here a
-    1x1 convolution, a, in front of a 3x3 one, which crops one value on each side:
+    The first part maps the patch of an output position to several values. One of them lies at that position; the taps
+    are shifted to read it. Here a 1x1 convolution, a, precedes a 3x3 one, which crops one value on each side:
 
         patch    x x x
         made     1 1 1     ring = -1 on both sides
@@ -108,24 +108,24 @@ def place(op: LinearOp, ring: Pads, spec: ConvSpec) -> Kernel:
 
 
 def fit(op: LinearOp, spec: ConvSpec, embedded: bool = True) -> Kernel:
-    """The kernel of `op` written in the geometry of `spec`; with its own number of taps if not `embedded`.
+    """Write the kernel of `op` in the geometry of `spec`; unless `embedded`, with its own number of taps.
 
     Raises:
-        SpecError: if they differ in channels, stride, or have taps or groups that the spec has not.
+        SpecError: if they differ in channels or stride, or if `op` has taps or groups that do not fit the spec.
     """
     weight, size = op.kernel.weight, op.kernel.size
     came = (weight.shape[1] * op.groups, weight.shape[0], op.stride)
     wanted = (spec.in_channels, spec.out_channels, spec.stride)
     for name, have, want in zip(("in_channels", "out_channels", "stride"), came, wanted):
         if have != want:
-            raise SpecError(f"the branch has {name}={have}, but its spec asks for {name}={want}")
+            raise SpecError(f"the branch has {name}={have}, but its spec needs {name}={want}")
     if op.groups % spec.groups:
         raise SpecError(
-            f"the branch has groups={op.groups}, which mixes channels that the spec with groups={spec.groups} "
+            f"the branch has groups={op.groups}, which mixes channels that its spec with groups={spec.groups} "
             "keeps apart"
         )
     if any(k > 1 and d % want for k, d, want in zip(size, op.dilation, spec.dilation)):
-        raise SpecError(f"the branch has dilation={op.dilation}, but its spec has taps at dilation={spec.dilation}")
+        raise SpecError(f"the branch has dilation={op.dilation}, no multiple of its spec's dilation={spec.dilation}")
     ratio = tuple(d // want if k > 1 else 1 for k, d, want in zip(size, op.dilation, spec.dilation))
     kernel = kernels.dilate(kernels.regroup(op.kernel, op.groups, spec.groups), ratio)
     return kernels.embed(kernel, spec.kernel_size) if embedded else kernel

@@ -1,8 +1,8 @@
 r"""The algebra of kernels: pure, differentiable functions on (weight, bias).
 
 A kernel is the pair K = (W, b) of an affine convolution, W of shape (out, in / groups, *size) and b of shape (out,).
-Taps lie `dilation` pixels apart and nothing here pads an image: composing is exact because the input of the whole chain
-is padded once, before its first operation, and everything after it is a valid convolution.
+Taps are `dilation` pixels apart. Nothing here pads an image: composition is exact because the input of a chain is
+padded once, before its first operation, and every operation after that is a valid convolution.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ._spec import centre, convolve
 
 
 class Kernel(NamedTuple):
-    """Weight of shape (out, in / groups, *size) and bias of shape (out,)."""
+    """The pair (weight, bias) of an affine convolution, of shape (out, in / groups, *size) and (out,)."""
 
     weight: Tensor
     bias: Tensor
@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
 
 def identity(channels: int, groups: int, ndim: int, like: Tensor) -> Kernel:
-    """The 1x1 kernel of y = x, as a convolution with `groups` groups and the dtype and device of `like`."""
+    """The 1x1 kernel of y = x with `groups` groups, in the dtype and on the device of `like`."""
     if groups == channels:
         weight = like.new_ones(channels, 1, *(1,) * ndim)
     else:
@@ -42,14 +42,17 @@ def identity(channels: int, groups: int, ndim: int, like: Tensor) -> Kernel:
 
 
 def embed(kernel: Kernel, size: tuple[int, ...]) -> Kernel:
-    """The same function written with more taps: zeros around the kernel, centre tap on centre tap.
+    """Write the same function with more taps: zeros around the kernel, center tap on center tap.
 
-    a b to five taps is 0 0 a b 0, as the centre of an even size is the tap before the middle.
+    The kernel (a, b) with five taps is (0, 0, a, b, 0): the center of an even size is the tap before the middle.
+
+    Raises:
+        SpecError: if `size` is smaller than the kernel.
     """
     if kernel.size == size:
         return kernel
     if any(small > big for small, big in zip(kernel.size, size)):
-        raise SpecError(f"a kernel of {kernel.size} taps does not fit into kernel_size={size}")
+        raise SpecError(f"a kernel of {kernel.size} taps does not fit into kernel_size={size}; pass a larger size")
     pads = []
     for small, big in zip(reversed(kernel.size), reversed(size)):
         before = centre(big) - centre(small)
@@ -58,31 +61,31 @@ def embed(kernel: Kernel, size: tuple[int, ...]) -> Kernel:
 
 
 def add(*kernels: Kernel) -> Kernel:
-    """The kernel of the sum of several convolutions of one input; sizes may differ."""
+    """The kernel of the sum of several convolutions of the same input; their sizes may differ."""
     size = tuple(max(sizes) for sizes in zip(*(kernel.size for kernel in kernels)))
     weights, biases = zip(*(embed(kernel, size) for kernel in kernels))
     return Kernel(reduce(torch.add, weights), reduce(torch.add, biases))
 
 
 def affine(kernel: Kernel, scale: Tensor, shift: Tensor) -> Kernel:
-    """The kernel of `scale * conv(x) + shift`, both of shape (out,): what a BN after a convolution does."""
+    """The kernel of `scale * conv(x) + shift`: a batch norm after a convolution. Both have shape (out,)."""
     scale, shift = scale.to(kernel.weight), shift.to(kernel.weight)  # a BN may be of higher precision
     return Kernel(scaled(kernel.weight, scale), kernel.bias * scale + shift)
 
 
 def affine_before(scale: Tensor, shift: Tensor, kernel: Kernel, groups: int = 1) -> Kernel:
-    """The kernel of `conv(scale * x + shift)`, both of shape (in,): a BN before a convolution, taken into it."""
+    """The kernel of `conv(scale * x + shift)`: a batch norm before a convolution. Both have shape (in,)."""
     scale, shift = scale.to(kernel.weight), shift.to(kernel.weight)  # a BN may be of higher precision
     return Kernel(scaled_before(scale, kernel.weight, groups), shifted_before(shift, kernel, groups))
 
 
 def scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    """The weight of `scale * conv(x)`, with the scale of shape (out,)."""
+    """The weight of `scale * conv(x)`; the scale has shape (out,)."""
     return weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
 
 
 def scaled_before(scale: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """The weight of `conv(scale * x)`, with the scale of shape (in,)."""
+    """The weight of `conv(scale * x)`; the scale has shape (in,)."""
     ones = (1,) * (weight.dim() - 2)
     if groups == 1:
         return weight * scale.reshape(1, -1, *ones)
@@ -91,7 +94,7 @@ def scaled_before(scale: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def shifted_before(shift: Tensor, kernel: Kernel, groups: int = 1) -> Tensor:
-    """The bias of `conv(x + shift)`, with the shift of shape (in,)."""
+    """The bias of `conv(x + shift)`; the shift has shape (in,)."""
     taps = kernel.weight.flatten(2)  # (g out, in, taps)
     summed = taps.squeeze(2) if taps.shape[2] == 1 else taps.sum(2)
     if groups == 1:
@@ -118,9 +121,9 @@ def _dilated(weight: Tensor, factors: tuple[int, ...]) -> Tensor:
 
 
 def regroup(kernel: Kernel, groups: int, to: int) -> Kernel:
-    """A kernel of `groups` groups written with fewer, `to`, groups: zeros between the old groups.
+    """Write a kernel of `groups` groups with fewer groups, `to`, by zeros between the old groups.
 
-    Rows are outputs, columns inputs of their group; three groups of one output and two inputs, made dense:
+    Rows are outputs, columns are the inputs of their group. Three groups of one output and two inputs, made dense:
 
         a b        a b 0 0 0 0
         c d   ->   0 0 c d 0 0
@@ -128,10 +131,10 @@ def regroup(kernel: Kernel, groups: int, to: int) -> Kernel:
     """
     if groups == to:
         return kernel
-    each = groups // to  # old groups in a new one
+    each = groups // to  # old groups per new group
     weight = rearrange(kernel.weight, "(g a o) i ... -> g a o i ...", g=to, a=each)
     eye = torch.eye(each, dtype=weight.dtype, device=weight.device)
-    blocks = torch.einsum("ab,gaoi...->gaobi...", eye, weight)  # old group a sees the channels of old group b = a only
+    blocks = torch.einsum("ab,gaoi...->gaobi...", eye, weight)  # old group a reads the channels of old group b = a only
     return Kernel(rearrange(blocks, "g a o b i ... -> (g a o) (b i) ..."), kernel.bias)
 
 
@@ -145,7 +148,7 @@ def compose(first: Kernel, second: Kernel, groups: int, dilation: tuple[int, ...
         first: W of shape (groups * M, I, *k1).
         second: W of shape (groups * O, M, *k2).
         groups: of both and of the result.
-        dilation: d, the distance of two taps of `second` counted in taps of `first`.
+        dilation: d, the distance between two taps of `second`, in taps of `first`.
 
     Returns:
         W of shape (groups * O, I, *k) with k = k1 + d (k2 - 1).
@@ -169,7 +172,7 @@ def composed(first: Tensor, second: Tensor, groups: int, dilation: tuple[int, ..
     #
     #     first, padded      0 0 a b c 0 0
     #     second, flipped    w v u . . . .     t = 0: a u
-    #                        . w v u . . .     t = 1: a v + b u, which are t1 + t2 = 1
+    #                        . w v u . . .     t = 1: a v + b u, the terms with t1 + t2 = 1
     spatial = tuple(range(2, second.dim()))
     full = tuple((d * (k - 1),) * 2 for d, k in zip(dilation, second.shape[2:]))
     image = rearrange(inner, "g m i ... -> i (g m) ...")
@@ -179,11 +182,11 @@ def composed(first: Tensor, second: Tensor, groups: int, dilation: tuple[int, ..
 
 
 def gathered(first: Tensor, second: Tensor, groups: int, to: int) -> Tensor:
-    r"""The weight of `second(first(x))`, where `second` has one tap and mixes some groups of `first`.
+    r"""The weight of `second(first(x))`, if `second` has one tap and mixes some groups of `first`.
 
     $$W[o, (r, i), t] = \sum_m W_2[o, (r, m)] W_1[(r, m), i, t]$$
 
-    for each of the old groups r that are in one new group.
+    for each old group r inside a new group.
 
     Args:
         first: W of shape (groups * M, I, *k).
@@ -198,5 +201,5 @@ def gathered(first: Tensor, second: Tensor, groups: int, to: int) -> Tensor:
 
 
 def compose_depthwise(first: Kernel, depthwise: Kernel) -> Kernel:
-    """`compose` with one filter per channel, where one of the two has one tap: W[o, i, t] = W2[o, 0, t] W1[o, i, t]."""
+    """`compose` for a depthwise `second`, if either has a single tap: W[o, i, t] = W2[o, 0, t] W1[o, i, t]."""
     return Kernel(first.weight * depthwise.weight, shifted_before(first.bias, depthwise, len(depthwise.bias)))

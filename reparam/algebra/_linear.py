@@ -19,10 +19,10 @@ from ._spec import ConvSpec, Pads, convolve
 
 
 class LinearOp(NamedTuple):
-    """A linear map of patches: a kernel, and the geometry that the kernel alone does not tell.
+    """A linear map of patches: a kernel, and the geometry that the kernel alone does not determine.
 
-    One that treats every pixel and channel on its own, y[c] = W[c] x[c] + b[c], may be *pointwise*, without axes, with
-    W of shape (C, 1). C = 1 says that all channels are treated alike: the input itself is W = [[1]], b = [0].
+    A map of each pixel and channel separately, y[c] = W[c] x[c] + b[c], may be *pointwise*: it has no axes, and W has
+    shape (C, 1). C = 1 means the same map for every channel; the input itself is W = [[1]], b = [0].
     """
 
     kernel: Kernel
@@ -30,24 +30,24 @@ class LinearOp(NamedTuple):
     dilation: tuple[int, ...]
     groups: int
     pads: Pads = ()
-    """Pixels added around the input, per axis; negative ones crop. Without any, the convolution is valid."""
+    """Pixels added around the input, per axis; negative values crop. Empty means a valid convolution."""
     padding_mode: str = "zeros"
     flat: bool = False
-    """Whether it is a linear layer, of vectors, which is kept as a convolution with one tap on one axis."""
+    """Whether it is a linear layer, which acts on vectors and is stored as a convolution with one tap on one axis."""
     turned: bool = False
     """Whether the channels of the output are on another axis than those of the input."""
     reads: tuple[int, int] | None = None
-    """The first channel that is read, and how many the input has; None: all are read."""
+    """The first channel that is read, and the number of input channels; None means that all are read."""
     shifts: bool = True
-    """Whether there may be a bias that is not zero; on the meta device this is all that is known of it."""
+    """Whether the bias may differ from zero; on the meta device nothing else is known of it."""
     untouched: bool = False
-    """Whether it is the input itself, padded perhaps."""
+    """Whether it is the input itself, possibly padded."""
     tiles: bool = False
-    """Whether the image is known to be a whole number of strides large, each pixel of which is read once."""
+    """Whether the image size is known to be a multiple of the stride, and each pixel is read once."""
 
     @property
     def ndim(self) -> int:
-        """Number of axes; 0 for a pointwise one."""
+        """Number of spatial axes; 0 for a pointwise map."""
         return len(self.stride)
 
     @property
@@ -67,16 +67,16 @@ class LinearOp(NamedTuple):
 
     @property
     def multiply_adds(self) -> Fraction:
-        """Of this operation, for each pixel of the input."""
+        """Multiply-adds per pixel of the input."""
         if self.untouched:
             return Fraction(0)
         return Fraction(self.kernel.weight.numel(), prod(self.stride))
 
     def spec(self) -> ConvSpec:
-        """The geometry of the convolution that this is.
+        """The geometry of the equal `nn.Conv`.
 
         Raises:
-            NotLinearError: if it is a linear layer, or no `nn.Conv` pads or reads its input like this.
+            NotLinearError: if it is a linear layer, or if no `nn.Conv` pads or reads its input this way.
         """
         if (
             self.flat
@@ -85,13 +85,13 @@ class LinearOp(NamedTuple):
             or self.reads
             or any(low != high or low < 0 for low, high in self.pads)
         ):
-            raise NotLinearError(f"it is linear, but no convolution: axes {self.ndim}, pads {self.pads}")
+            raise NotLinearError(f"it is linear, but not a convolution: axes {self.ndim}, pads {self.pads}")
         padding = tuple(low for low, _ in self.pads) or 0
         geometry = self.kernel.size, self.stride, padding, self.dilation, self.groups, True, self.padding_mode
         return ConvSpec(self.inputs, self.outputs, *geometry, ndim=self.ndim)
 
     def apply(self, x: Tensor, pads: Pads | None = None, padding_mode: str = "zeros") -> Tensor:
-        """The convolution of x (N, C, *size), padded before if `pads` are given."""
+        """Convolve x (N, C, *size), after padding it if `pads` are given."""
         weight, bias = self.kernel
         return convolve(
             x,
@@ -106,7 +106,7 @@ class LinearOp(NamedTuple):
 
 
 def identity_op(channels: int, ndim: int, like: Tensor) -> LinearOp:
-    """The operation that does nothing, one group per channel."""
+    """The operation y = x, with one group per channel."""
     ones = (1,) * ndim
     return LinearOp(kernels.identity(channels, channels, ndim, like), ones, ones, channels, shifts=False)
 
@@ -115,26 +115,26 @@ def identity_op(channels: int, ndim: int, like: Tensor) -> LinearOp:
 def linear_op(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
     """The operation of a linear torch module on an input of `channels` channels.
 
-    Further types are made known with `@linear_op.register`.
+    Register further types with `@linear_op.register`.
 
     Args:
-        module: a convolution without padding, a pooling, a batch norm in eval mode, ...
-        channels: of its input; a pooling does not know them.
-        like: gives dtype and device to kernels that have no parameters.
+        module: a convolution, an average pool, a batch norm in eval mode, ...
+        channels: number of input channels, which an average pool does not know itself.
+        like: a tensor with the dtype and device for kernels of modules without parameters.
 
     Raises:
-        NotLinearError: if the module is not linear, or pads on its own.
+        NotLinearError: if the module is not known to be linear.
     """
     raise NotLinearError(
-        f"{type(module).__name__} is not linear, as far as is known; a branch may hold convolutions, batch norms, "
-        "average pools and identities, and an activation belongs outside of the block"
+        f"{type(module).__name__} is not known to be linear; a branch may hold convolutions, batch norms, "
+        "average pools and identities, and an activation belongs outside the block"
     )
 
 
 @linear_op.register
 def _(module: _ConvNd, channels: int, like: Tensor) -> LinearOp:
     if isinstance(module, _ConvTransposeNd):
-        raise NotLinearError(f"{type(module).__name__} is equal to no plain convolution")
+        raise NotLinearError(f"{type(module).__name__} is not equal to any plain convolution")
     geometry = module.stride, module.padding, module.dilation, module.groups
     return conv_op(module.weight, module.bias, *geometry, module.padding_mode)
 
@@ -153,9 +153,9 @@ def _(module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, channels: int, like: T
         (v,) * ndim if isinstance(v, int) else tuple(v) for v in (module.kernel_size, module.stride, padding)
     )
     if module.ceil_mode:
-        raise NotLinearError(f"{type(module).__name__} has ceil_mode=True, which pads by the size of its input")
+        raise NotLinearError(f"{type(module).__name__} has ceil_mode=True, so its padding depends on the input size")
     if any(pads) and not module.count_include_pad:
-        raise NotLinearError(f"{type(module).__name__} divides by another number at the border")
+        raise NotLinearError(f"{type(module).__name__} divides by less at the border (count_include_pad=False)")
     weight = torch.ones(channels, 1, *size, dtype=like.dtype, device=like.device)
     weight = weight / (getattr(module, "divisor_override", None) or weight[0].numel())
     return conv_op(weight, None, stride, pads, (1,) * ndim, channels)
@@ -163,7 +163,7 @@ def _(module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, channels: int, like: T
 
 @linear_op.register
 def _(module: nn.Identity, channels: int, like: Tensor) -> LinearOp:
-    raise NotLinearError("Identity has nothing to do inside a branch; leave it out")
+    raise NotLinearError("Identity does nothing inside a branch; leave it out")
 
 
 def conv_op(
@@ -175,7 +175,7 @@ def conv_op(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> LinearOp:
-    """A convolution, from what torch's functions of that name take."""
+    """A convolution, from the arguments of torch's functional convolutions."""
     size = tuple(weight.shape[2:])
     if padding == "same":
         pads = ConvSpec(groups, groups, size, 1, "same", dilation, ndim=len(size)).pads
@@ -189,7 +189,7 @@ def conv_op(
 
 
 def vector_op(weight: Tensor, bias: Tensor | None = None) -> LinearOp:
-    """A linear layer, from what `torch.nn.functional.linear` takes."""
+    """A linear layer, from the arguments of `torch.nn.functional.linear`."""
     kernel = Kernel(weight[..., None], weight.new_zeros(len(weight)) if bias is None else bias)
     return LinearOp(kernel, (1,), (1,), 1, flat=True, shifts=bias is not None)
 
@@ -200,18 +200,18 @@ def _each(value: Any, size: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_valid(module: nn.Module, op: LinearOp) -> LinearOp:
-    """Checks that a module neither pads on its own nor takes vectors, as inside of a branch.
+    """Check that a module can be inside a branch: it neither pads nor takes vectors.
 
     Raises:
         NotLinearError: if it does.
     """
     if op.is_padded:
         raise NotLinearError(
-            f"{type(module).__name__} has padding={getattr(module, 'padding', op.pads)!r}, but inside a branch only "
-            "the input is padded, by the padding of the ConvSpec; build it with padding=0"
+            f"{type(module).__name__} has padding={getattr(module, 'padding', op.pads)!r}, but a branch pads only its "
+            "input, by the padding of the ConvSpec; build the module with padding=0"
         )
     if op.flat:
         raise NotLinearError(
-            f"{type(module).__name__} is a linear layer, of vectors; a 1x1 convolution is one of images"
+            f"{type(module).__name__} is a linear layer and takes vectors; use a 1x1 convolution for images"
         )
     return op

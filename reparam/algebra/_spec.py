@@ -28,11 +28,11 @@ def centre(size: int) -> int:
 
 
 def pad(x: Tensor, pads: Pads, padding_mode: str = "zeros") -> Tensor:
-    """Pads or crops the spatial axes of `x` (N, C, *size); cropping comes after padding, so every mode may crop."""
+    """Pad or crop the spatial axes of `x` (N, C, *size). Cropping comes after padding, so it works in every mode."""
     grow = [max(p, 0) for pair in reversed(pads) for p in pair]
     if any(grow):
         padded = F.pad(x, grow, mode="constant" if padding_mode == "zeros" else padding_mode)
-        x = padded.to(x.dtype)  # autocast raises what is reflected or repeated to float32
+        x = padded.to(x.dtype)  # under autocast, reflecting and replicating return float32
     for axis, (low, high) in enumerate(pads, start=x.dim() - len(pads)):
         if low < 0 or high < 0:
             start = max(-low, 0)
@@ -51,7 +51,7 @@ def convolve(
     pads: Pads | None = None,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """Convolves `x` after padding it by `pads`; without `pads`, a valid convolution."""
+    """Convolve `x` after padding it by `pads`; without `pads`, a valid convolution."""
     padding: tuple[int, ...] = (0,) * (weight.dim() - 2)
     if pads is not None:
         if padding_mode == "zeros" and all(low == high >= 0 for low, high in pads):
@@ -63,7 +63,7 @@ def convolve(
 
 
 def _integer(value: Any) -> int | None:
-    """An integer of any kind (numpy's too) as one of Python's; None for anything else."""
+    """An integer of any type (numpy's too) as a Python int; None for anything else."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -86,7 +86,7 @@ def _tuple(name: str, value: int | Sequence[int], ndim: int, least: int) -> tupl
 
 
 def _padding(padding: int | Sequence[int] | str | None, total: tuple[int, ...], stride: tuple[int, ...]):
-    """The padding as torch takes it, from what the user gave and `total`, the pixels that keep the size at stride 1."""
+    """The user's padding in torch's form; `total` is the padding per axis that keeps the size at stride 1."""
     if padding == "valid":
         return (0,) * len(total)
     if padding is None or padding == "same":
@@ -96,8 +96,8 @@ def _padding(padding: int | Sequence[int] | str | None, total: tuple[int, ...], 
             return "same"
         asked = "padding=None (the size is kept at stride 1)" if padding is None else "padding='same'"
         raise SpecError(
-            f"{asked} is not defined for stride={stride} with {total} pixels to share between two sides; "
-            "give padding as an integer"
+            f"{asked} is not defined for stride={stride} with {total} pixels to split between two sides; "
+            "pass padding as an integer"
         )
     if isinstance(padding, str):
         raise SpecError(f"padding must be an integer, a tuple, 'same', 'valid' or None, but got padding={padding!r}")
@@ -106,7 +106,7 @@ def _padding(padding: int | Sequence[int] | str | None, total: tuple[int, ...], 
 
 @dataclass(frozen=True, init=False)
 class ConvSpec:
-    r"""The geometry of the one convolution that a branch or a block is equal to.
+    r"""The geometry of the convolution that a branch or a block equals.
 
     For every output channel o of group g and position q
 
@@ -120,10 +120,9 @@ class ConvSpec:
         kernel_size: taps per axis.
         stride: step of the output grid, in pixels of the input.
         padding: pixels added on both sides, "same", "valid", or None for "the same size at stride 1".
-        dilation: distance of two taps, in pixels.
+        dilation: distance between two taps, in pixels.
         groups: number of independent channel groups.
-        bias: whether the convolution has a bias, as anything that is true or false. Without one, a block takes the
-            biases of its branches off.
+        bias: whether the convolution has a bias. If not, a block removes the biases of its branches from the sum.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         ndim: number of spatial axes, 1, 2 or 3.
 
@@ -182,18 +181,18 @@ class ConvSpec:
             object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
     def replace(self, **changes: Any) -> ConvSpec:
-        """A copy with some fields changed, and the others as they are.
+        """Return a copy with some fields changed.
 
-        Padding that is "the same size at stride 1" goes on being that, whatever the new kernel size and dilation; any
-        other stays the number of pixels that it is.
+        Padding that means "the same size at stride 1" keeps this meaning for a new kernel size and dilation. Any other
+        padding stays the same number of pixels.
 
         Args:
-            **changes: fields by their names, as the constructor takes them.
+            **changes: fields by name, as the constructor takes them.
 
         Raises:
-            SpecError: for a geometry that no convolution has; also where the padding would have to be "the same size at
-                stride 1", which is not defined for a stride and an odd number of pixels to share, and for other `ndim`
-                without the fields that have one number per axis.
+            SpecError: for a geometry that no convolution has; for "the same size at stride 1" with a stride and an odd
+                number of pixels to split; and for a new `ndim` without new values for the fields that have one number
+                per axis.
 
         Example:
             >>> ConvSpec(8).replace(kernel_size=5).padding, ConvSpec(8, padding=0).replace(kernel_size=5).padding
@@ -204,11 +203,11 @@ class ConvSpec:
         return dataclass_replace(self, **changes)
 
     def unpadded(self, **changes: Any) -> ConvSpec:
-        """The geometry of a convolution inside of a branch: without padding, as only the branch pads its input."""
+        """The geometry of a convolution inside a branch: without padding, since the branch pads its input once."""
         return dataclass_replace(self, **{"padding": 0, "padding_mode": "zeros", **changes})
 
     def pointwise(self, **changes: Any) -> ConvSpec:
-        """The geometry of an unpadded convolution with one tap per axis that changes no size."""
+        """The geometry of an unpadded 1x1 convolution with stride 1."""
         return self.unpadded(**{"kernel_size": 1, "stride": 1, "dilation": 1, **changes})
 
     @property
@@ -218,7 +217,7 @@ class ConvSpec:
 
     @property
     def _usual_pads(self) -> Pads:
-        """Those that keep the size at stride 1; torch's "same" puts an odd pixel last."""
+        """The pads that keep the size at stride 1; like torch's "same", an odd pixel goes to the end."""
         totals = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
         return tuple((total // 2, total - total // 2) for total in totals)
 
@@ -229,11 +228,11 @@ class ConvSpec:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the convolution, weight and bias."""
+        """Number of parameters of the convolution, weight and bias."""
         return self.out_channels * (self.in_channels // self.groups * prod(self.kernel_size) + self.bias)
 
     def pads_for(self, kernel_size: tuple[int, ...]) -> Pads:
-        """Pads of a smaller kernel whose centre tap lies on this one's; negative where the input must be cropped."""
+        """Pads for a smaller kernel with its center tap on this one's; negative if the input must be cropped."""
         pads = []
         for (low, high), big, small, d in zip(self.pads, self.kernel_size, kernel_size, self.dilation):
             before = centre(big) - centre(small)
@@ -241,7 +240,7 @@ class ConvSpec:
         return tuple(pads)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution of this geometry with the kernel (`weight`, `bias`); `bias` is left out if `bias=False`."""
+        """Convolve x in this geometry with the kernel (`weight`, `bias`); a spec with `bias=False` ignores `bias`."""
         return convolve(
             x,
             weight,
@@ -254,7 +253,7 @@ class ConvSpec:
         )
 
     def build_conv(self, weight: Tensor, bias: Tensor) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-        """The `nn.Conv` of this geometry that holds these very tensors; `bias` is left out if `bias=False`."""
+        """Build the `nn.Conv` of this geometry from these tensors, uncopied; `bias=False` ignores `bias`."""
         conv = CONV[self.ndim](
             self.in_channels,
             self.out_channels,
@@ -265,7 +264,7 @@ class ConvSpec:
             groups=self.groups,
             bias=self.bias,
             padding_mode=self.padding_mode,  # type: ignore[arg-type]  # one of PADDING_MODES
-            device="meta",  # no time for an initialisation that is overwritten at once
+            device="meta",  # saves an initialization that is overwritten at once
         )
         conv.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
         if self.bias:
@@ -273,7 +272,7 @@ class ConvSpec:
         return conv
 
     def new_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-        """A fresh `nn.Conv` of this geometry with torch's initialisation."""
+        """Build an `nn.Conv` of this geometry with torch's initialization."""
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         conv = self.build_conv(torch.empty(shape, requires_grad=True), torch.empty(shape[0], requires_grad=True))
         conv.reset_parameters()

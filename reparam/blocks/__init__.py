@@ -1,4 +1,4 @@
-"""The blocks of the papers, one paper per file."""
+"""The blocks from the papers, one paper per file."""
 
 from ._acnet import ACBlock
 from ._block import ReparamBlock

@@ -17,10 +17,10 @@ class ACBlock(ConvBlock):
 
     $$y = \mathrm{BN}_s(W_{k\times k} * x) + \mathrm{BN}_v(W_{k\times1} * x) + \mathrm{BN}_h(W_{1\times k} * x)$$
 
-    In one dimension both terms are k taps, in three there are three lines.
+    In one dimension both terms have k taps; in three dimensions there are three lines.
 
     Source: X. Ding, Y. Guo, G. Ding, J. Han, "ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric
-    Convolution Blocks", ICCV 2019, arXiv 1908.03930, section 3.2. Their class fails with a dilation; this one has it.
+    Convolution Blocks", ICCV 2019, arXiv 1908.03930, section 3.2. Their class fails with a dilation; this one works.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.

@@ -1,4 +1,4 @@
-"""Which branches are alike: of one algebra, with other numbers."""
+"""Find identical branches: the same algebra with different parameter values."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..bn._norm import is_norm
 from ..branches import Branch
 
 Place = tuple[Any, str]
-"""A table of a module, of parameters or of buffers, and a name in it."""
+"""A module's dict of parameters or buffers, and a name in it."""
 
 _EQUAL = (int, float, str, type(None), torch.dtype, torch.device, type, ConvSpec)
-"""Attributes that are alike if they are equal; of all others only the same object is."""
+"""Types of attributes that are compared by value; all others count as identical only if they are the same object."""
 _NO_MATTER = {"_recipe", "_constants", "_inside", "_kept", "_share", "_fold", "drawn_as"} | set(vars(nn.Module())) - {
     "training"
 }
-"""Attributes that no kernel follows from, or that are seen otherwise."""
+"""Attributes that do not affect the kernel, or that are compared elsewhere."""
 
 
 def look(branch: nn.Module) -> Hashable:
-    """What the algebra of a branch follows from, its numbers left aside."""
+    """Everything that determines the algebra of a branch, except its parameter values."""
     return tuple(
         (type(module), *_attributes(module), *((name, t.shape, t.dtype, t.device) for name, t in _own_tensors(module)))
         for module in branch.modules()
@@ -44,7 +44,7 @@ def _comparable(value: Any) -> Hashable:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Those that a kernel follows from."""
+    """The tensors that the kernel depends on."""
     for table in (module._parameters, module._buffers):
         for name, tensor in table.items():
             if tensor is not None and not (name == "num_batches_tracked" and is_norm(module)) and name != "like":
@@ -52,7 +52,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def places_in(branch: Branch) -> list[Place]:
-    """Where they stand in the tables of the modules inside, in which they are looked up in every step."""
+    """The places of these tensors in the modules inside, for looking them up in every step."""
     return [
         (module._parameters if name in module._parameters else module._buffers, name)
         for module in branch.modules()
@@ -61,6 +61,6 @@ def places_in(branch: Branch) -> list[Place]:
 
 
 def is_all_here(tensor: Tensor) -> bool:
-    """Whether it is a tensor with all of its numbers here: no shard, and nothing that was set free meanwhile."""
+    """Whether all values of a tensor are in this process: it is not a shard, and its memory was not released."""
     there = tensor.is_meta or tensor.untyped_storage().nbytes() > 0 or not tensor.numel()
     return type(tensor) in (Tensor, nn.Parameter) and there

@@ -1,4 +1,4 @@
-"""The arguments of a constructor as annotated attributes of its class: once, for Python, `help` and type checkers."""
+"""Constructor arguments as annotated attributes of a class, written once for Python, `help` and type checkers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..modules._start import remembering
 
 
 def argument(*, default: Any = Parameter.empty, kw_only: bool = True) -> Any:
-    """An argument that may be given by its position; a plain annotated attribute is one that is given by its name."""
+    """Declare an argument that may be positional; a plain annotated attribute is keyword-only."""
     return Parameter(
         "argument", Parameter.KEYWORD_ONLY if kw_only else Parameter.POSITIONAL_OR_KEYWORD, default=default
     )
@@ -23,11 +23,11 @@ def argument(*, default: Any = Parameter.empty, kw_only: bool = True) -> Any:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(argument,))
 class Arguments:
-    """A base of classes whose annotated attributes are the arguments of their constructor, as those of a dataclass are.
+    """A base for classes whose annotated attributes are the arguments of their constructor, as in a dataclass.
 
-    It is no dataclass, since `nn.Module` has to be built before an attribute is set, and since an unknown argument
-    should name the known ones. As there, a subclass adds to the arguments, and may give one of them another default; a
-    `ClassVar` is none. A class with an `__init__` of its own says itself what it takes.
+    It is not a dataclass, because `nn.Module` must be initialized before an attribute is set, and because the error for
+    an unknown argument should name the known ones. As in a dataclass, a subclass adds arguments and may change their
+    defaults, and a `ClassVar` is not an argument. A class with its own `__init__` defines its arguments there.
     """
 
     __signature__: ClassVar[Signature | None]
@@ -50,23 +50,23 @@ class Arguments:
             )
         try:
             bound = Signature(list(known.values())).bind(*args, **kwargs)
-        except TypeError as error:  # Python's own words, which do not say of what
+        except TypeError as error:  # Python's message does not name the class
             raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
         self._build(**bound.arguments)
 
     def _build(self, **arguments: Any) -> None:
-        """The constructor, given every argument by its name."""
+        """The body of the constructor; gets every argument by name."""
         raise NotImplementedError
 
     @classmethod
     def arguments(cls) -> dict[str, Parameter]:
-        """What the constructor takes, by name, in the order in which it takes it."""
+        """The arguments of the constructor by name, in order."""
         return dict(sorted(cls._declared.items(), key=lambda item: item[1].kind))
 
 
 def _declared_in(cls: type[Arguments]) -> dict[str, Parameter]:
-    """The arguments that a class declares itself, taken off it, so that what a block has by that name is seen."""
+    """Take the arguments that a class itself declares off the class, where they would hide a block's attributes."""
     hints = {name: hint for name, hint in _hints(cls).items() if "ClassVar" not in str(hint)}
     values = {name: vars(cls)[name] for name in {**hints, **cls._declared} if name in vars(cls)}
     found = {}
@@ -75,7 +75,7 @@ def _declared_in(cls: type[Arguments]) -> dict[str, Parameter]:
         parameter = value if isinstance(value, Parameter) else argument(default=value)
         found[name] = parameter.replace(name=name, annotation=_given(hint))
     for name in values.keys() - hints.keys():
-        if not hasattr(type(values[name]), "__get__"):  # else a method or a property, and no default
+        if not hasattr(type(values[name]), "__get__"):  # else it is a method or a property, not a default
             found[name] = cls._declared[name].replace(default=values[name])
     for name in found.keys() & values.keys():
         delattr(cls, name)
@@ -85,12 +85,12 @@ def _declared_in(cls: type[Arguments]) -> dict[str, Parameter]:
 def _hints(cls: type) -> dict[str, Any]:
     try:
         return dict(get_annotations(cls, eval_str=True))
-    except Exception:  # what only a type checker can read: a name that is imported for it alone
+    except Exception:  # an annotation with a name that is imported for type checkers only
         return dict(get_annotations(cls, format=Format.FORWARDREF))
 
 
 def _given(hint: Any) -> Any:
-    """The type of what is given for an attribute of this type."""
+    """The type of the constructor argument for an attribute of this type."""
     if isinstance(hint, InitVar):
         return hint.type
     return get_args(hint)[0] if get_origin(hint) is FromSpec else hint

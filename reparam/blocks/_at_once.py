@@ -1,20 +1,22 @@
-"""The kernels of all blocks of a network at once.
+"""Compute the kernels of all blocks of a network at once.
 
-The algebra of kernels needs no image. Branches that are alike, of one block or of many, have the same algebra on other
-numbers: so one pass computes all their kernels, with as many launches as for one.
+The algebra of kernels needs no image. Identical branches, in one block or in many, have the same algebra with different
+values. So one pass computes all their kernels, with as many launches as for a single one.
 
     block 0   expand-squeeze a, b, identity        0a 0b
     block 1   expand-squeeze a, b, identity   ->   1a 1b   ->   0a 0b 1a 1b 2a 2b   ->   one pass, a sum by block
     block 2   expand-squeeze a, b, identity        2a 2b
 
-Our chains of layers lie side by side, as the groups of one convolution; what somebody else wrote runs batched.
+This library's chains of layers become the groups of one convolution; branches by others run batched, under `vmap`.
 
-It happens when the forward of the network begins, in a hook on it, and counts until that forward ends, so that no block
-can meet a kernel of other weights than its own. The networks of this library have the hook from the start, `swap_convs`
-and `set_fold` put it on others. Where such a network is part of another one, each block belongs to the innermost one
-around it, which runs whoever calls it. Each block computes its own kernel as ever where it is on batch statistics,
-whose kernels follow from its input; where it is not read, or its parameters have changed since; under a compiler, which
-sees one graph anyway; without gradients; and under the transforms of `torch.func`.
+A hook on the network does this when its forward begins, and the kernels are valid until that forward ends. So no block
+can get a kernel of outdated weights. The networks of this library have the hook from the start; `swap_convs` and
+`set_fold` add it to others. If one such network is part of another, each block belongs to the innermost one around it,
+because that one runs whoever calls it.
+
+A block computes its own kernel in these cases: it uses batch statistics, which depend on its input; it has layers that
+cannot be read; its parameters have changed since; under a compiler, which sees one graph anyway; without gradients; and
+under the transforms of `torch.func`.
 """
 
 from __future__ import annotations
@@ -42,15 +44,15 @@ from ._stacks import Lone, Reached, Stack, Unbind
 
 
 class _Kind:
-    """Branches that are alike, so many of each block, block by block."""
+    """Identical branches, the same number from each block, block by block."""
 
     def __init__(self, branches: list[Any], blocks: int) -> None:
         self.branches, self.each = branches, len(branches) // blocks
-        self._places = list(zip(*map(places_in, branches)))  # of one tensor in all branches
+        self._places = list(zip(*map(places_in, branches)))  # per tensor, its place in all branches
         self._chain = _widened(branches[0])
 
     def kernels(self, reached: Reached) -> Kernel:
-        """Their sums by block, (blocks, out, in / groups, *size) and (blocks, out)."""
+        """The sums of their kernels per block, (blocks, out, in / groups, *size) and (blocks, out)."""
         count = len(self.branches)
         if count == 1:
             return Kernel(*(Lone.apply(reached, part) for part in self.branches[0].kernel_with(stored_scale_shift)))
@@ -62,7 +64,7 @@ class _Kind:
         return Kernel(*(tensor.unflatten(0, (-1, self.each)).sum(1) for tensor in kernel))
 
     def can_be_stacked(self) -> bool:
-        """Whether the numbers are here now, and of one dtype; a later step may find them so."""
+        """Whether all values are in this process now and have one dtype; this may change from step to step."""
         for places in self._places:
             tensors = [table[name] for table, name in places]
             if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_all_here, tensors)):
@@ -70,20 +72,20 @@ class _Kind:
         return True
 
     def _as_groups(self, first: ChainBranch, stacks: Sequence[Tensor]) -> Kernel:
-        """As one convolution, of which each branch is a group or more."""
+        """All kernels as one convolution, in which each branch is one or more groups."""
         count = len(self.branches)
         with self._in_place([tensor.flatten(0, 1) for tensor in stacks]):
             kernel = first.kernels_side_by_side(count)
         return Kernel(*(tensor.unflatten(0, (count, -1)) for tensor in kernel))
 
     def _one(self, *tensors: Tensor) -> Kernel:
-        """What the first one does, whatever that is; for a batched run."""
+        """The kernel of the first branch with other tensors; for a batched run."""
         with self._in_place(tensors):
             return self.branches[0].kernel_with(stored_scale_shift)
 
     @contextmanager
     def _in_place(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Puts tensors in the places of those of the first branch."""
+        """Put tensors in place of those of the first branch."""
         places = [of_all[0] for of_all in self._places]
         own = [table[name] for table, name in places]
         try:
@@ -96,14 +98,14 @@ class _Kind:
 
 
 def _widened(branch: Branch) -> ChainBranch | None:
-    """The branch, if more of it can lie side by side."""
+    """The branch, if several like it can be computed side by side; else None."""
     if not isinstance(branch, ChainBranch) or type(branch).kernel_with is not ChainBranch.kernel_with:
         return None
     return branch if branch.can_lie_side_by_side() else None
 
 
 class _Group:
-    """Blocks that are alike."""
+    """Identical blocks."""
 
     def __init__(self, blocks: list[ReparamBlock]) -> None:
         self.blocks = blocks
@@ -120,12 +122,12 @@ class _Group:
         self._failed = not kinds
 
     def compute(self) -> None:
-        """Gives each block its kernel; where that fails, each will do it itself, and say what is wrong."""
+        """Give each block its kernel; if that fails, each block computes its own and raises its own error."""
         if self._failed or not all(kind.can_be_stacked() for kind in self._kinds):
             return
         try:
             self._compute()
-        except Exception:  # of a kernel that somebody wrote, which batches do not take
+        except Exception:  # a user's kernel that cannot be batched
             self._failed = True
             _say_how_many(self.blocks, 1)
 
@@ -140,10 +142,10 @@ class _Group:
 
 
 class _Plan:
-    """Which blocks of a network are alike, and what tells whether they still are.
+    """Which blocks of a network are identical, with the data to check that they still are.
 
-    A block decides whether to fold by how many there are of its kind, and not by how many did so last, which would
-    follow from what they decided.
+    A block decides whether to fold by the number of blocks of its kind, not by the number that folded last: that
+    number depends on their decisions.
     """
 
     def __init__(self, blocks: list[ReparamBlock]) -> None:
@@ -158,7 +160,7 @@ class _Plan:
         self._alike, self._groups = list(alike.values()), dict[int, _Group]()
 
     def compute(self) -> None:
-        """Gives their kernels to the blocks that want them."""
+        """Give kernels to the blocks that want them."""
         for index, alike in enumerate(self._alike):
             if wanting := [block for block in alike if block._share.wanted]:
                 if index not in self._groups or self._groups[index].blocks != wanting:
@@ -176,7 +178,7 @@ def _say_how_many(blocks: list[ReparamBlock], count: int) -> None:
 
 
 class AtOnce:
-    """What is known of a network between two steps; no part of its copies and pickles."""
+    """What is kept for a network between two steps; copies and pickles start without it."""
 
     def __init__(self) -> None:
         self._plan: _Plan | None = None
@@ -186,9 +188,9 @@ class AtOnce:
         return type(self), ()
 
     def open(self, root: nn.Module) -> None:
-        """Computes the kernels of the blocks of a network that will want them, as far as is known."""
+        """Compute the kernels of the blocks that are expected to need them."""
         self._blocks = list(dict.fromkeys(_blocks_of(root)))
-        if not torch.is_grad_enabled():  # a forward before may yet be run again by its checkpoints
+        if not torch.is_grad_enabled():  # checkpoints may still run an earlier forward again
             self.close()
             return
         for block in self._blocks:
@@ -200,17 +202,17 @@ class AtOnce:
         self._plan.compute()
 
     def part(self) -> None:
-        """Leaves each block to itself."""
+        """Make each block compute its own kernel."""
         _say_how_many(self._blocks, 1)
 
     def close(self) -> None:
-        """Says that the forward is over."""
+        """Mark the forward as over."""
         for block in self._blocks:
             block._share.close()
 
 
 def compute_at_once(model: nn.Module) -> None:
-    """Makes a network compute the kernels of its blocks at once when its forward begins, if several may fold."""
+    """Make a network compute the kernels of its blocks at once when its forward begins, if several may fold."""
     if isinstance(model, Branch) or sum(block.fold is not False for block in _blocks_of(model)) < 2:
         no_more_at_once(model)
     elif "_at_once" not in vars(model):
@@ -220,7 +222,7 @@ def compute_at_once(model: nn.Module) -> None:
 
 
 def no_more_at_once(model: nn.Module) -> None:
-    """Undoes `compute_at_once`."""
+    """Undo `compute_at_once`."""
     if at_once := vars(model).pop("_at_once", None):
         at_once.part()
     for table in (model._forward_pre_hooks, model._forward_hooks):
@@ -230,7 +232,7 @@ def no_more_at_once(model: nn.Module) -> None:
 
 
 def no_more_without_blocks(model: nn.Module) -> None:
-    """Undoes `compute_at_once` in all parts of a model that have no blocks left."""
+    """Undo `compute_at_once` in all parts of a model that have no blocks left."""
     for module in model.modules():
         if _open in module._forward_pre_hooks.values() and not any(True for _ in _blocks_of(module)):
             no_more_at_once(module)
@@ -240,9 +242,9 @@ def no_more_without_blocks(model: nn.Module) -> None:
 def _open(model: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return
-    if getattr(model, "_is_replica", False):  # DataParallel's, of which several run at a time
+    if getattr(model, "_is_replica", False):  # DataParallel runs several replicas at a time
         return
-    if at_once := vars(model).get("_at_once"):  # a layer that was put in the place of a model has its hooks only
+    if at_once := vars(model).get("_at_once"):  # a layer that replaced a model has only its hooks
         at_once.open(model)
 
 
@@ -253,7 +255,7 @@ def _close(model: nn.Module, args: Any, output: Any) -> None:
 
 
 def _blocks_of(module: nn.Module) -> Iterator[ReparamBlock]:
-    """The outermost blocks inside, those left out that a network inside computes itself."""
+    """The outermost blocks inside, except those that belong to an inner network with its own hook."""
     for inner in module._modules.values():
         if isinstance(inner, ReparamBlock):
             yield inner
@@ -262,7 +264,7 @@ def _blocks_of(module: nn.Module) -> Iterator[ReparamBlock]:
 
 
 def _may_take_part(block: ReparamBlock) -> bool:
-    """Whether a block may run as one convolution whose kernel no image is needed for."""
+    """Whether a block may run as one convolution whose kernel does not depend on the input."""
     if block.fold is False or block._forward_pre_hooks:
         return False
     if type(block).kernel_with is not ReparamBlock.kernel_with:

@@ -1,4 +1,4 @@
-"""A block: the sum of branches of one spec."""
+"""The base class of blocks: a sum of branches with the same spec."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ from ._share import Share
 BranchFactory = Callable[[ConvSpec], Branch]
 Fold = Literal["auto", True, False]
 PHASES = ("batch statistics", "no batch statistics")
-"""What a step may need: some norm in the branches uses the batch's, or all is known beforehand."""
+"""The phases of a block: a norm in its branches uses batch statistics, or none does."""
 
 
 class ReparamBlock(Branch):
-    r"""The sum of several branches of one spec, and a batch norm after it if asked for: equal to one convolution.
+    r"""A sum of branches with the same spec, optionally with a batch norm after the sum. It equals one convolution.
 
     $$y = N\Big(\sum_j B_j(x)\Big) = \mathrm{conv}(x, W, b)$$
 
-    A block is linear; the activation stays outside. It is a branch itself, so blocks may be nested.
+    A block is linear; the activation stays outside. A block is itself a branch, so blocks may be nested.
 
     Args:
         spec: the geometry of every branch and of the whole.
-        branches: callables that take the spec and return a branch: the classes themselves, or `functools.partial` of
-            them.
+        branches: callables that take the spec and return a branch: branch classes, or a `functools.partial` of them.
         bn: whether a batch norm follows the sum, or a callable that makes one from the channel count.
-        fold: whether training runs one convolution, with the kernel computed in the graph, in place of the branches:
-            the same function and gradients. On batch statistics it takes the patch moments of the input. "auto" folds
-            where the estimate of `reparam.folding.cost` says so, or what `tune_fold` measured.
+        fold: whether training runs one convolution instead of the branches. Its kernel is computed inside the graph, so
+            the function and all gradients are the same. On batch statistics this needs the patch moments of the input.
+            "auto" folds if the estimate of `reparam.folding.cost` says that it is faster, or if `tune_fold` measured
+            that.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: without any branch, for a branch of another spec, for `bn` where the spec has no bias, or for
-            `fold=True` where the geometry has no patch moments.
+        SpecError: without any branch, for a branch of another spec, for `bn` with a spec without bias, or for
+            `fold=True` with a geometry that has no patch moments.
 
     Example:
         >>> from functools import partial
@@ -87,7 +87,7 @@ class ReparamBlock(Branch):
         self, spec: ConvSpec, branches: Iterable[BranchFactory], *, bn: NormChoice = False, fold: Fold = "auto"
     ) -> None:
         super().__init__(spec)
-        factories = list(branches)  # a fresh start needs them again
+        factories = list(branches)  # a reset needs them again
         vars(self).setdefault("_recipe", Recipe(partial(ReparamBlock, spec, factories, bn=bn)))
         self.branches = nn.ModuleList(factory(spec) for factory in factories)
         if not self.branches:
@@ -97,7 +97,7 @@ class ReparamBlock(Branch):
                 came = branch.spec if isinstance(branch, Branch) else type(branch).__name__
                 raise SpecError(f"branch {index} must be a Branch of the block's spec ({spec}), but got {came}")
         if bn and not spec.bias:
-            raise SpecError("a batch norm after the sum shifts it, so that bn needs a spec with bias=True")
+            raise SpecError("a batch norm after the sum adds a bias, so bn needs a spec with bias=True")
         self.norm = make_norm(bn, spec.out_channels, spec.ndim)
         parts: list[float] = [branch.cost for branch in self.branches]  # type: ignore[misc]  # all are branches
         self.cost = sum(parts) + cost.ADDITION * spec.out_channels * (len(parts) - 1)
@@ -112,12 +112,12 @@ class ReparamBlock(Branch):
         super().__setattr__(name, value)
 
     def kernel(self) -> Kernel:
-        """The kernel of the whole block; see `Branch.kernel`."""
+        """Compute the kernel of the whole block; see `Branch.kernel`."""
         self.check_read()
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
-        """The kernel of the whole block, for batch norms that scale and shift as told."""
+        """Compute the kernel of the whole block; see `Branch.kernel_with`."""
         total = self._sum_of_kernels(scale_shift_of)
         if self.norm is None:
             return total
@@ -125,7 +125,7 @@ class ReparamBlock(Branch):
         return kernels.affine(total, *scale_shift_of([self.norm], whole, ((0, 0),) * self.spec.ndim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of the branches on x (N, in_channels, *size): run one by one, or folded into one convolution."""
+        """Compute the sum of the branches on x (N, in_channels, *size), one by one or folded into one convolution."""
         if self.training or torch.is_grad_enabled():
             self._kept.drop()
         x, read, live = as_conv_input(x), self._is_read(), self._norms_on_batch()
@@ -136,7 +136,7 @@ class ReparamBlock(Branch):
             moments: list[PatchMoments] = []
             with no_autocast(x.device.type):
                 weight, bias = self._kernel_on(x, live, moments)
-                if not self.spec.bias:  # biases of the branches have gradients then too, of zero, which DDP insists on
+                if not self.spec.bias:  # gives the branches' biases gradients of zero, which DDP requires
                     weight = weight + 0.0 * bias.sum()
             if moments:
                 return convolve(x, weight, bias if self.spec.bias else None)
@@ -145,7 +145,7 @@ class ReparamBlock(Branch):
         return total if self.norm is None else normalise(self.norm, total)
 
     def _kernel_on(self, x: Tensor, live: Norms, moments: list[PatchMoments]) -> Kernel:
-        """The kernel that acts on x now; if it needs patch moments, they are put into the list."""
+        """The kernel for x; patch moments, if needed, are appended to the list."""
         plain = type(self).kernel_with is ReparamBlock.kernel_with
         if plain and not (live or self.training) and may_be_kept(x):
             return self._kept.of(self, self._inside.of(self), partial(self.kernel_with, stored_scale_shift))
@@ -153,7 +153,7 @@ class ReparamBlock(Branch):
 
     @property
     def fold(self) -> Fold:
-        """Whether the block runs as one convolution: always (True), never (False), or where it pays ("auto")."""
+        """Whether the block runs as one convolution: always (True), never (False), or if it is faster ("auto")."""
         return self._fold
 
     @fold.setter
@@ -162,7 +162,7 @@ class ReparamBlock(Branch):
             raise SpecError(why)
         self._fold = fold
         self._chosen: Mapping[str, bool] = {}
-        """Of "auto", by the phase, in place of the estimate."""
+        """Decisions for "auto" by phase, which replace the estimate."""
 
     def why_not_fold(self, fold: Fold) -> str | None:
         """Why this block cannot take this value of `fold`, or None if it can."""
@@ -170,25 +170,25 @@ class ReparamBlock(Branch):
             return f"fold must be 'auto', True or False, but got fold={fold!r}"
         if fold is True and self._no_moments and any(is_norm(module) for module in self.branches.modules()):
             return (
-                f"fold=True is not possible on batch statistics for {self._no_moments}; with fold='auto' the branches "
-                "run until their batch norms are frozen or in eval mode, and one convolution runs from then on"
+                f"fold=True is not possible on batch statistics for {self._no_moments}; use fold='auto', which runs "
+                "the branches until their batch norms are frozen or in eval mode, and one convolution from then on"
             )
         return None
 
     def _is_read(self) -> bool:
-        """Whether what the branches run is what their kernels are read from; else they must be run themselves."""
+        """Whether the branches run what their weights say; otherwise the branches themselves must run."""
         read = all_read(self)
         if not read and self.fold is True:
             name, why = next(iter(altered(self).items()), ("a backward hook", "it would not run"))
-            raise SpecError(f"fold=True is not possible for {name!r}: {why}; with fold='auto' the branches run")
+            raise SpecError(f"fold=True is not possible for {name!r}: {why}; or use fold='auto' to run the branches")
         return read
 
     def _folds(self, x: Tensor, live: Norms) -> bool:
-        """Whether this forward runs one convolution, with these norms on batch statistics."""
+        """Whether this forward runs one convolution, given the norms on batch statistics."""
         if self.fold is False or not live:
             kept = not (live or self.training) and may_be_kept(x)  # computed once
             return self.fold is True or (self.fold == "auto" and (kept or self._pays(x, live)))
-        if live[0] is self.norm:  # the norm after the sum alone takes its own from the sum
+        if live[0] is self.norm:  # only the norm after the sum, which computes its own from the sum
             return False
         if not x.shape[0]:  # an empty batch has no moments
             return False
@@ -205,7 +205,7 @@ class ReparamBlock(Branch):
         return self._pays(x, live)
 
     def _pays(self, x: Tensor, live: Norms) -> bool:
-        """Whether one convolution in place of the branches takes less time, as was chosen or by the estimate."""
+        """Whether one convolution is faster than the branches, by the tuned choice or the estimate."""
         on_batch, after = bool(live) and live[0] is not self.norm, bool(live) and live[-1] is self.norm
         if (chosen := self._chosen.get(PHASES[not on_batch])) is not None:
             return chosen
@@ -217,7 +217,7 @@ class ReparamBlock(Branch):
         return self._folded[on_batch].step(pixels, device, together) + after_sum * pixels < run
 
     def _estimates(self) -> tuple[cost.Work, cost.Work, tuple[cost.Work, cost.Work]]:
-        """What it takes to run the branches, to make the kernel, and to run it, without and with batch statistics."""
+        """The work of running the branches, of computing the kernel, and of running it without or with batch stats."""
         parts, shape = self._parts(), cost.shape_of(self.spec)
         run = cost.Work(len(parts) - 1).and_then(*(part._of_run for part in parts))
         of_kernels = [part for part in parts if not is_plain(part)] or parts
@@ -236,13 +236,13 @@ class ReparamBlock(Branch):
         return run, kernel, (folded, folded.and_then(cost.moments(self.spec, channels, asked)))
 
     def _norms_on_batch(self) -> Norms:
-        """The batch norms inside that use the statistics of the batch, that after the sum last; asked in every step."""
-        compiling = torch.compiler.is_compiling()  # a compiler guards what it sees asked itself
+        """The batch norms inside that use batch statistics, the one after the sum last. Runs in every step."""
+        compiling = torch.compiler.is_compiling()  # a compiler guards only what it sees in the trace
         norms = list(_norms(self)) if compiling else self._inside.of(self).norms
         return [bn for bn in norms if uses_batch_stats(bn)]
 
     def _sum(self, x: Tensor, live: Norms) -> Tensor:
-        """The sum of the branches on x: one by one, or as one convolution if none of them is on batch statistics."""
+        """The sum of the branches on x, one by one, or as one convolution if no branch uses batch statistics."""
         on_batch = live and live[0] is not self.norm
         if self.fold is False or on_batch or (self.fold == "auto" and not self._pays(x, live)):
             return reduce(torch.add, (part(x) for part in self._parts()))
@@ -260,7 +260,7 @@ class ReparamBlock(Branch):
         return with_identities(total, sum(map(is_plain, self.branches)), self.spec)
 
     def _scale_shift_for(self, x: Tensor, moments: list[PatchMoments]) -> ScaleShift:
-        """Scale and shift of each batch norm on this input; its patch moments, if needed, are put into the list."""
+        """Scale and shift of each batch norm on this input; patch moments, if needed, are appended to the list."""
 
         def scale_shift_of(bns: Norms, op: LinearOp, ring: Pads) -> tuple[Tensor, Tensor]:
             if not uses_batch_stats(bns[0]):
@@ -273,8 +273,8 @@ class ReparamBlock(Branch):
         return scale_shift_of
 
     def _closed_branch(self) -> str | None:
-        """Names a branch whose batch norms only it knows of, so that they cannot be told their scale and shift."""
-        for name, branch in self.branches.named_modules():  # also inside of other branches
+        """Name a branch with batch norms but without `kernel_with`, which cannot get scale and shift from outside."""
+        for name, branch in self.branches.named_modules():  # also inside other branches
             opaque = isinstance(branch, Branch) and type(branch).kernel_with is Branch.kernel_with
             if opaque and any(is_norm(module) for module in branch.modules()):
                 return f"branch {name}, a {type(branch).__name__} with batch norms and no kernel_with"
@@ -285,7 +285,7 @@ class ReparamBlock(Branch):
 
 
 def _norms(module: nn.Module) -> Iterator[BatchNorm]:
-    """The batch norms inside, found in a way that can be compiled."""
+    """The batch norms inside, found in a way that compilers can trace."""
     for inner in module._modules.values():
         if inner is not None:
             if is_norm(inner):

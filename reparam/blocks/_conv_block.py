@@ -1,4 +1,4 @@
-"""A block that takes what a convolution takes, and options of its own: the base of the papers' blocks."""
+"""The base class of the papers' blocks, which takes the arguments of a convolution and further options."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ._block import BranchFactory, Fold, ReparamBlock
 
 
 def _is_static(block: type[ConvBlock]) -> bool:
-    """Whether the `design` of a block sees no attributes, and is called with the spec alone."""
+    """Whether the `design` of a block is a static method, which gets the spec and no attributes."""
     return not isfunction(getattr_static(block, "design"))
 
 
 def _keywords_of_design(block: type[ConvBlock]) -> dict[str, Parameter]:
-    """What the `design` of a block takes beside the spec."""
+    """The arguments of a block's `design` besides the spec."""
     before = 1 if _is_static(block) else 2  # the spec, or self and the spec
     taken = list(signature(block.design).parameters.values())[before:]
     open_ended = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
@@ -29,11 +29,11 @@ def _keywords_of_design(block: type[ConvBlock]) -> dict[str, Parameter]:
 
 
 class ConvBlock(Arguments, ReparamBlock):
-    """The base of the papers' blocks: takes what `nn.Conv2d` takes, and builds its branches by `design`.
+    """The base class of the papers' blocks: it takes the arguments of `nn.Conv2d` and gets its branches from `design`.
 
-    A block of one's own is a class with one annotated attribute per option, as a dataclass has them, and a `design`,
-    which reads them of `self`. They are arguments of the constructor then, for Python and for type checkers. Annotated
-    once more, or only assigned, an argument has another default: `sum_bn = True`.
+    To write your own block, derive from this class, annotate one attribute per option, as in a dataclass, and define
+    `design`, which reads the options from `self`. The attributes become arguments of the constructor, for Python and
+    for type checkers. To change the default of an inherited argument, assign it: `sum_bn = True`.
 
     Args:
         in_channels: channels of the input.
@@ -41,16 +41,16 @@ class ConvBlock(Arguments, ReparamBlock):
         kernel_size: taps per axis.
         stride: step of the output grid, in pixels of the input.
         padding: pixels on both sides, "same", "valid", or None for "the same size at stride 1".
-        dilation: distance of two taps, in pixels.
+        dilation: distance between two taps, in pixels.
         groups: number of independent channel groups.
-        bias: without one, the biases of the branches are taken off the sum.
+        bias: whether the sum has a bias; if not, the biases of the branches are subtracted.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
         ndim: number of spatial axes, 1, 2 or 3.
         fold: as in `ReparamBlock`.
         sum_bn: whether a batch norm follows the sum, or a callable that makes one. By default there is one if the
-            paper has it.
+            paper has one.
 
     Raises:
         SpecError: for a geometry that no convolution has.
@@ -83,25 +83,25 @@ class ConvBlock(Arguments, ReparamBlock):
     sum_bn: InitVar[NormChoice] = False
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
-        """The branches that the paper gives a block of this spec and of the options that `self` holds."""
+        """Return the branches of a block with this spec and with the options in `self`."""
         raise NotImplementedError
 
     @classmethod
     def planned(cls, spec: ConvSpec, **options: Any) -> list[BranchFactory]:
-        """The branches of a block of this spec and these options, before any of them is built."""
+        """The branch factories of a block with this spec and these options; nothing is built."""
         usual = {name: parameter.default for name, parameter in cls.options().items()}
         return cls.__new__(cls)._designed(spec, {**usual, **options})
 
     @classmethod
     def options(cls) -> dict[str, Parameter]:
-        """What the constructor takes beside the arguments that every block has."""
+        """The arguments of the constructor besides those that every block has."""
         return {name: value for name, value in cls.arguments().items() if name not in ConvBlock._declared}
 
     @classmethod
     def arguments(cls) -> dict[str, Parameter]:
-        """What the constructor takes, by name; keyword arguments of a `design` are options, too."""
+        """The arguments of the constructor by name; keyword arguments of `design` are options too."""
         taken = super().arguments()
-        if _is_static(cls):  # and cannot read the options that a base declares
+        if _is_static(cls):  # it cannot read the options of a base class
             taken = {name: value for name, value in taken.items() if name in ConvBlock._declared}
         return {**taken, **_keywords_of_design(cls)}
 
@@ -117,6 +117,6 @@ class ConvBlock(Arguments, ReparamBlock):
         held = {name: value for name, value in options.items() if name not in told}
         self.__dict__.update(held)
         factories = self.design(spec, **told)
-        for name in filter(lambda name: callable(held[name]), held):  # done with: a lambda could not be pickled
+        for name in filter(lambda name: callable(held[name]), held):  # used up; a lambda cannot be pickled
             del self.__dict__[name]
         return factories

@@ -18,17 +18,18 @@ class DiverseBranchBlock(ConvBlock):
     $$y = \mathrm{BN}(W * x) + \mathrm{BN}(W_1 x) + \mathrm{BN}(\mathrm{pool}(\mathrm{BN}(W_p x)))
       + \mathrm{BN}(W_b * \mathrm{BN}((I + W_a) x))$$
 
-    No convolution has a bias. Where groups = in_channels = out_channels, the 1x1 term and $W_p$ are left out, as the
-    authors do, and $(I + W_a)$ becomes a 1x1 convolution to twice the channels.
+    No convolution has a bias. If groups = in_channels = out_channels, the 1x1 term and $W_p$ are left out, as in the
+    authors' code, and $(I + W_a)$ becomes a 1x1 convolution to twice the channels.
 
     Source: X. Ding, X. Zhang, J. Han, G. Ding, "Diverse Branch Block: Building a Convolution as an Inception-like
-    Unit", CVPR 2021, arXiv 2103.13425. They fill the ring around a 1x1's output with what its batch norm's *running*
-    statistics make of zero, so that in training the border does not fit the inside; here it is the batch's.
+    Unit", CVPR 2021, arXiv 2103.13425. They pad the output of a 1x1 with the value that its batch norm returns for zero
+    with *running* statistics, so in training the border does not match the interior. Here the batch's statistics are
+    used.
 
     Args:
-        in_channels, ..., sum_bn: as in `ConvBlock`, without dilation, which an average pool has not.
-        hidden_channels: channels between the 1x1 and the k x k; None means in_channels (twice that if depthwise).
-            Only with in_channels is the identity added to the 1x1.
+        in_channels, ..., sum_bn: as in `ConvBlock`, without dilation, because an average pool has none.
+        hidden_channels: channels between the 1x1 and the k x k; None means in_channels (twice that if depthwise). The
+            identity is added to the 1x1 only if this equals in_channels.
         bn: True, or a callable that makes a batch norm from the channel count.
 
     Shape:

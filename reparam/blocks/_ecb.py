@@ -25,13 +25,13 @@ class ECB(ConvBlock):
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle per output channel ("depth multiplier"; 2 in their configurations).
-        identity: whether x is added; None means where the geometry has an identity. Off in their configurations.
+        identity: whether x is added; None means yes if the geometry has an identity. Off in their configurations.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, fewer than 3 taps, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, fewer than 3 taps, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch

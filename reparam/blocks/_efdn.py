@@ -23,13 +23,13 @@ class EDBB(ConvBlock):
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle of an expand-squeeze path per output channel; None leaves the path out.
-        identity: whether x is added; None means where the geometry has an identity.
+        identity: whether x is added; None means yes if the geometry has an identity.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, fewer than 3 taps, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, fewer than 3 taps, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch
@@ -43,7 +43,7 @@ class EDBB(ConvBlock):
     identity: bool | None = None
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
-        """The two convolutions, one edge filter per axis, the Laplacian, and what is asked for."""
+        """The two convolutions, one edge filter per axis, the Laplacian, and the optional terms."""
         factories: list[BranchFactory] = [ConvBranch, partial(ConvBranch, kernel_size=1)]
         factories += [partial(SobelBranch, axis=-1 - axis) for axis in range(spec.ndim)]
         factories += [LaplacianBranch]

@@ -1,4 +1,4 @@
-"""FMEN: a residual in a residual around a k x k convolution of a wider middle."""
+"""FMEN: a residual in a residual around a k x k convolution in a wider middle."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class RRRB(ConvBlock):
 
     $$y = x + W_3\,(W_2 * e + b_2 + e) + b_3,\qquad e = W_1 x + b_1$$
 
-    $W_1$ is (2C, C, 1, 1), $W_2$ (2C, 2C, k, k), $W_3$ (C, 2C, 1, 1). The residuals are there where the geometry has an
-    identity, the outer one only where the channels match.
+    $W_1$ is (2C, C, 1, 1), $W_2$ (2C, 2C, k, k), $W_3$ (C, 2C, 1, 1). The residuals exist if the geometry has an
+    identity, the outer one only if the channels match.
 
     Source: Z. Du, D. Liu, J. Liu, J. Tang, G. Wu, L. Fu, "Fast and Memory-Efficient Network Towards Efficient Image
-    Super-Resolution", CVPRW 2022. They fill the ring around e with its bias; padding x first is the same.
+    Super-Resolution", CVPRW 2022. They pad e with its bias; padding x first, as here, is equivalent.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.

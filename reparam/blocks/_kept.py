@@ -1,9 +1,8 @@
-"""The kernel of a block in eval mode, computed once for as long as nothing that it follows from has changed.
+"""Cache the kernel of a block in eval mode until something that it depends on changes.
 
-Whether something has is not told by what torch counts: a write through `.data` moves no version. So a copy of every
-parameter and buffer is kept beside the kernel and compared, value by value, in each forward, which costs a small part
-of what computing the kernel does. On other devices than a CPU a comparison would make the program wait for the device,
-and nothing is kept.
+torch's version counters do not show every change: a write through `.data` does not increment them. So the cache holds
+a copy of every parameter and buffer, and each forward compares them value by value, at a small part of the cost of
+computing the kernel. On devices other than a CPU, the comparison would wait for the device, so nothing is cached.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _PLAIN = {Tensor, nn.Parameter, type(None)}
 
 
 def may_be_kept(x: Tensor) -> bool:
-    """Whether this forward is one of plain numbers on a CPU, without gradients, that nobody records."""
+    """Whether this forward runs on plain tensors on a CPU, without gradients, and is not being traced."""
     return not (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
@@ -41,7 +40,7 @@ def may_be_kept(x: Tensor) -> bool:
 
 
 class KeptKernel:
-    """The kernel of one block, with what it follows from; it is no part of copies and pickles of the block."""
+    """The cached kernel of one block and everything it depends on; copies and pickles of the block start without it."""
 
     def __init__(self) -> None:
         self.last: _Kept | None = None
@@ -50,33 +49,33 @@ class KeptKernel:
         return type(self), ()
 
     def of(self, block: Branch, inside: Inside, compute: Callable[[], Kernel]) -> Kernel:
-        """The kernel of the block in which all this is, computed if anything is another than it was."""
+        """The kernel of the block, computed again if anything has changed."""
         last = self.last
         if last is not None and last.is_current(block, inside):
             return last.kernel
-        with all_digits():  # which may be asked for later
+        with all_digits():  # a later forward may be under it
             kernel = compute()
         self.last = _kept(block, inside, kernel)
         return kernel
 
     def drop(self) -> None:
-        """Frees the memory."""
-        if not torch.compiler.is_compiling():  # a compiler would watch it
+        """Drop the kernel and free its memory."""
+        if not torch.compiler.is_compiling():  # a compiler would guard it
             self.last = None
 
 
 class _Kept(NamedTuple):
     spec: ConvSpec
     kinds: list[type]
-    """Of each module inside."""
+    """The type of each module inside."""
     attributes: list[tuple[Any, ...]]
-    """Of each module inside, such as the eps of a norm, and its own tables of tensors, children and hooks."""
+    """The attributes of each module inside, such as the eps of a norm, and its dicts of tensors, children and hooks."""
     tensors: list[Tensor | None]
-    """Copies of all that is in the block."""
+    """Copies of all tensors in the block."""
     kernel: Kernel
 
     def is_current(self, block: Branch, inside: Inside) -> bool:
-        """Whether the kernel would be computed from the same."""
+        """Whether the kernel would be computed from the same values."""
         return (
             block.spec is self.spec
             and [*map(type, inside.modules)] == self.kinds
@@ -86,7 +85,7 @@ class _Kept(NamedTuple):
 
 
 def _kept(block: Branch, inside: Inside, kernel: Kernel) -> _Kept | None:
-    """What to keep, or None where a kernel may follow from more than is seen here."""
+    """The cache entry of a kernel, or None if the kernel may depend on more than is compared here."""
     kinds, tensors = [*map(type, inside.modules)], _tensors(block, inside)
     attributes = [tuple(vars(module).values()) for module in inside.modules]
     known = all(kind.__module__.startswith(("torch.nn.modules.", f"{_OURS}.")) for kind in kinds)

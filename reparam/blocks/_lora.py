@@ -1,4 +1,4 @@
-"""A convolution and its low-rank adaptation."""
+"""LoRA: a convolution and its low-rank adaptation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ._conv_block import ConvBlock
 
 
 class LoRABlock(ConvBlock):
-    r"""A convolution with a branch of low rank beside it, equal to one k x k convolution.
+    r"""A convolution with a parallel low-rank branch, equal to one k x k convolution.
 
     $$y = W_0 * x + b + \tfrac{\alpha}{r} B (A * x)$$
 
-    B is zero at first. `swap_convs(net, LoRABlock)` gives one to every convolution of a trained network, whose weights
-    become $W_0$ and b. To train A and B alone, call `requires_grad_(False)` of the first branch of each.
+    B is zero at first. `swap_convs(net, LoRABlock)` replaces the convolutions of a trained network by this block, with
+    their weights as $W_0$ and b. To train A and B only, call `requires_grad_(False)` on the first branch of each block.
 
     Source: as `LoRABranch`.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
-        rank: r, channels between A and B, of each group.
+        rank: r, channels between A and B, per group.
         alpha: $\alpha$; None means r.
 
     Shape:
@@ -45,5 +45,5 @@ class LoRABlock(ConvBlock):
     alpha: float | None = None
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
-        """The convolution and what is added to it."""
+        """The convolution and the low-rank branch."""
         return [ConvBranch, partial(LoRABranch, rank=self.rank, alpha=self.alpha)]

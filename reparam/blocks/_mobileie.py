@@ -1,4 +1,4 @@
-"""MobileIE and SYENet: many convolutions side by side, each with and without a batch norm, and a 1x1 over all of it."""
+"""MobileIE and SYENet: many parallel convolutions, each with and without a batch norm, and a 1x1 over all of them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class MBRConvBlock(ConvBlock):
 
     $$y = W\,[c_1, \dots, c_n, \mathrm{BN}_1(c_1'), \dots, \mathrm{BN}_n(c_n')] + b,\qquad c_j = W_j * x + b_j$$
 
-    The $W_j$ have k x k, 1x1, 3x3 (where k > 3), 3x1 and 1x3 taps, each to `expansion` times the output channels;
-    sizes that coincide count once, so that there is one of them for k = 1. $c_j' = c_j$ in MobileIE, a convolution of
-    its own in SYENet. W is the one 1x1 convolution over all of them; with groups everything is grouped.
+    The $W_j$ have k x k, 1x1, 3x3 (if k > 3), 3x1 and 1x3 taps, each with `expansion` times the output channels. Equal
+    sizes count once, so k = 1 has a single one. $c_j' = c_j$ in MobileIE; in SYENet it is a separate convolution. W is
+    one 1x1 convolution over all of them. With groups, everything is grouped.
 
     Source: H. Yan et al., "MobileIE: An Extremely Lightweight and Effective ConvNet for Real-Time Image Enhancement on
     Mobile Devices", ICCV 2025, arXiv 2507.01838, classes MBRConv1, 3 and 5 of the authors' code; W. Gou et al.,
@@ -42,9 +42,9 @@ class MBRConvBlock(ConvBlock):
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of each $c_j$ per output channel ("rep_scale").
-        shared: whether a batch norm takes the $c_j$ that is passed on without one (MobileIE), or one of its own
-            (SYENet).
-        bn: whether there are the terms with a batch norm, or a callable that makes one.
+        shared: whether the terms with a batch norm use the same $c_j$ as those without (MobileIE), or separate
+            convolutions (SYENet).
+        bn: whether the terms with a batch norm exist, or a callable that makes one.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
@@ -65,7 +65,7 @@ class MBRConvBlock(ConvBlock):
     bn: NormChoice = True
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
-        """The one branch, which holds them all."""
+        """A single branch, which holds everything."""
         return [partial(SideBySide, sizes=_sizes(spec), expansion=self.expansion, shared=self.shared, bn=self.bn)]
 
 
@@ -76,7 +76,7 @@ def _sizes(spec: ConvSpec) -> list[tuple[int, ...]]:
 
 
 class SideBySide(Branch):
-    """Convolutions of one input and batch norms of them, concatenated, and a 1x1 convolution."""
+    """Parallel convolutions and batch norms of them, concatenated, then a 1x1 convolution."""
 
     def __init__(
         self, spec: ConvSpec, sizes: list[tuple[int, ...]], expansion: int, shared: bool, bn: NormChoice
@@ -114,7 +114,7 @@ class SideBySide(Branch):
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
-        """The kernel of the whole, for batch norms that scale and shift as told."""
+        """The kernel of the whole; see `Branch.kernel_with`."""
         ring = ((0, 0),) * self.spec.ndim
         ops = [self._op(conv) for conv in self.convs]
         parts = [op.kernel for op in ops]
@@ -125,9 +125,9 @@ class SideBySide(Branch):
         return fit(then(first, linear_op(self.out, weight.shape[0], self.like)), self.spec)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs the convolutions on x (N, in_channels, *size), without the bias of the whole if the spec has none."""
+        """Run the convolutions on x (N, in_channels, *size); without the bias of the whole if the spec has none."""
         x = as_conv_input(x)
-        if not self.spec.bias:  # which is read, to be taken off
+        if not self.spec.bias:  # the bias to subtract is read from the kernel
             self.check_read()
         used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None if self.spec.bias else {}
         parts = [self._run(conv, size, x) for conv, size in zip(self.convs, self.sizes)]
@@ -141,7 +141,7 @@ class SideBySide(Branch):
         return y - bias.to(y).reshape(-1, *(1,) * self.spec.ndim)
 
     def _op(self, conv: nn.Module) -> LinearOp:
-        """A convolution, written with all taps of the spec."""
+        """A convolution, embedded in all taps of the spec."""
         op = linear_op(conv, self.spec.in_channels, self.like)
         return op._replace(kernel=kernels.embed(op.kernel, self.spec.kernel_size))
 
@@ -149,6 +149,6 @@ class SideBySide(Branch):
         return run(conv, x, self.spec.pads_for(size), self.spec.padding_mode)
 
     def _concatenated(self, tensors: tuple[Tensor, ...] | list[Tensor], dim: int) -> Tensor:
-        """Side by side within every group, as the grouped 1x1 takes them."""
+        """Concatenate within every group, as the grouped 1x1 expects."""
         groups = [tensor.unflatten(dim, (self.spec.groups, -1)) for tensor in tensors]
         return torch.cat(groups, dim + 1).flatten(dim, dim + 1)

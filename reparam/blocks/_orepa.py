@@ -1,4 +1,4 @@
-"""OREPA: terms that are added as kernels, each with a learned scale per channel, and one batch norm after the sum."""
+"""OREPA: a sum of kernels, each with a learned scale per channel, and one batch norm after the sum."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ class OREPABlock(ConvBlock):
     $$y = \mathrm{BN}\Big(\big(s_0 W_0 + s_1 (A \odot W_1) + s_2 (F \odot W_2) + s_3\, W_3' (I + W_3) + s_4 W_4
       + s_5\, W_5' D\big) * x\Big)$$
 
-    $W_0$ and $W_3'$ have k x k taps, $W_1$ to $W_4$ and $W_5'$ have one, D is depthwise to `expansion` times the
-    channels; A is the mean over the window, F a fixed cosine per output channel, $s_j$ are (out,). No convolution has a
-    bias. With one tap per axis the sum is $s_0 W_0 + s_1 W_1' W_1$, where the square one of $W_1, W_1'$ starts as the
-    identity. As no term has a batch norm of its own, training runs one convolution and then the batch norm.
+    $W_0$ and $W_3'$ have k x k taps, $W_1$ to $W_4$ and $W_5'$ have one, and D is depthwise with `expansion` times the
+    channels. A is the mean over the window, F a fixed cosine per output channel, and the $s_j$ are (out,). No
+    convolution has a bias. With one tap per axis the sum is $s_0 W_0 + s_1 W_1' W_1$, and whichever of $W_1, W_1'$ is
+    square starts as the identity. No term has its own batch norm, so training runs one convolution and then the batch
+    norm.
 
     Source: M. Hu, J. Feng, J. Hua, B. Lai, J. Huang, X. Gong, X. Hua, "Online Convolutional Re-parameterization", CVPR
-    2022, arXiv 2204.00826; scales, starts and the order of the terms are those of classes OREPA and OREPA_1x1 of the
-    authors' code. Theirs fills F for three taps only (the rest of a larger one is memory that nobody wrote) and has
-    groups only where k > 1; here the cosine spans any number of taps, and axes.
+    2022, arXiv 2204.00826. Scales, initial values and the order of the terms are those of the classes OREPA and
+    OREPA_1x1 in the authors' code. Their code fills F for three taps only (a larger one stays partly uninitialized) and
+    has groups only for k > 1; here the cosine spans any number of taps and axes.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`; the batch norm needs `bias=True`.
         hidden_channels: rows of $W_3$; None means in_channels, and twice that with more than 4 groups. With one tap,
             rows of $W_1$; None means the smaller of in_channels and out_channels.
         expansion: channels of D per input channel.
-        scales: what $s_0$ to $s_5$ start from; None means (0.25, 0.25, 0, 0.5, 1, 0.5), and (1, 0.5) with one tap.
+        scales: initial values of $s_0$ to $s_5$; None means (0.25, 0.25, 0, 0.5, 1, 0.5), and (1, 0.5) with one tap.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
@@ -64,7 +65,7 @@ class OREPABlock(ConvBlock):
     scales: Sequence[float] | None = None
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
-        """The six terms, or the two of a 1x1."""
+        """The six terms, or two for a 1x1."""
         if all(k == 1 for k in spec.kernel_size):
             hidden = min(spec.in_channels, spec.out_channels) if self.hidden_channels is None else self.hidden_channels
             return _scaled([partial(_dense, slope=1.0), partial(_two_points, hidden=hidden)], self.scales, (1.0, 0.5))
@@ -76,30 +77,30 @@ class OREPABlock(ConvBlock):
 
 
 class OREPARepVGGBlock(ConvBlock):
-    r"""RepVGG's block with OREPA's terms in place of its k x k convolution.
+    r"""RepVGG's block with OREPA's terms instead of its k x k convolution.
 
     $$y = \mathrm{BN}_3(W_{\mathrm{OREPA}} * x) + \mathrm{BN}_1(W_{1\times1} * x) + \mathrm{BN}_0(x)$$
 
-    $W_{\mathrm{OREPA}}$ is the sum in `OREPABlock` without its 1x1 term $s_4 W_4$; the last term is there where the
-    geometry has an identity.
+    $W_{\mathrm{OREPA}}$ is the sum in `OREPABlock` without its 1x1 term $s_4 W_4$. The last term exists if the geometry
+    has an identity.
 
     Source: as `OREPABlock`, class RepVGGBlock_OREPA of the authors' code, which fails with groups.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
-        hidden_channels: rows of $W_3$; None means in_channels, and twice that if depthwise. Only with in_channels is
-            the identity added to $W_3$.
+        hidden_channels: rows of $W_3$; None means in_channels, and twice that if depthwise. The identity is added to
+            $W_3$ only if this equals in_channels.
         expansion: channels of the depthwise convolution per input channel.
-        scales: what $s_0, s_1, s_2, s_3, s_5$ start from; None means (0.25, 0.25, 0, 0.5, 0.5).
-        identity: whether there is an identity branch; None means where the geometry has one.
+        scales: initial values of $s_0, s_1, s_2, s_3, s_5$; None means (0.25, 0.25, 0, 0.5, 0.5).
+        identity: whether there is an identity branch; None means yes if the geometry has one.
         bn: True, or a callable that makes a batch norm from the channel count.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, a wrong number of scales, or `identity=True` where there is
-            none.
+        SpecError: for a geometry that no convolution has, a wrong number of scales, or `identity=True` if it has no
+            identity.
 
     Example:
         >>> block = OREPARepVGGBlock(4, 6, stride=2)
@@ -130,7 +131,7 @@ class OREPARepVGGBlock(ConvBlock):
 def cosines(spec: ConvSpec) -> Tensor:
     r"""The fixed cosines F, (out, 1, *size): cos(pi (t + 1/2) f / k) along one axis, constant along the others.
 
-    The channels are shared out among the axes in turn, and along each of them f = 1, 2, ...
+    The channels are split among the axes in turn; along each axis f = 1, 2, ...
     """
     each, waves = spec.out_channels / spec.ndim, []
     for axis, taps in enumerate(spec.kernel_size):
@@ -145,7 +146,7 @@ def cosines(spec: ConvSpec) -> Tensor:
 def _scaled(terms: Sequence[Callable], scales: Sequence[float] | None, usual: tuple[float, ...]) -> list[BranchFactory]:
     scales = usual if scales is None else scales
     if len(scales) != len(usual):
-        raise SpecError(f"scales must hold {len(usual)} numbers, one per term, but got scales={scales!r}")
+        raise SpecError(f"scales must have {len(usual)} numbers, one per term, but got scales={scales!r}")
     return [partial(term, scale=float(scale)) for term, scale in zip(terms, scales)]
 
 

@@ -1,4 +1,4 @@
-"""PlainUSR: FMEN's block with a gate that does not look at the input."""
+"""PlainUSR: FMEN's block with a gate that does not depend on the input."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class RepMBConvBlock(ConvBlock):
     $$y = x + W_3\,\big(g \odot (W_2 * e + b_2) + e\big) + b_3,\qquad e = W_1 x + b_1,\qquad
       g = \sigma\big(V_2\,\mathrm{SiLU}(V_1 v)\big)$$
 
-    $W_1$ is (2C, C, 1, 1), $W_2$ (2C, 2C, k, k), $W_3$ (C, 2C, 1, 1); the gate g comes from a learned vector v of 2C
-    entries alone, so that the block is linear. The residuals are there where the geometry has an identity, the outer
-    one only where the channels match.
+    $W_1$ is (2C, C, 1, 1), $W_2$ (2C, 2C, k, k), $W_3$ (C, 2C, 1, 1). The gate g depends only on a learned vector v
+    with 2C entries, so the block is linear. The residuals exist if the geometry has an identity, the outer one only if
+    the channels match.
 
     Source: Y. Wang et al., "PlainUSR: Chasing Faster ConvNet for Efficient Super-Resolution", ACCV 2024, arXiv
-    2409.13435; class MBConv of the authors' code, which has 3x3 kernels only and fails for other ratios than 2 when
-    it is fused. They fill the ring around e with its bias; padding x first is the same. v starts at 0.1 and $V_1$,
-    $V_2$ at 1 as in their code, which makes the gate close to 1.
+    2409.13435; class MBConv of the authors' code, which has 3x3 kernels only and cannot be fused for expansions other
+    than 2. They pad e with its bias; padding x first, as here, is equivalent. v starts at 0.1 and $V_1$, $V_2$ at 1 as
+    in their code, which makes the gate close to 1.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle per input channel.
-        gate_reduction: how many channels of the middle share one of V_1's rows.
+        gate_reduction: channels of the middle per row of $V_1$.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
@@ -78,7 +78,7 @@ class LearnedGate(nn.Module):
         return self.expand(F.silu(self.reduce(self.vector.flatten()))).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scales x of shape (N, C, *size)."""
+        """Scale x of shape (N, C, *size)."""
         return linear_op(self, x.shape[1], x).apply(x)
 
 

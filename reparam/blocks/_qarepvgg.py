@@ -14,31 +14,31 @@ from ._conv_block import ConvBlock
 
 
 class QARepVGGBlock(ConvBlock):
-    r"""The block of QARepVGG, equal to one k x k convolution whose weights quantise well.
+    r"""The block of QARepVGG, equal to one k x k convolution whose weights quantize well.
 
     $$y = \mathrm{BN}\big(\mathrm{BN}_3(W_{k\times k} * x) + \alpha\,(W_{1\times1} * x + b) + x\;[+\;
       \mathrm{pool}(x)]\big)$$
 
-    The identity is there where the channels match and the stride is 1; $\alpha$ is one number, or fixed at 1.
+    The identity exists if the channels match and the stride is 1. $\alpha$ is one learned number, or fixed at 1.
 
     Source: X. Chu, L. Li, B. Zhang, "Make RepVGG Greater Again: A Quantization-aware Approach", AAAI 2024, arXiv
     2212.01593. The defaults are those of the authors' YOLOv6 (class QARepVGGBlock; V2 has the pool too), which has 3x3
-    kernels only. super-gradients has b, `point_bias=True`, and may have $\alpha$, or no batch norm after the sum. The
-    activation and the gate, which both classes hold, stay outside here.
+    kernels only. super-gradients has b (`point_bias=True`), and optionally $\alpha$, or no batch norm after the sum.
+    Both classes include an activation and a gate, which stay outside here.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`; the batch norm after the sum needs `bias=True`.
-        identity: whether x is added; None means where the geometry has an identity.
+        identity: whether x is added; None means yes if the geometry has an identity.
         point_bias: whether the 1x1 convolution has the bias b.
-        alpha: whether the 1x1 term has the learned factor, 1 at first.
-        pool: whether the mean over the window is added wherever x is; it has no dilation.
+        alpha: whether the 1x1 term has the learned factor $\alpha$, which starts at 1.
+        pool: whether the mean over the window is added too, if x is; not possible with a dilation.
         bn: whether a batch norm follows the k x k convolution, or a callable that makes one.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, `bias=False`, `identity=True` where there is none, or a
+        SpecError: for a geometry that no convolution has, `bias=False`, `identity=True` if it has no identity, or a
             pool with a dilation.
 
     Example:

@@ -19,9 +19,9 @@ class RepDWConvS(ConvBlock):
 
     $$y = W_{3\times3} * x + W_{1\times3} * x + W_{3\times1} * x + W_{2\times2} *_2 x + b$$
 
-    $*_2$ is a convolution with dilation 2, which has the corners; of k taps it has dilation k - 1. With a stride the
-    strips run one after the other, $W_{3\times1} * (W_{1\times3} * x)$, without biases. Each other term has a bias of
-    its own. Used with groups = channels.
+    $*_2$ is a convolution with dilation 2, which reads the corners; for k taps the dilation is k - 1. With a stride the
+    strips run one after the other, $W_{3\times1} * (W_{1\times3} * x)$, without biases. Every other term has a bias.
+    Used with groups = channels.
 
     Source: M. Zhao, Y. Luo, Y. Ouyang, "RepNeXt: A Fast Multi-Scale CNN using Structural Reparameterization", arXiv
     2406.16004; class RepDWConvS of the authors' code, which has 3x3 kernels only.
@@ -61,7 +61,7 @@ class RepDWConvM(ConvBlock):
     $$y = W_{7\times7} * x + W_{5\times3} * x + W_{3\times5} * x + W_{7\times1} * (W_{1\times7} * x)
       + W_{5\times1} * (W_{1\times5} * x) + b$$
 
-    The pairs of strips have no biases, each other term has one of its own. Of k taps they have k, k - 2 and k - 4. Used
+    The pairs of strips have no biases; every other term has one. For k taps, 7, 5 and 3 become k, k - 2 and k - 4. Used
     with groups = channels.
 
     Source: as `RepDWConvS`; class RepDWConvM of the authors' code, which has 7x7 kernels only.
@@ -86,7 +86,7 @@ class RepDWConvM(ConvBlock):
     conv_bias: bool = True
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
-        """The square, the oblong ones, the pairs of strips."""
+        """The square, the two rectangles, the pairs of strips."""
         conv = partial(ConvBranch, bias=self.conv_bias)
         middle, small = less(spec.kernel_size, 2), less(spec.kernel_size, 4)
         oblong = [(*small[:axis], middle[axis], *small[axis + 1 :]) for axis in range(spec.ndim)]
@@ -95,7 +95,7 @@ class RepDWConvM(ConvBlock):
 
 
 def _in_turn(spec: ConvSpec, size: Size, bias: bool = False) -> Branch:
-    """One strip per axis, the last axis first, each with the stride of its axis: together they have this size."""
+    """One strip per axis, the last axis first, each with the stride of its axis; together they have this size."""
     convs = []
     channels = spec.in_channels
     for axis in reversed(range(spec.ndim)):
@@ -107,7 +107,7 @@ def _in_turn(spec: ConvSpec, size: Size, bias: bool = False) -> Branch:
 
 
 def _inside(spec: ConvSpec, block: type[ConvBlock], size: int, conv_bias: bool) -> Branch:
-    """A block of fewer taps than the spec has."""
+    """A block with fewer taps than the spec."""
     taps = tuple(min(k, size) for k in spec.kernel_size)
     inner = spec.unpadded(kernel_size=taps, bias=True)
     return SequentialBranch(spec, ReparamBlock(inner, block.planned(inner, conv_bias=conv_bias)))
@@ -118,12 +118,13 @@ class ChunkConv(ConvBlock):
 
     $$y = [x_1,\; S(x_2),\; M(x_3),\; W_{11\times1} * (W_{1\times11} * x_4 + c) + d],\qquad x = [x_1, x_2, x_3, x_4]$$
 
-    S is `RepDWConvS` with 3x3 and M `RepDWConvM` with 7x7 taps. Used with groups = channels, which are divided by 4,
-    rounded down. As one convolution it has six times the multiply-adds of the parts, fused by themselves as the authors
-    do: it pays where many small layers are slow, and elsewhere `RepDWConvS` and `RepDWConvM` of a quarter each do.
+    S is `RepDWConvS` with 3x3 and M is `RepDWConvM` with 7x7 taps. Used with groups = channels; each part has a quarter
+    of the channels, rounded down. As one convolution it has six times the multiply-adds of the parts fused separately,
+    as the authors do. It pays off if many small layers are slow; otherwise use `RepDWConvS` and `RepDWConvM` on a
+    quarter of the channels each.
 
-    Source: as `RepDWConvS`; class ChunkConv of the authors' code, which pads between the last two convolutions with
-    zeros in place of c, and so is equal to no convolution at the border; padding x first, this one is.
+    Source: as `RepDWConvS`; class ChunkConv of the authors' code. It pads with zeros, not with c, between the last two
+    convolutions, and so equals no convolution at the border. This one pads x first and does.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
@@ -147,7 +148,7 @@ class ChunkConv(ConvBlock):
     conv_bias: bool = True
 
     def design(self, spec: ConvSpec) -> list[BranchFactory]:
-        """The four parts, but for those without channels."""
+        """The four parts, without those that have no channels."""
         small, medium = (
             partial(_inside, block=block, size=size, conv_bias=self.conv_bias)
             for block, size in ((RepDWConvS, 3), (RepDWConvM, 7))

@@ -19,22 +19,22 @@ class RepRFNBlock(ConvBlock):
       + \sum_{D \in \{D_x, D_y, L\}} s_D\,(D * (W_D x + b_D)) + c_D \;[+\; x]$$
 
     $W_a$ is (2 in, in / groups, 1, 1) and $W_b$ (out, 2 in / groups, k, k), both without bias. In one dimension there
-    is one line of k taps, in three there are three. x is added where the geometry has an identity.
+    is one line of k taps, in three there are three. x is added if the geometry has an identity.
 
     Source: W. Deng et al., "Reparameterized Residual Feature Network For Lightweight Image
-    Super-Resolution", CVPRW 2023; class RepBlock of the authors' code, which has 3x3 kernels only, adds x whatever the
-    channels are, and holds the activation, which stays outside here.
+    Super-Resolution", CVPRW 2023; class RepBlock of the authors' code, which has 3x3 kernels only, always adds x, and
+    includes the activation, which stays outside here.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: rows of $W_a$ per input channel.
-        identity: whether x is added; None means where the geometry has an identity.
+        identity: whether x is added; None means yes if the geometry has an identity.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, fewer than 3 taps, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, fewer than 3 taps, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch

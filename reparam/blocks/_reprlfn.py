@@ -1,4 +1,4 @@
-"""RepRLFN: convolutions of every shape, and x."""
+"""RepRLFN: convolutions of every shape, and the identity."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class RepRLFNBlock(ConvBlock):
 
     $$y = \sum_{s \in \{k\times k,\, k\times1,\, 1\times k,\, 1\times1\}} (W_s * x + b_s) \;[+\; x]$$
 
-    In one dimension there is one line of k taps, in three there are three. x is added where the geometry has an
+    In one dimension there is one line of k taps, in three there are three. x is added if the geometry has an
     identity. It is `RepRFNBlock` without the expand-squeeze path and the edge filters.
 
     Source: class RepBlock of RepRLFN, an entry of the NTIRE 2025 challenge on efficient super-resolution (B. Ren et
     al., "The Tenth NTIRE 2025 Efficient Super-Resolution Challenge Report", CVPRW 2025, arXiv 2504.10686), which has
-    3x3 kernels only, adds x whatever the channels are, and holds the activation, which stays outside here.
+    3x3 kernels only, always adds x, and includes the activation, which stays outside here.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
-        identity: whether x is added; None means where the geometry has an identity.
+        identity: whether x is added; None means yes if the geometry has an identity.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch

@@ -17,21 +17,21 @@ class RepSRBlock(ConvBlock):
 
     $$y = x + \sum_{j=1}^{2} W^{(j)}_{1\times1}\,\mathrm{BN}_j\big(W^{(j)}_{k\times k} * x + c_j\big) + d_j$$
 
-    $W_{k\times k}$ is (2C, C / groups, k, k), $W_{1\times1}$ is (C, 2C / groups, 1, 1). The identity is there where
-    the channels match and the stride is 1. Train on batch statistics first, then call `freeze_bn_stats` for the last
-    tenth: this removes the artefacts that batch norm brings into super-resolution.
+    $W_{k\times k}$ is (2C, C / groups, k, k), $W_{1\times1}$ is (C, 2C / groups, 1, 1). The identity exists if
+    the channels match and the stride is 1. Train on batch statistics first, and call `freeze_bn_stats` for the last
+    tenth of the training: this removes the artifacts that batch norm causes in super-resolution.
 
     Source: X. Wang, C. Dong, Y. Shan, "RepSR: Training Efficient VGG-style Super-Resolution Networks with Structural
     Re-Parameterization and Batch Normalization", ACM MM 2022, arXiv 2205.05671. Its code was not released; order, norm
-    and biases follow the paper's description and two unofficial codes. We differ in the start: the second convolution
-    begins at three tenths of torch's weights and the batch norm at a weight of a tenth, so that a block starts near the
-    identity. That trains far better than torch's default start; see the page on freezing for figures.
+    and biases follow the paper's description and two unofficial implementations. The initialization is ours: the second
+    convolution starts with 0.3 times torch's weights and the batch norm with a weight of 0.1, so a block starts near
+    the identity. This trains far better than torch's default; the page on freezing has figures.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         expansion: channels of the middle per output channel.
         paths: number of expand-squeeze paths.
-        identity: whether there is an identity; None means where the geometry has one.
+        identity: whether there is an identity; None means yes if the geometry has one.
         bn: whether the paths have batch norms, or a callable that makes one from the channel count.
         gain: factor on the initial weights of the second convolutions.
         bn_weight: initial weight of the batch norms.
@@ -40,7 +40,7 @@ class RepSRBlock(ConvBlock):
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch

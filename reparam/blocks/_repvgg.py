@@ -17,22 +17,22 @@ class RepVGGBlock(ConvBlock):
 
     $$y = \mathrm{BN}_3(W_{k\times k} * x) + \mathrm{BN}_1(W_{1\times1} * x) + \mathrm{BN}_0(x)$$
 
-    The convolutions have no bias. The last term is there where the channels match and the stride is 1.
+    The convolutions have no bias. The last term exists if the channels match and the stride is 1.
 
     Source: X. Ding, X. Zhang, N. Ma, J. Han, G. Ding, J. Sun, "RepVGG: Making VGG-style ConvNets Great Again", CVPR
-    2021, arXiv 2101.03697, section 3.3. Their class holds the ReLU, which stays outside here; it takes 3x3 kernels only
-    and drops `dilation` and `padding_mode` in training, and this one honours them.
+    2021, arXiv 2101.03697, section 3.3. Their class includes the ReLU, which stays outside here. It takes 3x3 kernels
+    only and ignores `dilation` and `padding_mode` in training; this one uses them.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
-        identity: whether there is an identity branch; None means where the geometry has one.
+        identity: whether there is an identity branch; None means yes if the geometry has one.
         bn: True, or a callable that makes a batch norm from the channel count.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch

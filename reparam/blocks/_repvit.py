@@ -1,4 +1,4 @@
-"""RepViT and YOLOv10: a depthwise convolution, a smaller one beside it, and x."""
+"""RepViT and YOLOv10: a depthwise convolution, a smaller one in parallel, and the identity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class RepVGGDW(ConvBlock):
 
     $$y = \mathrm{BN}\big(\mathrm{BN}_k(W_{k\times k} * x) + W_s * x + b \;[+\; x]\big)$$
 
-    Used with groups = channels. In RepViT $W_s$ is 1x1, which makes it `QARepVGGBlock(c, groups=c, point_bias=True)`
-    under another name. LSNet has $\mathrm{BN}_s(W_s * x)$ in place of $W_s * x + b$ and no batch norm after the sum:
-    `small_bn=True, sum_bn=False`. YOLOv10 has 7x7 and 3x3 taps and leaves out x, too:
+    Used with groups = channels. In RepViT $W_s$ is 1x1, which makes it the same as
+    `QARepVGGBlock(c, groups=c, point_bias=True)`. LSNet has $\mathrm{BN}_s(W_s * x)$ instead of $W_s * x + b$ and no
+    batch norm after the sum: `small_bn=True, sum_bn=False`. YOLOv10 has 7x7 and 3x3 taps and also leaves out x:
     `RepVGGDW(c, kernel_size=7, groups=c, small_size=3, small_bn=True, identity=False, sum_bn=False)`.
 
-    Source: class RepVGGDW of three codes: A. Wang, H. Chen, Z. Lin, J. Han, G. Ding, "RepViT: Revisiting Mobile CNN
+    Source: class RepVGGDW of three codebases: A. Wang, H. Chen, Z. Lin, J. Han, G. Ding, "RepViT: Revisiting Mobile CNN
     From ViT Perspective", CVPR 2024, arXiv 2307.09283; A. Wang et al., "LSNet: See Large, Focus Small", CVPR 2025,
     arXiv 2503.23135; A. Wang et al., "YOLOv10: Real-Time End-to-End Object Detection", NeurIPS 2024, arXiv 2405.14458,
     which holds an activation that stays outside here.
@@ -30,8 +30,8 @@ class RepVGGDW(ConvBlock):
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`; the batch norm after the sum needs `bias=True`.
         small_size: taps of $W_s$ per axis.
-        small_bn: whether a batch norm follows $W_s$, in place of its bias, or a callable that makes one.
-        identity: whether x is added; None means where the geometry has an identity.
+        small_bn: whether a batch norm follows $W_s$, instead of its bias, or a callable that makes one.
+        identity: whether x is added; None means yes if the geometry has an identity.
         bn: whether a batch norm follows the k x k convolution, or a callable that makes one.
 
     Shape:
@@ -39,7 +39,7 @@ class RepVGGDW(ConvBlock):
 
     Raises:
         SpecError: for a geometry that no convolution has, a small kernel that does not fit, `bias=False` with the batch
-            norm after the sum, or `identity=True` where there is none.
+            norm after the sum, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch

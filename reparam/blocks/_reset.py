@@ -1,4 +1,4 @@
-"""A fresh start for the blocks of a model."""
+"""Reset the parameters of the blocks of a model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..modules._start import fresh_start
 
 
 def reset_parameters(model: nn.Module) -> list[str]:
-    """Gives every block of a model a fresh start, as its constructor does, and leaves all other layers as they are.
+    """Initialize every block of a model again as its constructor does; other layers are not changed.
 
-    Code that walks over the modules of a network to initialise them reaches the convolutions and batch norms inside of
-    the blocks too, and takes away the start that they train well from. This is the line after it.
+    Call it after code that initializes all modules of a network. Such code also reaches the convolutions and batch
+    norms inside blocks, and overwrites the initialization with which blocks train well.
 
     Args:
         model: any module.
@@ -22,9 +22,9 @@ def reset_parameters(model: nn.Module) -> list[str]:
         The dotted names of the blocks, and of branches that are used on their own.
 
     Raises:
-        OptionError: if a block cannot be built anew, or was changed since it was built; it is named, and nothing is
+        OptionError: if a block cannot be built again, or was changed after it was built; it is named. Then nothing is
             changed.
-        StatisticsError: if a batch norm inside of a block was frozen; nothing is changed.
+        StatisticsError: if a batch norm inside a block is frozen. Then nothing is changed.
 
     Example:
         >>> from reparam import RepSRBlock

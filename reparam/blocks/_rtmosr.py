@@ -1,4 +1,4 @@
-"""RTMoSR: three ways to a k x k convolution, and depthwise ones of several sizes, each with a learned weight."""
+"""RTMoSR: three k x k paths, and depthwise convolutions of several sizes, each with a learned weight."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RTMoSRRepConv(ConvBlock):
 
     $W_1$ is (2 out, in, 1, 1), $W_2$ (out, 2 out, k, k); $a_1$, $a_2$ and $a_3$ are one number each and start at 1.
 
-    Source: class RepConv of RTMoSR in traiNNer-redux and neosr, which has 3x3 kernels only and works out a convolution
-    in each call of `eval()`; ECBSR's path and SPAN's block (`Conv3XC`) are two of its terms. They fill the ring around
-    $W_1 x + b_1$ with $b_1$; padding x first is the same.
+    Source: class RepConv of RTMoSR in traiNNer-redux and neosr, which has 3x3 kernels only and computes a convolution
+    in each call of `eval()`. ECBSR's path and SPAN's block (`Conv3XC`) are two of its terms. They pad $W_1 x + b_1$
+    with $b_1$; padding x first, as here, is equivalent.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
@@ -59,25 +59,25 @@ class OmniShift(ConvBlock):
 
     $$y = a_1 x + a_2 (W_{1\times1} * x + b_1) + a_3 (W_{3\times3} * x + b_3) + a_4 (W_{5\times5} * x + b_5)$$
 
-    Used with groups = channels. In RTMoSR the weights a are per channel; in Restore-RWKV and FlexNet they are one
-    number each (`shared=True`), and there are no biases (`conv_bias=False`). Other kernel sizes than 5 have the sizes
-    1, 3 and their own, each once.
+    Used with groups = channels. In RTMoSR each weight a is a vector with one number per channel. In Restore-RWKV and
+    FlexNet each is a single number (`shared=True`), and there are no biases (`conv_bias=False`). For another kernel
+    size than 5, the convolutions have the sizes 1, 3 and that size, each once.
 
     Source: Z. Yang, J. Li, H. Zhang, D. Zhao, B. Wei, Y. Xu, "Restore-RWKV: Efficient and Effective Medical Image
     Restoration with RWKV", arXiv 2407.11087; classes OmniShift of RTMoSR and FlexNet in traiNNer-redux. The weights
-    start at 1, as in RTMoSR; shared ones start from random numbers there.
+    start at 1, as in RTMoSR; in the source code, shared weights start at random values.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         shared: whether all channels have the same a.
         conv_bias: whether the convolutions have biases.
-        identity: whether there is $a_1 x$; None means where the geometry has an identity.
+        identity: whether there is a term $a_1 x$; None means yes if the geometry has an identity.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, or `identity=True` if it has no identity.
 
     Example:
         >>> block = OmniShift(8, groups=8)

@@ -16,23 +16,23 @@ class CollapsibleLinearBlock(ConvBlock):
 
     $$y = W_{1\times1}\,(W_{k\times k} * x + c) + d \;[+\; x]$$
 
-    $W_{k\times k}$ is (p, C, k, k), $W_{1\times1}$ is (C, p, 1, 1). The residual is there where the geometry has an
+    $W_{k\times k}$ is (p, C, k, k), $W_{1\times1}$ is (C, p, 1, 1). The residual exists if the geometry has an
     identity.
 
     Source: K. Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022, arXiv
-    2103.09404. The authors' collapsed training lets the biases of both convolutions leak into every tap of the kernel,
-    so that it equals the expanded block only without biases; here they are biases of the output, and folding is exact.
+    2103.09404. In the authors' collapsed training, the biases of both convolutions leak into every tap of the kernel,
+    so it equals the expanded block only without biases. Here they are biases of the output, and folding is exact.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.
         hidden_channels: p (256; 64 for the network of 11 blocks and the largest).
-        identity: whether x is added; None means where the geometry has an identity.
+        identity: whether x is added; None means yes if the geometry has an identity.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, or `identity=True` where there is none.
+        SpecError: for a geometry that no convolution has, or `identity=True` if it has no identity.
 
     Example:
         >>> import torch

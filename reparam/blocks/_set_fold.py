@@ -1,4 +1,4 @@
-"""How the blocks of a model fold."""
+"""Set how the blocks of a model fold."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ._block import PHASES, Fold, ReparamBlock
 
 
 def set_fold(model: nn.Module, fold: Fold | Mapping[str, Mapping[str, bool]]) -> list[str]:
-    """Sets `fold` of every block of a model, or what "auto" does in some of them; see `ReparamBlock`.
+    """Set `fold` of every block of a model, or what "auto" does in some blocks; see `ReparamBlock`.
 
-    Kernels of blocks that are alike are computed together from then on, when the forward of the model begins: the same
-    numbers in fewer operations. A hook of the model does it, which `fuse` takes off its result.
+    From then on, the model computes the kernels of identical blocks together when its forward begins: the same values
+    in fewer operations. A hook on the model does this; `fuse` removes it from its result.
 
     Args:
         model: any module.
-        fold: "auto", True or False; or the `choices` of `tune_fold`, by the names of blocks and by phase. The blocks
-            that they name are set to "auto", and do in these phases as they say; the others stay as they are.
+        fold: "auto", True or False; or the `choices` of `tune_fold`, by block name and phase. Blocks with choices are
+            set to "auto" and follow them in these phases; the other blocks are not changed.
 
     Returns:
         The dotted names of the blocks that were set.
 
     Raises:
-        SpecError: if a block cannot take the value, or for choices of a block or phase that there is not; it is named,
-            and nothing is changed.
+        SpecError: if a block cannot take the value, or if choices name an unknown block or phase; the message names
+            it. Then nothing is changed.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -54,7 +54,9 @@ def _choose(blocks: Mapping[str, ReparamBlock], choices: Mapping[str, Mapping[st
         if name not in blocks:
             raise SpecError(f"fold has a choice for block {name!r}, but the model has the blocks {list(blocks)}")
         if wrong := [item for item in by_phase.items() if item[0] not in PHASES or not isinstance(item[1], bool)]:
-            raise SpecError(f"block {name!r}: choices are True or False for the phases {PHASES}, but got {dict(wrong)}")
+            raise SpecError(
+                f"block {name!r}: choices must be True or False for the phases {PHASES}, but got {dict(wrong)}"
+            )
     for name, by_phase in choices.items():
         blocks[name].fold = "auto"
         blocks[name]._chosen = dict(by_phase)

@@ -1,4 +1,4 @@
-"""What a block gets of a pass that computes the kernels of many."""
+"""A block's share in a pass that computes the kernels of many blocks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _version = attrgetter("_version")
 
 
 class Share:
-    """The kernel of one block that was computed with those of others; no part of copies and pickles of the block."""
+    """The kernel of one block, computed with those of others; copies and pickles of the block start without it."""
 
     def __init__(self) -> None:
         self.wanted = True
-        """Whether the block ran as one convolution when it ran last."""
+        """Whether the block ran as one convolution in its last forward."""
         self.among = 1
-        """Blocks of the network, this one included, whose kernels one pass computes if all of them are wanted."""
+        """The number of blocks, this one included, whose kernels one pass computes if all are wanted."""
         self.clear()
 
     def __reduce__(self) -> tuple[type[Share], tuple[()]]:
         return type(self), ()
 
     def clear(self) -> None:
-        """Forgets the kernel."""
+        """Drop the kernel."""
         self._kernel: Kernel | None = None
         self._thread: int | None = None
         self._places: Sequence[Place] = ()
@@ -38,23 +38,23 @@ class Share:
         self._taken = False
 
     def give(self, kernel: Kernel, places: Sequence[Place]) -> None:
-        """Puts in a kernel, and where that stands which it was read from."""
-        again = torch._C._current_graph_task_id() != -1  # a checkpoint runs the whole network again, as it ran before
+        """Store a kernel, with the places of the tensors that it was computed from."""
+        again = torch._C._current_graph_task_id() != -1  # a checkpoint runs the network again
         self._kernel, self._thread, self._taken = kernel, get_ident(), again
         self._places, self._tensors = places, [table[name] for table, name in places]
         self._versions = [*map(_version, self._tensors)]
 
     def close(self) -> None:
-        """Says that the forward is over: only a checkpoint that runs it again in the backward pass gets the kernel."""
+        """Mark the forward as over: only a checkpoint that runs it again in the backward pass still gets the kernel."""
         self._thread = None
 
     def take(self) -> Kernel | None:
-        """The kernel, if it is that of the parameters as they are now."""
+        """The kernel, if it belongs to the present parameters."""
         if torch.compiler.is_compiling() or self._kernel is None or not torch.is_grad_enabled():
             return None
         now = (table.get(name) for table, name in self._places)
         current = all(map(is_, now, self._tensors)) and [*map(_version, self._tensors)] == self._versions
-        # A checkpoint must save again what was saved in the forward; nothing else runs blocks in a backward pass.
+        # A checkpoint must save the same tensors as in the forward; nothing else runs blocks in a backward pass.
         if torch._C._current_graph_task_id() == -1:
             self._taken = self._thread == get_ident() and current
         return self._kernel if self._taken and current else None

@@ -21,8 +21,8 @@ class Conv3XC(ConvBlock):
     are grouped. x is padded before $W_1$, as in the authors' code.
 
     Source: C. Wan et al., "Swift Parameter-free Attention Network for Efficient Super-Resolution", CVPRW 2024, arXiv
-    2311.12770; class Conv3XC of the authors' code, which keeps a stale convolution beside the branches and needs a
-    call to renew it, and has 3x3 kernels without groups only.
+    2311.12770; class Conv3XC of the authors' code. That class keeps a convolution next to the branches, which becomes
+    stale until a method renews it, and has 3x3 kernels without groups only.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.

@@ -1,4 +1,4 @@
-"""Parameters of many blocks stacked, and their kernels taken apart, so that gradients arrive as if each were alone."""
+"""Stack the parameters of many blocks and unstack their kernels, with the same gradients as for each block alone."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 
 
 class Reached:
-    """Which blocks the backward pass came from: parameters of the others get no gradient, which is not one of zeros."""
+    """The blocks that the backward pass reached. Parameters of other blocks get None as gradient, not zeros."""
 
     def __init__(self) -> None:
         self.come_from([])
 
     def come_from(self, blocks: list[bool]) -> None:
-        """Begins a backward pass."""
+        """Record the blocks at the start of a backward pass."""
         self.blocks, self._handed = blocks, set[int]()
 
     def own(self, gradient: Tensor) -> Tensor:
-        """A gradient in memory that no other one has: a sum hands the same to all that it is of.
+        """A gradient in its own memory; a sum passes the same tensor to all its terms.
 
-        Torch looks at who else holds a gradient before it makes it a parameter's; of a view of one it cannot tell.
+        Torch checks who else holds a gradient before it assigns it to a parameter, but it cannot check for views.
         """
         try:
             address = gradient.untyped_storage().data_ptr()
-        except NotImplementedError:  # of a batch of gradients
+        except NotImplementedError:  # for a batch of gradients
             return gradient.clone()
         if address in self._handed or not gradient.is_contiguous():
             return gradient.clone(memory_format=torch.contiguous_format)
@@ -36,7 +36,7 @@ class Reached:
 
 
 class Stack(torch.autograd.Function):
-    """Tensors of so many branches of each block: those of all branches in one place, stacked, all by one launch."""
+    """Stack the tensors at each place over all branches, all places in one launch."""
 
     @staticmethod
     def forward(ctx: Any, reached: Reached, each: int, branches: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +65,7 @@ def _stacks(places: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
 
 
 class Lone(torch.autograd.Function):
-    """A part of the kernel of a branch that is alone of its kind."""
+    """A part of the kernel of a branch that has no identical one."""
 
     @staticmethod
     def forward(ctx: Any, reached: Reached, tensor: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Lone(torch.autograd.Function):
 
 
 class Unbind(torch.autograd.Function):
-    """The kernels block by block: first all weights, then all biases."""
+    """Unstack the kernels block by block: first all weights, then all biases."""
 
     @staticmethod
     def forward(ctx: Any, reached: Reached, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:

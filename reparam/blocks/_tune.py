@@ -1,4 +1,4 @@
-"""Which way every block of a network is faster here, measured."""
+"""Measure for every block of a network whether folding or running its branches is faster."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ._set_fold import set_fold
 
 
 class FoldTime(NamedTuple):
-    """A training step of one block in one phase, forward and backward, on all that it is given in one run."""
+    """The times of a training step of one block in one phase: forward and backward on all its inputs of one run."""
 
     block: str
-    """Dotted name."""
+    """Dotted name of the block."""
     phase: str
     """"batch statistics" or "no batch statistics" (frozen, in eval mode, or without batch norms)."""
     folded_ms: float
@@ -39,19 +39,19 @@ class FoldTime(NamedTuple):
 
     @property
     def folds(self) -> bool:
-        """What was chosen: whether one convolution is the faster way."""
+        """The choice: whether one convolution is faster."""
         return self.folded_ms <= self.branches_ms
 
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What `tune_fold` measured and chose; printed, it is a table."""
+    """The result of `tune_fold`: times and choices; prints as a table."""
 
     rows: Sequence[FoldTime]
 
     @property
     def choices(self) -> dict[str, dict[str, bool]]:
-        """What `set_fold` takes to choose the same again, in plain dicts, which JSON can hold."""
+        """The choices for `set_fold`, as plain dicts that JSON can store."""
         chosen: dict[str, dict[str, bool]] = {}
         for row in self.rows:
             chosen.setdefault(row.block, {})[row.phase] = row.folds
@@ -63,30 +63,31 @@ class FoldReport:
 
 
 def tune_fold(model: nn.Module, example: Any, *, rounds: int = 5) -> FoldReport:
-    """Measures both ways of every block, folded and branch by branch, and has `fold="auto"` take the faster one.
+    """Time every block folded and branch by branch, and make `fold="auto"` use the faster way.
 
-    The model runs once on the example, so that the shapes, dtypes and device are those which its blocks see, under
-    autocast if it is on. Then copies of the blocks take training steps on what they were given, both ways in turns, in
-    train and in eval mode: with batch statistics, and without them, as after `freeze_bn_stats`. Blocks that are alike
-    step together, since their kernels are computed at once, as `set_fold` has it. From then on nothing is measured any
-    more: a block does in each phase as was chosen, whatever the size of its input, until its `fold` is set. In eval
-    mode without gradients on a CPU it keeps its kernel, and folds in any case. Blocks without a choice, as they did
-    not run or hold a layer that the algebra cannot read, stay as they are.
+    The model runs once on the example, under autocast if that is on, to record the inputs of its blocks. Then copies of
+    the blocks run training steps on these inputs, both ways in turns. They do so in train mode (on batch statistics)
+    and in eval mode (without them, as after `freeze_bn_stats`). Identical blocks run together, because their kernels
+    are computed at once; see `set_fold`.
 
-    Parameters, gradients, buffers, modes and random numbers are as before.
+    Afterwards nothing is measured any more: in each phase a block follows its choice, whatever the size of its input,
+    until its `fold` is set. In eval mode without gradients on a CPU, a block caches its kernel and always folds. Blocks
+    without a choice are not changed: those that did not run, or that hold a layer which the algebra cannot read.
+
+    Parameters, gradients, buffers, modes and the random state are unchanged.
 
     Args:
-        model: on the device where it is to be trained, before `torch.compile`, and before several processes train it;
-            give these the same `choices`, since they must do alike.
-        example: what the model takes: a batch as large as in training, or a tuple of arguments.
-        rounds: how often either way is timed; the medians are compared.
+        model: the model on its training device, before `torch.compile` and before several processes train it. Give all
+            processes the same `choices`, because they must decide the same way.
+        example: the input of the model: a batch as large as in training, or a tuple of arguments.
+        rounds: how often each way is timed; the medians are compared.
 
     Returns:
-        The times, and the choices, which `set_fold(model, report.choices)` makes again.
+        The times, and the choices, which `set_fold(model, report.choices)` applies again.
 
     Raises:
-        SpecError: if no block runs, or one on an empty batch, for less than one round, or for a model that is sharded
-            over processes, whose blocks cannot be copied: tune first, then shard.
+        SpecError: if no block runs or one runs on an empty batch, for less than one round, or for a model that is
+            sharded over processes, because its blocks cannot be copied: tune first, then shard.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -96,10 +97,10 @@ def tune_fold(model: nn.Module, example: Any, *, rounds: int = 5) -> FoldReport:
         (['0', '2'], ['0', '2'])
     """
     if rounds < 1:
-        raise SpecError(f"tune_fold times each way at least once, but got rounds={rounds}")
+        raise SpecError(f"tune_fold needs at least one round, but got rounds={rounds}")
     if why_not_whole(model):
         raise SpecError(
-            f"cannot time copies of the blocks of a {type(model).__name__} that is sharded: tune, then shard"
+            f"cannot time copies of the blocks of a {type(model).__name__} that is sharded: tune first, then shard"
         )
     blocks = dict(_outermost(model))
     calls = _calls(model, blocks, example)
@@ -117,7 +118,7 @@ def tune_fold(model: nn.Module, example: Any, *, rounds: int = 5) -> FoldReport:
 
 
 def _outermost(model: nn.Module) -> Iterator[tuple[str, ReparamBlock]]:
-    """The blocks that are no part of another one, which runs them its own way."""
+    """The blocks that are not inside another block."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if isinstance(module, ReparamBlock) and module not in inside:
@@ -126,7 +127,7 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, ReparamBlock]]:
 
 
 def _calls(model: nn.Module, blocks: Mapping[str, ReparamBlock], example: Any) -> dict[str, list[Tensor]]:
-    """What each block is given while the model runs on the example; the model is as before."""
+    """The inputs of each block while the model runs on the example; the model is unchanged."""
     calls: dict[str, list[Tensor]] = {name: [] for name in blocks}
     arguments = example if isinstance(example, tuple) else (example,)
 
@@ -135,7 +136,7 @@ def _calls(model: nn.Module, blocks: Mapping[str, ReparamBlock], example: Any) -
 
     with ExitStack() as stack:
         stack.enter_context(_unchanged(model))
-        stack.enter_context(torch.enable_grad())  # tells which blocks pass gradients on
+        stack.enter_context(torch.enable_grad())  # shows which blocks pass gradients to their input
         for name, block in blocks.items():
             hook = block.register_forward_pre_hook(partial(record, name))
             stack.callback(hook.remove)
@@ -144,13 +145,13 @@ def _calls(model: nn.Module, blocks: Mapping[str, ReparamBlock], example: Any) -
         raise SpecError(f"no block ran while {type(model).__name__} ran on the example; its blocks are {list(blocks)}")
     for name, inputs in calls.items():
         if any(not x.numel() for x in inputs):
-            raise SpecError(f"block {name!r} was given {tuple(inputs[0].shape)}; the example must not be empty")
+            raise SpecError(f"block {name!r} got {tuple(inputs[0].shape)}; the example must not be empty")
     return calls
 
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts buffers and random numbers back as they were."""
+    """Restore buffers and the random state afterwards."""
     kept = [
         (table, name, buffer, buffer.clone())
         for table in (module._buffers for module in model.modules())
@@ -168,7 +169,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _kind(block: ReparamBlock) -> Hashable:
-    """What blocks that take the same time have in common."""
+    """A key that is equal for blocks that take the same time."""
     tensors = [(name, t.shape, t.dtype, t.requires_grad) for name, t in block.named_parameters()]
     modules = [(type(module), module.training) for module in block.modules()]
     return type(block), block.spec, all_read(block), tuple(tensors), tuple(modules)
@@ -179,7 +180,7 @@ def _look(x: Tensor) -> Hashable:
 
 
 class _Together(nn.ModuleList):
-    """Blocks side by side, each on what it was given."""
+    """Blocks side by side, each on its own inputs."""
 
     def forward(self, given: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         return [block(x) for block, inputs in zip(self, given) for x in inputs]
@@ -188,7 +189,7 @@ class _Together(nn.ModuleList):
 def _both_ways(
     blocks: Sequence[ReparamBlock], given: Sequence[Sequence[Tensor]], rounds: int
 ) -> list[tuple[str, float, float]]:
-    """Each phase in which blocks that are alike have a choice, and milliseconds of a block, folded and not."""
+    """Per phase in which identical blocks have a choice: milliseconds per block, folded and branch by branch."""
     rows: list[tuple[str, float, float]] = []
     if not given[0] or not all_read(blocks[0]):
         return rows
@@ -213,7 +214,7 @@ def _both_ways(
 
 
 def _bare_copy(block: ReparamBlock) -> ReparamBlock:
-    """Without the hooks, which may tell the user of what runs."""
+    """A copy without hooks, which may act on the user's objects."""
     memo: dict[int, Any] = {}
     leave_hooks_out(block, memo)
     return copy.deepcopy(block, memo)
@@ -221,7 +222,7 @@ def _bare_copy(block: ReparamBlock) -> ReparamBlock:
 
 @torch.enable_grad()
 def _step(blocks: _Together, given: Sequence[Sequence[Tensor]]) -> None:
-    """Forward, and backward to all that wants a gradient."""
+    """Run forward, and backward to everything that requires a gradient."""
     leaves = [[x.detach().requires_grad_(x.requires_grad) for x in inputs] for inputs in given]
     ends = [y for y in blocks(leaves) if y.requires_grad]
     torch.autograd.backward(ends, [torch.ones_like(y) for y in ends])

@@ -1,4 +1,4 @@
-"""UniRepLKNet: a large depthwise kernel and small dilated ones inside of it."""
+"""UniRepLKNet: a large depthwise kernel and small dilated ones inside it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class DilatedReparamBlock(ConvBlock):
 
     $$y = \mathrm{BN}(W_{k\times k} * x) + \sum_j \mathrm{BN}_j(W^{(j)}_{k_j\times k_j} *_{r_j} x)$$
 
-    $*_r$ is a convolution with dilation r; each small kernel, spread, fits into the large one. Used with groups =
-    channels. In the network a batch norm follows, which `sum_bn=True` makes a part of it; where it has no large kernel,
-    there is a depthwise convolution with that batch norm, `ConvBNBranch`, in its place.
+    $*_r$ is a convolution with dilation r; each small kernel, dilated, fits into the large one. Used with groups =
+    channels. In the network a batch norm follows; `sum_bn=True` makes it part of the block. In stages without a large
+    kernel, the network has a depthwise convolution with that batch norm instead, `ConvBNBranch`.
 
     Source: X. Ding et al., "UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio, Video, Point Cloud,
     Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599. The small sizes and dilations are those of the
@@ -46,8 +46,8 @@ class DilatedReparamBlock(ConvBlock):
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for a geometry that no convolution has, a small kernel that does not fit, or a kernel size for which
-            the authors name none.
+        SpecError: for a geometry that no convolution has, a small kernel that does not fit, or, without `small`, a
+            kernel size for which the authors define no small kernels.
 
     Example:
         >>> len(DilatedReparamBlock(8, kernel_size=7, groups=8).branches)
@@ -62,8 +62,8 @@ class DilatedReparamBlock(ConvBlock):
         size = spec.kernel_size[0]
         if self.small is None and (size not in _SMALL or len(set(spec.kernel_size)) > 1):
             raise SpecError(
-                f"the authors name small kernels for kernel_size {sorted(_SMALL)}, but got kernel_size="
-                f"{spec.kernel_size}; give small=(sizes, dilations)"
+                f"the authors define small kernels for kernel_size {sorted(_SMALL)}, but got kernel_size="
+                f"{spec.kernel_size}; pass small=(sizes, dilations)"
             )
         sizes, dilations = _SMALL[size] if self.small is None else self.small
         apart = [tuple(rate * d for d in spec.dilation) for rate in dilations]

@@ -1,4 +1,4 @@
-"""Batch norm as a scale and a shift, whose statistics are frozen late in training."""
+"""Batch norm as a scale and a shift; freezing its statistics late in training."""
 
 from ._freeze import freeze_bn_stats, recalibrate_bn_stats, unfreeze_bn_stats
 from ._frozen import FrozenStatsBN

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are frozen, which still counts as the class of batch norm that it was."""
+"""Batch norm with frozen statistics, which is still an instance of its former class."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from ._known_norm import why_unknown
 
 FROZEN = "frozen_batch_norms"
-"""Where the metadata of a state dict has, for each module, the names of the frozen batch norms inside of it."""
+"""The key in a state dict's metadata that holds, for each module, the names of the frozen batch norms inside it."""
 
 
 class FrozenStatsBN(_NormBase):
-    r"""Batch norm that normalises with its stored statistics in training too, while its affine goes on learning.
+    r"""Batch norm that uses its stored statistics in training too, while its affine keeps learning.
 
     $$y = \gamma \frac{x - \mu_{stored}}{\sqrt{\sigma^2_{stored} + \epsilon}} + \beta$$
 
-    $\gamma$ and $\beta$ are Parameters; the statistics never change. The state-dict keys are BatchNorm's. Modules that
-    a norm with an activation carries (timm's BatchNormAct2d: `drop`, `act`) run after it, as they did before.
+    $\gamma$ and $\beta$ are Parameters; training never changes the statistics. The state-dict keys are BatchNorm's. The
+    modules inside a norm with an activation (timm's BatchNormAct2d: `drop`, `act`) still run after it.
 
-    A layer that `freeze_bn_stats` froze is of a class of its own that derives from this one and from the class that it
-    was of, so that code that asks for `nn.BatchNorm2d` finds it as before. What such code does to batch norms leaves
-    the statistics alone: `train()` and `momentum` have no effect, `reset_running_stats()` and statistics that are set
-    from outside are refused with a warning, and `convert_sync_batchnorm` makes a frozen layer of it. Only loading a
-    state dict, `recalibrate_bn_stats` and `reset_parameters()`, which starts anew, change them.
+    `freeze_bn_stats` gives a layer a class that derives from this one and from the layer's former class, so code that
+    looks for `nn.BatchNorm2d` still finds it. What such code does to batch norms does not touch the statistics:
+
+    - `train()` and `momentum` have no effect.
+    - `reset_running_stats()` and setting the statistics from outside are refused with a warning.
+    - `convert_sync_batchnorm` returns a frozen layer.
+
+    Only loading a state dict, `recalibrate_bn_stats` and `reset_parameters()` change the statistics.
 
     Source: X. Wang, C. Dong, Y. Shan, "RepSR: Training Efficient VGG-style Super-Resolution Networks with Structural
     Re-Parameterization and Batch Normalization", ACM MM 2022, arXiv 2205.05671: statistics of mini-batches first,
-    population statistics in the later part of training. torchvision's, detectron2's and timm's frozen layers differ:
+    population statistics in the later part of training. The frozen layers of torchvision, detectron2 and timm differ:
     they freeze the affine as well.
 
     Args:
         num_features: channels C.
         eps: added to the variance.
-        momentum: kept for the day the statistics are unfrozen; unused here.
-        affine: whether there are $\gamma$ and $\beta$.
+        momentum: unused while frozen; kept for unfreezing.
+        affine: whether the layer has $\gamma$ and $\beta$.
 
     Shape:
         (N, C, *) to the same shape.
@@ -69,18 +72,18 @@ class FrozenStatsBN(_NormBase):
         super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises x of shape (N, C, *) with the stored statistics, whatever the mode."""
+        """Normalize x of shape (N, C, *) with the stored statistics, in train and in eval mode."""
         x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         for following in self.children():
             x = following(x)
         return x
 
     def reset_running_stats(self) -> None:
-        """Warns, and leaves the statistics as they are: `torch.optim.swa_utils.update_bn` asks it of every norm."""
+        """Warn, and keep the statistics: `torch.optim.swa_utils.update_bn` calls this on every norm."""
         _warn("reset_running_stats()")
 
     def reset_parameters(self) -> None:
-        """Starts anew, statistics included."""
+        """Reset the affine and the statistics."""
         super().reset_running_stats()
         if self.affine:
             nn.init.ones_(self.weight)
@@ -88,21 +91,21 @@ class FrozenStatsBN(_NormBase):
                 nn.init.zeros_(self.bias)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        its_own = {"_loads", "_is_replica"} & set(vars(self))  # DataParallel gives each replica copies
+        its_own = {"_loads", "_is_replica"} & set(vars(self))  # DataParallel sets copies on each replica
         if name in ("running_mean", "running_var") and not its_own:
             _warn(f"setting {name}")
         else:
             super().__setattr__(name, value)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._loads = True  # with assign=True, torch sets what it loads
+        self._loads = True  # with assign=True, torch sets the statistics
         try:
             super()._load_from_state_dict(*args)
         finally:
             del self._loads
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Says that it is frozen in the metadata, which strict loading ignores, of every module around it."""
+        """Record in the metadata of every module around it that it is frozen; strict loading ignores metadata."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         path = prefix.split(".")[:-1]
         for depth in range(len(path) + 1):
@@ -110,7 +113,7 @@ class FrozenStatsBN(_NormBase):
                 above.setdefault(FROZEN, []).append(".".join(path[depth:]))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """The class was made here, so that pickle could not find it by its name."""
+        """Pickle the former class: pickle cannot find a class that is created at run time by its name."""
         if "_unfrozen_class" not in vars(type(self)):
             return super().__reduce_ex__(protocol)
         state = super().__reduce_ex__(2)[2]
@@ -124,22 +127,22 @@ class FrozenStatsBN(_NormBase):
 
 def _warn(what: str) -> None:
     warnings.warn(
-        f"{what} of a frozen batch norm has no effect: its statistics stay as they are. unfreeze_bn_stats(model) lets "
-        "them change, recalibrate_bn_stats(model, batches) measures them anew",
+        f"{what} of a frozen batch norm has no effect: its statistics do not change. Call unfreeze_bn_stats(model) to "
+        "let them change, or recalibrate_bn_stats(model, batches) to measure them again",
         stacklevel=3,
     )
 
 
 @cache
 def frozen_class(kind: Any) -> Any:
-    """The class of batch norms of a class that were frozen: a `FrozenStatsBN` that counts as `kind` as well."""
+    """The class of a frozen batch norm of class `kind`: it derives from `FrozenStatsBN` and from `kind`."""
     _watch_replacements()
     members = {"_unfrozen_class": kind, "__module__": __name__, "__doc__": FrozenStatsBN.__doc__}
     return type(f"FrozenStats{kind.__name__}", (FrozenStatsBN, kind), members)
 
 
 def kind_before(bn: nn.Module) -> Any:
-    """The class of a batch norm, before it was frozen."""
+    """The class of a batch norm before it was frozen."""
     return getattr(bn, "_unfrozen_class", type(bn))
 
 
@@ -149,7 +152,7 @@ def _unpickled(kind: Any) -> Any:
 
 
 def make_frozen(bn: nn.Module) -> None:
-    """Freezes one batch norm, in place."""
+    """Freeze one batch norm in place."""
     if not isinstance(bn, FrozenStatsBN):
         kind: Any = type(bn)
         bn.__class__ = frozen_class(kind)
@@ -161,10 +164,10 @@ def _watch_replacements() -> None:
 
 
 def _stays_frozen(parent: nn.Module, name: str, module: nn.Module | None) -> None:
-    """Freezes a batch norm that takes the place of a frozen one with its very statistics.
+    """Freeze a batch norm that replaces a frozen one and holds the same statistics tensor.
 
-    `nn.SyncBatchNorm.convert_sync_batchnorm`, and timm's and others' like it, build a new layer around the tensors of
-    every batch norm that they find, and know nothing of what is frozen.
+    `nn.SyncBatchNorm.convert_sync_batchnorm` and similar functions, such as timm's, build a new layer around the
+    tensors of every batch norm that they find, and do not know about frozen ones.
     """
     old = parent._modules.get(name)
     if isinstance(old, FrozenStatsBN) and isinstance(module, _BatchNorm) and module.running_mean is old.running_mean:
@@ -172,7 +175,7 @@ def _stays_frozen(parent: nn.Module, name: str, module: nn.Module | None) -> Non
 
 
 def freeze_as_saved(model: nn.Module, metadata: dict[str, Any]) -> None:
-    """Freezes the batch norms inside of a module that were frozen when the state dict with this metadata was saved."""
+    """Freeze the batch norms inside a module that were frozen when the state dict with this metadata was saved."""
     modules = dict(model.named_modules(remove_duplicate=False)) if FROZEN in metadata else {}
     found = [modules.get(name) for name in metadata.get(FROZEN, ())]
     thawed = [bn for bn in found if isinstance(bn, _BatchNorm) and not isinstance(bn, FrozenStatsBN)]
@@ -181,14 +184,14 @@ def freeze_as_saved(model: nn.Module, metadata: dict[str, Any]) -> None:
         make_frozen(bn)
     if ours:
         warnings.warn(
-            f"{len(ours)} batch norms of {type(model).__name__} are frozen now, as they were when the state dict was "
-            "saved; unfreeze_bn_stats(model) begins another training on batch statistics",
+            f"{len(ours)} batch norms of {type(model).__name__} are frozen now, because they were frozen when the "
+            "state dict was saved; to train on batch statistics again, call unfreeze_bn_stats(model)",
             stacklevel=2,
         )
 
 
 def freezes_as_saved(model: nn.Module) -> None:
-    """Makes a model freeze its batch norms when it loads the state dict of one in which they were frozen."""
+    """Make a model freeze its batch norms when it loads a state dict that was saved with frozen ones."""
     if not any(getattr(hook, "hook", None) is _before_loading for hook in model._load_state_dict_pre_hooks.values()):
         model.register_load_state_dict_pre_hook(_before_loading)
 

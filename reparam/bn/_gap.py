@@ -1,4 +1,4 @@
-"""How far the stored statistics of batch norm are from those of given images: the health check of a training."""
+"""Measure how far the stored statistics of batch norm are from those of given images: a health check of a training."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from ._freeze import collect_bn_stats, known_norms
 
 @dataclass(frozen=True)
 class BNGap:
-    """One batch norm: its stored statistics against those of the images; see `bn_gap` for the definitions."""
+    """The gap of one batch norm between its stored statistics and those of the images; `bn_gap` defines the terms."""
 
     name: str
-    """Dotted name."""
+    """Dotted name of the batch norm."""
     shift: float
-    """Mean over channels of the shift d; 0 is perfect."""
+    """Mean over channels of the shift d; 0 means no gap."""
     worst_shift: float
-    """The largest d of a channel."""
+    """The largest d of any channel."""
     ratio: float
-    """Typical factor between the variances, exp(mean |ln r|); 1 is perfect, and it is never below."""
+    """Typical factor between the variances, exp(mean |ln r|), at least 1; 1 means no gap."""
     worst_ratio: float
-    """The r of the channel whose |ln r| is largest: above 1 if the images vary more than is stored, else below."""
+    """The r of the channel whose |ln r| is largest; above 1 if the images vary more than the stored variance."""
 
 
 @dataclass(frozen=True)
 class BNGapReport:
-    """The result of `bn_gap`; printed, it is a table."""
+    """The result of `bn_gap`; prints as a table."""
 
     layers: tuple[BNGap, ...]
-    """In the order in which the model holds them; empty for a model without batch norm."""
+    """The gap of each batch norm, in the order of the model; empty for a model without batch norm."""
 
     @property
     def shift(self) -> float:
-        """Mean of the layers' shifts; 0 without layers."""
+        """Mean of the layers' shifts; 0 if there are no layers."""
         return sum(layer.shift for layer in self.layers) / max(1, len(self.layers))
 
     @property
     def worst(self) -> BNGap | None:
-        """The layer with the largest shift of a channel, NaN before all; None without layers."""
+        """The layer with the largest shift of a channel (NaN counts as largest); None if there are no layers."""
         return max(self.layers, key=lambda layer: (math.isnan(layer.worst_shift), layer.worst_shift), default=None)
 
     def __str__(self) -> str:
@@ -56,32 +56,35 @@ class BNGapReport:
 
 
 def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
-    r"""Measures, per batch norm, how far its stored statistics are from those of the images.
-
-    With m and v the mean and the unbiased variance of a channel of what reaches the batch norm, over all images and
-    positions, and $\mu$, $\sigma^2$ its running statistics,
+    r"""Measure, for each batch norm, how far its stored statistics are from those of the images.
 
     $$d = \frac{|m - \mu|}{\sqrt{\sigma^2 + \epsilon}}, \qquad r = \frac{v + \epsilon}{\sigma^2 + \epsilon}.$$
 
-    d is in units of the stored deviation, r a pure number. The model runs in eval mode with its stored statistics, so
-    that each layer is judged on what it gets in use; afterwards everything is as it was. Folded blocks run no branch:
-    there m and v follow from the moments of the patches of the input. On images like those of the training, a large
-    gap says that eval mode computes another function than the training does, which shows as artefacts in smooth areas
-    and as a validation curve that explodes: freeze the statistics, or recalibrate them.
+    m and v are the mean and the unbiased variance of one channel of the batch norm's input, over all images and
+    positions; $\mu$ and $\sigma^2$ are its running statistics. d is in units of the stored standard deviation, r is a
+    ratio.
 
-    Source of the reason: X. Wang, C. Dong, Y. Shan, "RepSR", ACM MM 2022, arXiv 2205.05671, on the mismatch of
-    statistics in training and in use. The measures are ours.
+    A large gap on images like those of the training means that eval mode computes another function than training does.
+    It shows as artifacts in smooth areas and as a validation curve that explodes. The remedy is to freeze or to
+    recalibrate the statistics.
+
+    The model runs in eval mode with its stored statistics, so each layer gets the input that it gets in use. Afterwards
+    every module has its former mode. In a folded block no branch runs; there m and v follow from the moments of the
+    input's patches.
+
+    Source: X. Wang, C. Dong, Y. Shan, "RepSR", ACM MM 2022, arXiv 2205.05671, describes the mismatch between training
+    and inference statistics. The measures d and r are ours.
 
     Args:
         model: any module, in any mode, frozen or not.
-        images: one batch, a tensor (N, ...), or several: tensors, or tuples or lists whose first element is one.
+        images: one batch as a tensor (N, ...), or several: tensors, or tuples or lists whose first element is one.
 
     Returns:
         A row for each batch norm that keeps running statistics.
 
     Raises:
-        StatisticsError: if there are no images, they do not lead through a batch norm, or one may compute something
-            else than batch norm, by a class or a forward of its own.
+        StatisticsError: if there are no images, if a batch norm is not reached, or if one may compute something other
+            than batch norm because it has its own class or forward.
 
     Example:
         >>> import torch
@@ -99,11 +102,11 @@ def bn_gap(model: nn.Module, images: Tensor | Iterable[Any]) -> BNGapReport:
     for (name, bn), population in zip(found, populations):
         if population.count < 2:
             raise StatisticsError(
-                f"cannot measure the gap of batch norm {name!r}: {used} batches gave it {population.count} values per "
-                "channel, and it needs two or more"
+                f"cannot measure the gap of batch norm {name!r}: it got {population.count} values per channel from "
+                f"{used} batches, and needs at least two"
             )
         mean, var = population.mean_var()
-        stored_mean = in_float64(bn.running_mean)  # type: ignore[arg-type]  # those without were left out
+        stored_mean = in_float64(bn.running_mean)  # type: ignore[arg-type]  # those without statistics were left out
         stored_var = in_float64(bn.running_var) + bn.eps  # type: ignore[arg-type]  # likewise
         shift = (mean - stored_mean).abs() / stored_var.sqrt()
         log_ratio = ((var + bn.eps) / stored_var).log()

@@ -1,4 +1,4 @@
-r"""Batch norm as this library sees it: a per-channel scale and shift that follow from a mean and a variance.
+r"""Batch norm as a scale and a shift per channel, which follow from a mean and a variance.
 
 $$\mathrm{BN}(z) = \gamma \frac{z - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta = s z + t,\qquad
   s = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}},\quad t = \beta - s \mu$$
@@ -24,26 +24,26 @@ from ._population import Population
 from ._running import move_running_stats
 
 BatchNorm = _NormBase
-"""What the functions here take: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation) or a frozen one."""
+"""The argument of the functions here: any torch `_BatchNorm` (1d, 2d, 3d, Sync, timm's with activation), or frozen."""
 
 TORCH_NORMS = tuple(NORM.values())
 
 Norms = Sequence[BatchNorm]
-"""Batch norms of one kind and one eps, whose channels lie side by side."""
+"""Batch norms of the same type and eps, whose channels are concatenated ("side by side")."""
 
 NormChoice = bool | Callable[[int], nn.Module]
 """False: none. True: torch's BatchNorm. A callable: takes the channel count and returns a BatchNorm."""
 
 
 class PopulationBN(_NormBase):
-    """What every batch norm becomes while it is recalibrated: it uses batch statistics and collects them."""
+    """The class of every batch norm while it is recalibrated: it uses batch statistics and collects them."""
 
     population: Population
     passive: bool
-    """Whether it normalises with its stored statistics all the same."""
+    """Whether it still normalizes with its stored statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises x of shape (N, C, *) with its own statistics, unless it is passive."""
+        """Normalize x of shape (N, C, *) with the statistics of x, or, if passive, with the stored ones."""
         self.population.add(*batch_moments(x))
         mean, var = (self.running_mean, self.running_var) if self.passive else (None, None)
         x = F.batch_norm(x, mean, var, self.weight, self.bias, not self.passive, 0.0, self.eps)
@@ -53,7 +53,7 @@ class PopulationBN(_NormBase):
 
 
 def make_norm(choice: NormChoice, channels: int, ndim: int) -> BatchNorm | None:
-    """The norm that an argument `bn` asks for, or None."""
+    """Build the norm that an argument `bn` means, or return None."""
     if choice is False:
         return None
     if choice is not True and not callable(choice):
@@ -62,7 +62,7 @@ def make_norm(choice: NormChoice, channels: int, ndim: int) -> BatchNorm | None:
     if not is_norm(norm):
         raise SpecError(f"bn must make a batch norm, but {choice!r} made a {type(norm).__name__}")
     if why := why_unknown(norm):
-        raise SpecError(f"bn must make a batch norm that is known, but {choice!r} made one of which {why}")
+        raise SpecError(f"bn must make a known type of batch norm, but {choice!r} made one that is not: {why}")
     return norm
 
 
@@ -72,21 +72,21 @@ def is_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
 
 
 def norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
-    """The batch norms of a model with their dotted names, each once."""
+    """Iterate over the batch norms of a model with their dotted names, each once."""
     for name, module in model.named_modules():
         if is_norm(module):
             yield name, module
 
 
 def uses_batch_stats(bn: BatchNorm) -> bool:
-    """Whether the next forward normalises with the statistics of its own batch."""
+    """Whether the next forward normalizes with the statistics of its batch."""
     if isinstance(bn, (FrozenStatsBN, PopulationBN)):
         return isinstance(bn, PopulationBN)
     return bn.training or bn.running_mean is None
 
 
 def why_not_ready(bn: BatchNorm) -> str | None:
-    """Why the stored statistics of `bn` do not yet define a function that could be fused, or None if they do."""
+    """Why `bn` cannot be fused with its stored statistics now, or None if it can."""
     if bn.running_mean is None:
         return "it keeps no running statistics (track_running_stats=False), so it has no kernel"
     if isinstance(bn, FrozenStatsBN):
@@ -97,13 +97,13 @@ def why_not_ready(bn: BatchNorm) -> str | None:
 
 
 def why_unseen(bn: BatchNorm) -> str | None:
-    """Why the stored statistics of `bn` are still those it was built with, or None if they are others."""
+    """Why the stored statistics of `bn` count as the initial ones, or None if they do not."""
     seen = bn.num_batches_tracked
     if seen is None or seen.is_meta or int(seen) > 0:
         return None
     mean, var = bn.running_mean, bn.running_var
     if mean is not None and var is not None and bool(mean.any() | (var != 1).any()):
-        return None  # from a file that does not count batches, as weights that were converted from other frameworks
+        return None  # from a file without a count of batches, such as weights converted from another framework
     return (
         "it never saw a batch (num_batches_tracked=0): train it, call recalibrate_bn_stats(model, batches), or, if "
         "this is an EMA copy, copy the buffers as well as the parameters"
@@ -111,7 +111,7 @@ def why_unseen(bn: BatchNorm) -> str | None:
 
 
 def scale_shift(bns: Norms, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale s and shift t, both (C,), of batch norms side by side with these statistics."""
+    """Scale s and shift t, both (C,), of batch norms side by side, from these statistics."""
     scale = torch.rsqrt(var + bns[0].eps)
     if bns[0].weight is not None:
         scale = scale * side_by_side([bn.weight for bn in bns])
@@ -121,19 +121,19 @@ def scale_shift(bns: Norms, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def side_by_side(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """The tensors one after the other; one alone is not copied."""
+    """Concatenate tensors; a single one is not copied."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def stored_scale_shift(bns: Norms, *_: object) -> tuple[Tensor, Tensor]:
-    """Scale and shift of batch norms side by side with their stored statistics.
+    """Scale and shift of batch norms side by side, from their stored statistics.
 
     Raises:
-        StatisticsError: if one uses batch statistics, so that it is no fixed scale and shift.
+        StatisticsError: if one uses batch statistics and so has no fixed scale and shift.
     """
     if any(map(uses_batch_stats, bns)):
         raise StatisticsError(
-            "asked for the kernel of a batch norm that uses batch statistics; it is a fixed scale and shift only in "
+            "there is no kernel, because a batch norm uses batch statistics; it is a fixed scale and shift only in "
             "eval mode or with frozen statistics: call .eval() or freeze_bn_stats(model)"
         )
     mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
@@ -141,9 +141,9 @@ def stored_scale_shift(bns: Norms, *_: object) -> tuple[Tensor, Tensor]:
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance per channel of x (N, C, *), and the number of values they come from."""
+    """Mean and biased variance per channel of x (N, C, *), and the number of values per channel."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
-    if not x.shape[0]:  # nothing has no mean; 0 and 1, with a gradient of zero, do no harm
+    if not x.shape[0]:  # an empty batch has no mean; 0 and 1, with zero gradient, are harmless
         nothing = x.sum(axes)
         return nothing, nothing + 1, 0
     var, mean = torch.var_mean(x, dim=axes, correction=0)
@@ -151,9 +151,9 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Scale and shift of batch norms side by side on a batch with this mean and biased variance.
+    """Scale and shift of batch norms side by side, for a batch with this mean and biased variance.
 
-    The running statistics follow.
+    Updates their running statistics.
     """
     values: int | Tensor = count
     if isinstance(bns[0], nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
@@ -161,7 +161,7 @@ def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tupl
     if isinstance(bns[0], PopulationBN):
         widths = [bn.num_features for bn in bns]
         for bn, its_mean, its_var in zip(bns, mean.split(widths), var.split(widths)):
-            assert isinstance(bn, PopulationBN)  # as norms side by side are of one kind
+            assert isinstance(bn, PopulationBN)  # norms side by side have the same type
             bn.population.add(its_mean, its_var, count)
         if bns[0].passive:
             mean, var = (side_by_side([getattr(bn, name) for bn in bns]) for name in ("running_mean", "running_var"))
@@ -171,9 +171,9 @@ def batch_scale_shift(bns: Norms, mean: Tensor, var: Tensor, count: int) -> tupl
 
 
 def fused_batch_norm(bns: Norms, x: Tensor) -> Tensor:
-    """Batch norms side by side on their batch, in torch's one pass over x (N, C, *)."""
+    """Apply batch norms side by side with the statistics of x (N, C, *), in a single call of torch's batch norm."""
     own = next((tensor for tensor in (bns[0].running_mean, bns[0].weight) if tensor is not None), x)
-    mean, var = own.new_zeros(x.shape[1]), own.new_ones(x.shape[1])  # float32 under autocast, as its weight
+    mean, var = own.new_zeros(x.shape[1]), own.new_ones(x.shape[1])  # float32 under autocast, like its weight
     weight, bias = (
         None if getattr(bns[0], name) is None else side_by_side([getattr(bn, name) for bn in bns])
         for name in ("weight", "bias")
@@ -188,7 +188,7 @@ def _over_processes(
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Mean and variance over the batches of all processes, differentiable, and the count of values.
 
-    Each gets what all have, in one message, and no process waits for its device to tell it the count.
+    One all-reduce carries everything, and no process waits for its device to report the count.
     """
     from torch.distributed.nn.functional import all_reduce  # not in every build of torch
 
@@ -196,18 +196,18 @@ def _over_processes(
     processes = dist.get_world_size(group)
     if processes == 1:
         return mean, var, count
-    of_all = mean.new_zeros(processes, 2 * len(mean) + 1)  # a row of each, zeros in the rows of the others
+    of_all = mean.new_zeros(processes, 2 * len(mean) + 1)  # one row per process, zeros in those of the others
     of_all[dist.get_rank(group)] = torch.cat([mean, var, mean.new_full((1,), count)])
     means, variances, counts = all_reduce(of_all, group=group).split([len(mean), len(var), 1], 1)
     total = counts.detach().sum()
     shares = counts.detach() / total.clamp(min=1)
     mean = (means * shares).sum(0)
-    return mean, ((variances + (means - mean).square()) * shares).sum(0), total  # nothing cancels
+    return mean, ((variances + (means - mean).square()) * shares).sum(0), total  # free of cancellation
 
 
 @torch.no_grad()
 def move_statistics(bn: BatchNorm, mean: Tensor, var: Tensor, batches: int) -> None:
-    """Gives `bn` other stored statistics and an affine with which it scales and shifts as before."""
+    """Replace the stored statistics of `bn`, and adapt its affine so that it scales and shifts as before."""
     assert bn.running_mean is not None and bn.running_var is not None and bn.weight is not None
     scale = in_float64(bn.weight) / (in_float64(bn.running_var) + bn.eps).sqrt()
     bn.weight.copy_(scale * (var + bn.eps).sqrt())

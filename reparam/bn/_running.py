@@ -1,4 +1,4 @@
-"""The running statistics of batch norms: moved as torch moves them, those of many norms in few operations."""
+"""Update the running statistics of batch norms as torch does, for many norms in few operations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Moved = tuple[_NormBase, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 def move_running_stats(
     bns: Sequence[_NormBase], mean: Tensor, var: Tensor, count: int | Tensor, biased: bool = True
 ) -> None:
-    """Moves the running statistics of batch norms side by side as torch's BatchNorm does.
+    """Update the running statistics of batch norms side by side as torch's BatchNorm does.
 
     Args:
         bns: the batch norms.
-        mean: of the batch.
-        var: of the batch, divided by the count, or by one less if not `biased`.
-        count: the values per channel of the batch; a tensor, if only the device knows it.
-        biased: whether the variance is that of the batch itself, by which a norm divides.
+        mean: mean of the batch.
+        var: variance of the batch.
+        count: number of values per channel in the batch; a tensor if only the device knows it.
+        biased: whether `var` is divided by the count, or else by the count minus one.
 
     Raises:
         StatisticsError: for a single value per channel.
@@ -33,11 +33,13 @@ def move_running_stats(
     if not any(map(_keeps, bns)):
         return
     if not isinstance(count, Tensor) and count == 1:
-        raise StatisticsError("batch statistics need more than one value per channel in training, but got 1")
+        raise StatisticsError(
+            "batch statistics need more than one value per channel in training, but got 1; use larger batches or images"
+        )
     counters = [bn.num_batches_tracked for bn in bns if _keeps(bn) and bn.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    if not isinstance(count, Tensor) and not count:  # an empty batch counts as a batch, and moves nothing
+    if not isinstance(count, Tensor) and not count:  # an empty batch counts as a batch and changes nothing
         return
     _move(_moved(bns, mean, var * _unbiasing(count) if biased else var), count)
 
@@ -47,7 +49,7 @@ def _keeps(bn: _NormBase) -> bool:
 
 
 def _unbiasing(count: int | Tensor) -> float | Tensor:
-    """What makes the variance of a batch that of a population."""
+    """The factor from the biased variance of a batch to the unbiased one."""
     return count / (count - 1).clamp(min=1) if isinstance(count, Tensor) else count / (count - 1)
 
 
@@ -73,7 +75,7 @@ def _move(moved: Sequence[Moved], count: int | Tensor) -> None:
 
 
 def _weight(bn: _NormBase, like: Tensor, count: int | Tensor) -> float | Tensor:
-    """How much of a batch of so many values goes into the running statistics; nothing of an empty one."""
+    """The weight of a batch of `count` values in the update of running statistics; 0 for an empty batch."""
     weight: float | Tensor = 0.0 if bn.momentum is None else float(bn.momentum)
     if bn.momentum is None and bn.num_batches_tracked is not None:  # a cumulative average
         weight = 1.0 / bn.num_batches_tracked.to(like.dtype)

@@ -1,4 +1,4 @@
-"""When to freeze the statistics of batch norm, counted in training steps."""
+"""Freeze the statistics of batch norm at a given training step."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from ._frozen import freezes_as_saved
 
 
 class BNFreezeSchedule:
-    r"""Freezes the statistics of every batch norm of a model at a fraction of the training.
+    r"""Freeze the statistics of every batch norm of a model at a fraction of the training.
 
-    Of $T$ training steps, numbered from 0, those from $\mathrm{round}(f T)$ on run with frozen statistics; the affine
-    learns on. See `freeze_bn_stats` for what that is. A model without batch norm is left as it is.
+    Of $T$ training steps, numbered from 0, those from $\mathrm{round}(f T)$ on run with frozen statistics, while the
+    affine keeps learning; see `freeze_bn_stats`. A model without batch norm is not changed.
 
-    A run that is resumed later is frozen for either of two reasons. The number of steps says so, if the state of the
-    schedule is saved and loaded. And the state dict of the model does, in the metadata that torch saves beside the
-    tensors: a model with a schedule, a block, and a model on which `swap_convs` was called freeze what was frozen when
-    it was saved. A plain dict that was made of a state dict, and a safetensors file, have no metadata. Who starts
-    another training from a state dict that has it, on batch statistics, calls `unfreeze_bn_stats(model)` after loading.
+    A resumed run is frozen again in either of two ways:
+
+    - by the number of steps, if you save and load the state of the schedule;
+    - by the metadata that torch saves with the model's state dict. A model with a schedule, a block, and a model that
+      went through `swap_convs` freeze on loading what was frozen on saving. Safetensors files, and plain dicts made
+      from a state dict, have no metadata.
+
+    To start a new training on batch statistics from a state dict with this metadata, call `unfreeze_bn_stats(model)`
+    after loading.
 
     Source: X. Wang, C. Dong, Y. Shan, "RepSR", ACM MM 2022, arXiv 2205.05671, which freezes "in the later part"; the
-    default of 0.9 is that of JL-DY's unofficial code.
+    default of 0.9 comes from JL-DY's unofficial code.
 
     Args:
         model: any module.
-        total_steps: T, training steps in all.
+        total_steps: T, the number of training steps.
         fraction: f, 0 to 1; with 1 no step is frozen.
 
     Raises:
         SpecError: for an argument out of range.
-        StatisticsError: for a batch norm with a class or a forward of its own, which may compute something else.
+        StatisticsError: for a batch norm with its own class or forward, which may compute something else.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -51,10 +55,10 @@ class BNFreezeSchedule:
 
     def __init__(self, model: nn.Module, total_steps: int, *, fraction: float = 0.9) -> None:
         if total_steps < 1:
-            raise SpecError(f"a training has one step or more, but got total_steps={total_steps}")
+            raise SpecError(f"total_steps must be at least 1, but got total_steps={total_steps}")
         if not 0 <= fraction <= 1:
-            raise SpecError(f"the statistics are frozen at a fraction of 0 to 1 of the steps, but got {fraction=}")
-        known_norms(model, "freeze")  # now, and not at nine tenths of a training
+            raise SpecError(f"the fraction of steps before freezing must be 0 to 1, but got {fraction=}")
+        known_norms(model, "freeze")  # raises now, not after nine tenths of a training
         freezes_as_saved(model)
         self.model = model
         self.freeze_step = round(fraction * total_steps)
@@ -62,10 +66,10 @@ class BNFreezeSchedule:
         self.frozen = False
 
     def step(self) -> None:
-        """Call it before each training step: before the forward pass, unlike the schedule of a learning rate.
+        """Count a training step. Call it before the forward pass, unlike a learning-rate scheduler.
 
         Raises:
-            StatisticsError: if it is time to freeze, and a batch norm never saw a batch.
+            StatisticsError: if it is time to freeze and a batch norm never saw a batch.
         """
         if self.steps >= self.freeze_step and not self.frozen:
             freeze_bn_stats(self.model)
@@ -77,9 +81,9 @@ class BNFreezeSchedule:
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there: the next `step()` freezes if it is time.
+        """Continue from a saved state: the next `step()` freezes if it is time.
 
-        The state dicts of the model and of this may be loaded in either order.
+        The state dicts of the model and of the schedule may be loaded in either order.
         """
         self.steps = int(state["steps"])
         if self.frozen:

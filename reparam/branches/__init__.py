@@ -1,4 +1,4 @@
-"""The kinds of branch a block can be made of."""
+"""The types of branches that blocks consist of."""
 
 from ._base import Branch
 from ._chain import ChainBranch

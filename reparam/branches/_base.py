@@ -1,4 +1,4 @@
-"""What a branch is: a linear module with a spec and a kernel."""
+"""The base class of branches: linear modules with a spec and a kernel."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ from ._geometry import Mode, Number, Outputs, Padding, Sizes
 from ._weight import WithoutWeight
 
 ScaleShift = Callable[[Norms, LinearOp, Pads], tuple[Tensor, Tensor]]
-"""Tells the scale and shift of batch norms, given what ran before them and the ring that is cropped after them."""
+"""Returns scale and shift of batch norms, given the operation before them and the ring that is cropped after them."""
 
 
 class Branch(WithoutWeight, ABC):
-    r"""A linear module that is equal to one convolution: y = conv(x, W, b) in the geometry of `spec`.
+    r"""A linear module that equals one convolution: y = conv(x, W, b) in the geometry of `spec`.
 
-    A branch of one's own defines `kernel`; `forward` and `to_conv` follow from it. For code that was written for
-    convolutions it has `in_channels`, `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups` and
-    `padding_mode`, to be read only: what `to_conv()` has, so that `padding` is "same" where one side has a pixel more.
-    There is no `weight` and no `bias`, and the error says why: `to_conv()` has them.
+    To write your own branch, derive from this class and define `kernel`; `forward` and `to_conv` follow from it.
+
+    For code that expects convolutions, a branch has the read-only attributes `in_channels`, `out_channels`,
+    `kernel_size`, `stride`, `padding`, `dilation`, `groups` and `padding_mode`, with the values of `to_conv()`;
+    `padding` is "same" if one side gets a pixel more than the other. There is no `weight` and no `bias`: `to_conv()`
+    has them.
 
     Args:
         spec: the geometry of the equivalent convolution.
@@ -58,10 +60,10 @@ class Branch(WithoutWeight, ABC):
     """
 
     cost: float
-    """Estimated cost of a training step that runs it, per output pixel; see `reparam.folding.cost`."""
+    """Estimated cost of a training step that runs the branch, per output pixel; see `reparam.folding.cost`."""
 
     like: Tensor
-    """An empty buffer that follows the module's dtype and device; make constants with it."""
+    """An empty buffer with the module's dtype and device, for creating constants."""
 
     in_channels = Number()
     out_channels = Outputs()
@@ -85,40 +87,45 @@ class Branch(WithoutWeight, ABC):
         self.cost = cost.plain(spec).each
         self._of_kernel = cost.on_kernel(
             "a kernel that is made", cost.shape_of(spec), 3
-        )  # what one that defines `kernel` may do in it
+        )  # a guess at the work in a user's `kernel`
         self._of_run = cost.running()
         if type(self).forward is Branch.forward:
             self._of_run = self._of_run.and_then(self._of_kernel)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
-        freeze_as_saved(self, local_metadata)  # a run that is resumed is frozen if it was
+        freeze_as_saved(self, local_metadata)  # a resumed run is frozen if it was before
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     @abstractmethod
     def kernel(self) -> Kernel:
-        """The equivalent kernel, differentiable, in the dtype of the parameters; fewer taps than the spec's will do.
+        """Compute the equivalent kernel, differentiably and in the dtype of the parameters.
+
+        It may have fewer taps than the spec.
 
         Raises:
             StatisticsError: if a batch norm inside uses batch statistics.
         """
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
-        """The kernel for batch norms that scale and shift as told; a branch that holds none need not define it."""
+        """Compute the kernel with the scale and shift of batch norms from `scale_shift_of`.
+
+        A branch without batch norms need not define it.
+        """
         return self.kernel()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution of x (N, in_channels, *size) with the kernel."""
+        """Convolve x (N, in_channels, *size) with the kernel."""
         return self.spec.convolve(as_conv_input(x), *self._full(self.kernel()))
 
     def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-        """The one `nn.Conv` that equals this module, computed in float64 and rounded once to its dtype.
+        """Compute the `nn.Conv` that equals this module, in float64, and round it once to the module's dtype.
 
         Returns:
-            A new convolution on the same device, with the dtype, memory format and mode of this module, which
-            is not changed.
+            A new convolution on the same device, with the dtype, memory format and mode of this module. The module is
+            not changed.
 
         Raises:
-            FuseError: if a batch norm inside uses batch statistics, or never saw a batch, or a number is not finite.
+            FuseError: if a batch norm inside uses batch statistics or never saw a batch, or if a value is not finite.
         """
         if problems := [f"{name or 'itself'!r}: {why}" for name, why in self.problems().items()]:
             raise FuseError(f"cannot fuse {type(self).__name__}: " + "; ".join(problems))
@@ -130,19 +137,19 @@ class Branch(WithoutWeight, ABC):
                 weight = weight.contiguous(memory_format=torch.channels_last)
         trainable = any(parameter.requires_grad for parameter in self.parameters())
         conv = self.spec.build_conv(weight.requires_grad_(trainable), bias.requires_grad_(trainable))
-        conv.fused_from = type(self).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
+        conv.fused_from = type(self).__name__  # type: ignore[assignment]  # not declared by torch's class
         return conv.train(self.training)
 
     def problems(self) -> dict[str, str]:
-        """Why there is no convolution now that equals this module, by the name of what is in the way inside."""
+        """Why no convolution equals this module now, by the name of the module inside that prevents it."""
         not_ready = {name: why for name, bn in norms(self) if (why := why_not_ready(bn))}
         return not_ready | unsound_in(self) | altered(self)
 
     def check_read(self) -> None:
-        """Checks that what runs is what a kernel is read from.
+        """Check that the layers run what their weights say.
 
         Raises:
-            NotLinearError: if a layer inside was given another forward, a hook or a class of its own; it is named.
+            NotLinearError: if a layer inside has another forward, a hook or an unknown class; it is named.
         """
         if is_unaltered(self):
             return
@@ -150,32 +157,32 @@ class Branch(WithoutWeight, ABC):
             raise NotLinearError(f"{type(self).__name__} has no kernel now: {found}")
 
     def reset_parameters(self) -> None:
-        """Draws a fresh start, as the constructor does: the same numbers for the same seed, statistics as if unseen.
+        """Initialize again as the constructor does: the same values for the same seed, and unused statistics.
 
-        Every parameter and buffer stays the object that it is. Layers that were handed to a `SequentialBranch` are
-        reset by their own `reset_parameters`.
+        Every parameter and buffer stays the same object. Layers that were passed to a `SequentialBranch` are reset by
+        their own `reset_parameters`.
 
         Raises:
-            OptionError: if it cannot be built anew, or was changed since it was built; it is as before then.
-            StatisticsError: if a batch norm inside was frozen.
+            OptionError: if the branch cannot be built again, or was changed after it was built. Then it is unchanged.
+            StatisticsError: if a batch norm inside is frozen.
         """
         fresh_start(self)()
 
     def fuse(self) -> nn.Module:
-        """The same as `to_conv`, under the name that timm's `reparameterize_model` looks for."""
+        """Alias of `to_conv`, with the name that timm's `reparameterize_model` looks for."""
         return self.to_conv()
 
     def extra_repr(self) -> str:
         return str(self.spec)
 
     def _full(self, kernel: Kernel) -> Kernel:
-        """Checks a kernel against the spec and writes it with all of the spec's taps."""
+        """Check a kernel against the spec, and embed it in all taps of the spec."""
         spec = self.spec
         shape = (spec.out_channels, spec.in_channels // spec.groups)
         if tuple(kernel.weight.shape[:2]) != shape or tuple(kernel.bias.shape) != shape[:1]:
             raise SpecError(
                 f"{type(self).__name__}.kernel() returned a weight of shape {tuple(kernel.weight.shape)} and a bias of "
-                f"shape {tuple(kernel.bias.shape)}, but its spec asks for ({shape[0]}, {shape[1]}, ...) and {shape[:1]}"
+                f"shape {tuple(kernel.bias.shape)}, but its spec needs ({shape[0]}, {shape[1]}, ...) and {shape[:1]}"
             )
         return kernels.embed(kernel, spec.kernel_size)
 
@@ -185,7 +192,7 @@ class Branch(WithoutWeight, ABC):
 
 
 def made_by(factory: Callable[[ConvSpec], Branch], spec: ConvSpec) -> Branch:
-    """The branch that a callable makes of a spec.
+    """Make a branch by calling `factory` with a spec.
 
     Raises:
         SpecError: if it returns anything but a branch of this spec.
@@ -193,5 +200,5 @@ def made_by(factory: Callable[[ConvSpec], Branch], spec: ConvSpec) -> Branch:
     branch = factory(spec)
     if not isinstance(branch, Branch) or branch.spec != spec:
         came = f"one of {branch.spec}" if isinstance(branch, Branch) else type(branch).__name__
-        raise SpecError(f"a branch of the spec ({spec}) was to be made, but {factory} made {came}")
+        raise SpecError(f"{factory} must return a branch of the spec ({spec}), but returned {came}")
     return branch

@@ -34,29 +34,29 @@ from ._stages import ChannelScale, FixedFilter, IdentityPlusPoint
 
 
 class ChainBranch(Branch):
-    r"""A branch that runs linear modules one after the other; the base of every shipped branch.
+    r"""A branch that runs linear modules one after the other; the base class of most branches here.
 
-    The input is padded once, before the first module, and every module after it is a valid convolution: this is what
-    makes the fused convolution exact at the borders. A batch norm that is followed by a k x k module sees a ring of
-    values beyond the output grid; its statistics are taken without this ring, over the positions of the output.
+    The input is padded once, before the first module, and no module pads after that. This makes the fused convolution
+    exact at the borders. A batch norm before a k x k module gets a ring of values around the output grid; its
+    statistics leave out this ring and cover the positions of the output only.
 
-    A final branch builds its modules, then calls `check`, and names them in `stages`.
+    A subclass builds its modules in `__init__`, then calls `check`, and returns them from `stages`.
     """
 
     @abstractmethod
     def stages(self) -> list[nn.Module]:
-        """The modules in the order in which they run."""
+        """The modules, in the order in which they run."""
 
     def check(self) -> None:
-        """Checks the stages against the spec, and works out the pads of the input and the ring around each stage.
+        """Check the stages against the spec, and compute the pads of the input and the ring around each stage.
 
         Raises:
-            SpecError: if the stages do not make up a convolution of this spec.
-            NotLinearError: if a stage is not linear; its position and type are named.
+            SpecError: if the stages together are not a convolution of this spec.
+            NotLinearError: if a stage is not linear; the message names its position and type.
         """
         channels, ones = self.spec.in_channels, (1,) * self.spec.ndim
         outline = _Outline(torch.Size((channels, 1, *ones)), ones, ones, channels)
-        reach = []  # of each stage: taps before and after the centre tap, and stride
+        reach = []  # per stage: taps before and after the center tap, and stride
         self.cost, self._of_run, self._of_kernel, shifts = 0.0, cost.Work(), cost.Work(), False
         for index, (stage, step) in enumerate(self.steps()):
             if why := why_hooked(stage) or why_not_read(stage):
@@ -69,7 +69,7 @@ class ChainBranch(Branch):
             self._of_kernel = self._of_kernel.and_then(_of_op(stage))
             reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, apart, step.stride)])
             if is_bn and not index:
-                self._of_kernel = _made()  # an identity, to be scaled
+                self._of_kernel = _made()  # for an identity that is scaled
             before, outline = outline, _then(outline, _outline(step))
             if is_bn:
                 self._of_kernel = self._of_kernel.and_then(cost.on_kernel("a scale and shift", outline.weight))
@@ -87,7 +87,7 @@ class ChainBranch(Branch):
             ring = [(before + low * s, after + high * s) for (low, high), (before, after, s) in zip(ring, taps)]
 
     def steps(self) -> Iterator[tuple[nn.Module, LinearOp]]:
-        """The stages, each with its operation, on the meta device: what is known of it without its numbers."""
+        """The stages with their operations on the meta device, which have shapes and geometry but no values."""
         channels = self.spec.in_channels
         for index, stage in enumerate(self.stages()):
             try:
@@ -98,29 +98,30 @@ class ChainBranch(Branch):
             yield stage, step
 
     def kernel(self) -> Kernel:
-        """The composed kernel of all stages; see `Branch.kernel`."""
+        """Compose the kernels of all stages; see `Branch.kernel`."""
         self.check_read()
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
-        """The composed kernel, for batch norms that scale and shift as told."""
+        """Compose the kernels of all stages; see `Branch.kernel_with`."""
         return self._composed(scale_shift_of, self.spec)
 
     def kernels_side_by_side(self, count: int) -> Kernel:
-        """The kernels of so many branches like this, whose parameters and buffers lie in the places of its own.
+        """Compute the kernels of `count` branches like this one, after their tensors were put in place of its own.
 
-        All are side by side along their first axis, (count * C, ...), as are the kernels, (count * out, in / groups,
-        *size) and (count * out,): a convolution with `count` times the groups. Norms are at their stored statistics.
+        Each tensor holds those of all branches, concatenated along the first axis: (count * C, ...). The result is
+        concatenated too: (count * out, in / groups, *size) and (count * out,), a convolution with `count` times the
+        groups. Batch norms use their stored statistics.
         """
         return self._composed(stored_scale_shift, _wide(self.spec, count))
 
     def can_lie_side_by_side(self) -> bool:
-        """Whether `kernels_side_by_side` knows all stages."""
+        """Whether `kernels_side_by_side` supports all stages."""
         return all(is_norm(stage) or _widens(stage) for stage in self.stages())
 
     def _composed(self, scale_shift_of: ScaleShift, spec: ConvSpec) -> Kernel:
         op: LinearOp | None = None
-        pending: tuple[Tensor, Tensor] | None = None  # of a batch norm, which the convolution after it may take over
+        pending: tuple[Tensor, Tensor] | None = None  # a batch norm that may be merged into the next convolution
         for stage, ring in zip(self.stages(), self._rings):
             if is_norm(stage):
                 op = self._identity(spec) if op is None else op if pending is None else scaled(op, *pending)
@@ -128,7 +129,7 @@ class ChainBranch(Branch):
             else:
                 channels = spec.in_channels if op is None else op.outputs
                 step = _op_of(stage, channels, self.like)
-                if spec is not self.spec:  # it may not know that it is wider
+                if spec is not self.spec:  # the stage may still have its own channel count
                     step = step._replace(groups=channels // step.kernel.weight.shape[1])
                 op, pending = step if op is None else then(op, step, pending), None
         op = self._identity(spec) if op is None else op
@@ -138,11 +139,11 @@ class ChainBranch(Branch):
         return identity_op(spec.in_channels, spec.ndim, self.like)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs the stages on x (N, in_channels, *size), without their bias if the spec has none."""
+        """Run the stages on x (N, in_channels, *size); without their bias if the spec has none."""
         x = as_conv_input(x)
         if self.spec.bias:
             return self._run(x, None)
-        self.check_read()  # the bias that is taken off is read
+        self.check_read()  # the bias to subtract comes from the kernels
         used: dict[BatchNorm, tuple[Tensor, Tensor]] = {}
         y = self._run(x, used)
         with no_autocast(x.device.type):
@@ -150,7 +151,7 @@ class ChainBranch(Branch):
         return y - bias.to(y).reshape(-1, *(1,) * self.spec.ndim)
 
     def _run(self, x: Tensor, used: dict[BatchNorm, tuple[Tensor, Tensor]] | None) -> Tensor:
-        """Runs the stages; into `used`, if given, goes what each batch norm did."""
+        """Run the stages; record the scale and shift of each batch norm in `used`, if given."""
         pads: Pads | None = self._pads
         for stage, ring in zip(self.stages(), self._rings):
             if is_norm(stage):
@@ -162,29 +163,31 @@ class ChainBranch(Branch):
         return x if pads is None else pad(x, pads, self.spec.padding_mode)
 
     def _step_on_meta(self, stage: nn.Module, channels: int) -> LinearOp:
-        """The operation of a stage, without its numbers."""
+        """The operation of a stage, on the meta device."""
         ndim = self.spec.ndim
         if is_norm(stage):
             if any(True for _ in stage.children()):
-                raise NotLinearError(f"{type(stage).__name__} holds an activation, which belongs outside of the block")
+                raise NotLinearError(f"{type(stage).__name__} holds an activation, which belongs outside the block")
             takes, step = stage.num_features, identity_op(channels, ndim, self.like.to("meta"))
             if not _fits(stage, ndim):
-                raise SpecError(f"{type(stage).__name__} does not take the {ndim} spatial axes of ndim={ndim}")
+                raise SpecError(
+                    f"{type(stage).__name__} does not take {ndim} spatial axes, but the spec has ndim={ndim}"
+                )
         else:
             step = _op_of(stage, channels, self.like.to("meta"))
             step = step._replace(kernel=Kernel(*(tensor.detach().to("meta") for tensor in step.kernel)))
             takes = step.kernel.weight.shape[1] * step.groups
             if len(step.kernel.size) != ndim:
                 raise SpecError(
-                    f"{type(stage).__name__} has {len(step.kernel.size)} spatial axes, the spec ndim={ndim}"
+                    f"{type(stage).__name__} has {len(step.kernel.size)} spatial axes, but the spec has ndim={ndim}"
                 )
         if takes != channels:
-            raise SpecError(f"{type(stage).__name__} takes {takes} channels, but is given {channels}")
+            raise SpecError(f"{type(stage).__name__} takes {takes} channels, but gets {channels}")
         return step
 
 
 def _of_op(stage: nn.Module) -> cost.Work:
-    """What it takes to make the operation of a stage; that of a layer of torch is only read."""
+    """The work of computing the operation of a stage; none for a layer of torch, whose weights are used directly."""
     if isinstance(stage, Branch):
         return stage._of_kernel
     only_read = type(stage).__module__.startswith("torch.nn.") or is_norm(stage) or isinstance(stage, ChannelScale)
@@ -196,7 +199,7 @@ def _made() -> cost.Work:
 
 
 class _Outline(NamedTuple):
-    """An operation without its numbers. The blocks of a network ask for the same few, which are worked out once."""
+    """Shapes and geometry of an operation. It is hashable: equal blocks of a network share cached results."""
 
     weight: torch.Size
     stride: tuple[int, ...]
@@ -219,62 +222,62 @@ def _then(first: _Outline, second: _Outline) -> _Outline:
 
 @lru_cache(maxsize=1024)
 def _size_in(spec: ConvSpec, outline: _Outline) -> tuple[int, ...]:
-    """Taps of an operation on the grid of a spec, which it must fit."""
+    """The taps of an operation on the grid of a spec; raises if it does not fit."""
     fit(outline.on_meta(), spec)
     return fit(outline.on_meta(), spec, embedded=False).size
 
 
 @lru_cache(maxsize=1024)
 def _wide(spec: ConvSpec, count: int) -> ConvSpec:
-    """So many convolutions of a spec, side by side."""
+    """The spec of `count` convolutions side by side."""
     inputs, outputs, groups = (count * number for number in (spec.in_channels, spec.out_channels, spec.groups))
     return spec.replace(in_channels=inputs, out_channels=outputs, groups=groups)
 
 
 def _widens(stage: nn.Module) -> bool:
-    """Whether the operation of a stage follows from its tensors, of however many channels they are."""
+    """Whether the operation of a stage follows from its tensors alone, for any number of channels."""
     if isinstance(stage, ChannelScale):
         return stage.scale.numel() == stage.channels
     return type(stage) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, FixedFilter, IdentityPlusPoint)
 
 
 def _op_of(module: nn.Module, channels: int, like: Tensor) -> LinearOp:
-    """The operation of a stage, which may be a branch or a block itself."""
-    if not isinstance(module, Branch):  # not registered: singledispatch on an abstract class cannot be compiled
+    """The operation of a stage, which may itself be a branch or a block."""
+    if not isinstance(module, Branch):  # not registered, because singledispatch on an abstract class cannot be compiled
         return check_valid(module, linear_op(module, channels, like))
     spec = module.spec
     if any(map(any, spec.pads)):
         raise NotLinearError(
-            f"{type(module).__name__} pads its input ({spec}), but inside a branch only the input is padded, by the "
-            "padding of the ConvSpec; build it with padding=0"
+            f"{type(module).__name__} pads its input ({spec}), but a branch pads only its own input, by the padding of "
+            "its ConvSpec; build the module with padding=0"
         )
     if any(True for _ in norms(module)):
-        raise NotLinearError(f"{type(module).__name__} holds batch norms of its own; put them into the branch itself")
+        raise NotLinearError(f"{type(module).__name__} holds batch norms; put them into the outer branch itself")
     weight, bias = module.kernel()
     kernel = Kernel(weight, bias if spec.bias else torch.zeros_like(bias))
     return LinearOp(kernel, spec.stride, spec.dilation, spec.groups)
 
 
 def run(stage: nn.Module, x: Tensor, pads: Pads | None, padding_mode: str) -> Tensor:
-    """A stage on x, padded before: as the convolution that is read of it, or itself where it may be something else."""
+    """Pad x and run a stage on it: as the convolution that its weights describe, or itself if it may differ."""
     if is_read_stage(stage):
         return _op_of(stage, x.shape[1], x).apply(x, pads, padding_mode)
     return stage(x if pads is None else pad(x, pads, padding_mode))
 
 
 def _fits(bn: BatchNorm, ndim: int) -> bool:
-    """Whether a batch norm accepts inputs of this many spatial axes."""
+    """Whether a batch norm accepts inputs with this many spatial axes."""
     return all(axes == ndim for axes, kind in NORM.items() if isinstance(bn, kind))
 
 
 def normalise(
     bn: BatchNorm, x: Tensor, ring: Pads = (), used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
-    """Applies `bn` to x; batch statistics are those of x without its ring."""
+    """Apply `bn` to x; batch statistics leave out the ring of x."""
     if any(map(any, ring)) and uses_batch_stats(bn) and not is_read(bn):
         raise NotLinearError(
             f"{why_hooked(bn) or why_not_read(bn)}; before a k x k convolution its statistics leave out the ring of "
-            "the padding, which only this library's own batch norm does"
+            "the padding, which only a plain batch norm can do"
         )
     if not uses_batch_stats(bn):
         if used is not None:

@@ -14,26 +14,26 @@ from ._chain import ChainBranch
 def _own_conv(
     spec: ConvSpec, kernel_size: int | Sequence[int] | None, dilation: int | Sequence[int] | None, bias: bool
 ) -> nn.Module:
-    """An unpadded convolution of the spec, perhaps with fewer taps, or with taps that lie farther apart."""
+    """An unpadded convolution of the spec, possibly with fewer taps or with taps further apart."""
     size = spec.kernel_size if kernel_size is None else kernel_size
     apart = spec.dilation if dilation is None else dilation
     return spec.unpadded(kernel_size=size, dilation=apart, bias=bias).new_conv()
 
 
 class ConvBranch(ChainBranch):
-    r"""y = W * x + b, with as many taps as the spec or fewer.
+    r"""A convolution, y = W * x + b, with as many taps as the spec or fewer.
 
     Args:
-        spec: the geometry; a smaller kernel lies with its centre tap on the spec's.
+        spec: the geometry; the center tap of a smaller kernel is on the spec's center tap.
         kernel_size: taps of this branch; None means the spec's.
-        dilation: distance of its taps, in pixels; None means the spec's, of which it must be a multiple.
-        bias: whether the convolution has a bias of its own.
+        dilation: distance between its taps, in pixels, a multiple of the spec's; None means the spec's.
+        bias: whether the convolution has a bias.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: if the taps reach farther than the spec's, or lie where it has none.
+        SpecError: if the taps reach further than the spec's, or are at positions where the spec has none.
 
     Example:
         >>> branch = ConvBranch(ConvSpec(4, 6, 3), kernel_size=1)
@@ -58,24 +58,24 @@ class ConvBranch(ChainBranch):
 
 
 class ConvBNBranch(ChainBranch):
-    r"""y = BN(W * x), the branch of RepVGG, ACNet, DBB and MobileOne.
+    r"""A convolution and a batch norm, y = BN(W * x): the branch of RepVGG, ACNet, DBB and MobileOne.
 
     $$y = \gamma \frac{W * x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta$$
 
     Source: X. Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, arXiv 2101.03697, eq. 2 and 3.
 
     Args:
-        spec: the geometry; a smaller kernel lies with its centre tap on the spec's.
+        spec: the geometry; the center tap of a smaller kernel is on the spec's center tap.
         kernel_size: taps of this branch; None means the spec's.
-        dilation: distance of its taps, in pixels; None means the spec's, of which it must be a multiple.
-        bias: whether the convolution has a bias, which the batch norm takes off again in training.
+        dilation: distance between its taps, in pixels, a multiple of the spec's; None means the spec's.
+        bias: whether the convolution has a bias; in training, the batch norm subtracts it again with the mean.
         bn: True, or a callable that makes the batch norm from the channel count.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: if the taps reach farther than the spec's, or lie where it has none.
+        SpecError: if the taps reach further than the spec's, or are at positions where the spec has none.
 
     Example:
         >>> branch = ConvBNBranch(ConvSpec(4)).eval()

@@ -21,7 +21,7 @@ def sobel_mask(ndim: int, axis: int) -> Tensor:
 
 
 def laplacian_mask(ndim: int) -> Tensor:
-    """1 at the 2 * ndim neighbours and -2 * ndim at the centre."""
+    """1 at the 2 * ndim neighbors and -2 * ndim at the center."""
     mask = torch.zeros((3,) * ndim)
     middle = (1,) * ndim
     for axis in range(ndim):
@@ -38,7 +38,9 @@ class _EdgeBranch(ChainBranch):
     def __init__(self, spec: ConvSpec, mask: Tensor, bias: bool, drawn_as: str) -> None:
         super().__init__(spec)
         if any(k < 3 for k in spec.kernel_size):
-            raise SpecError(f"{type(self).__name__} has 3 taps per axis, but got kernel_size={spec.kernel_size}")
+            raise SpecError(
+                f"{type(self).__name__} needs at least 3 taps per axis, but got kernel_size={spec.kernel_size}"
+            )
         self.conv = spec.pointwise(bias=bias).new_conv()
         self.filter = FixedFilter(mask, spec.out_channels, spec.stride, spec.dilation, drawn_as=drawn_as)
         self.check()
@@ -48,19 +50,19 @@ class _EdgeBranch(ChainBranch):
 
 
 class SobelBranch(_EdgeBranch):
-    r"""A 1x1 convolution, then the Sobel derivative along one axis with a learned scale and bias.
+    r"""A 1x1 convolution, then the Sobel derivative along one axis, with a learned scale and bias.
 
     $$y = s\,(D * (W x + b_1)) + b_2,\qquad D_x = \begin{pmatrix}1&0&-1\\2&0&-2\\1&0&-1\end{pmatrix}$$
 
-    W is (out, in / groups, 1, 1), s and b_2 are (out,), D is fixed and kept as a buffer. In one dimension D is
-    (1, 0, -1), in three it is smoothed along both other axes.
+    W is (out, in / groups, 1, 1), s and b_2 are (out,), and D is a fixed buffer. In one dimension D is (1, 0, -1); in
+    three it smooths along both other axes.
 
     Source: Zhang, Zeng, Zhang, "Edge-oriented Convolution Block for Real-time Super Resolution on Mobile Devices",
-    ACM MM 2021. Their ring of bias around the 1x1's output is here the padding of the input, which is the same.
+    ACM MM 2021. They pad the output of the 1x1 with its bias; padding the input first, as here, is equivalent.
 
     Args:
         spec: the geometry; at least 3 taps per axis.
-        axis: of the derivative, counted from the end: -1 is x (across the columns), -2 is y.
+        axis: axis of the derivative, counted from the end: -1 is x (across the columns), -2 is y.
         bias: whether the 1x1 convolution has a bias.
 
     Raises:
@@ -78,12 +80,12 @@ class SobelBranch(_EdgeBranch):
 
 
 class LaplacianBranch(_EdgeBranch):
-    r"""A 1x1 convolution, then the Laplacian with a learned scale and bias.
+    r"""A 1x1 convolution, then the Laplacian, with a learned scale and bias.
 
     $$y = s\,(L * (W x + b_1)) + b_2,\qquad L = \begin{pmatrix}0&1&0\\1&-4&1\\0&1&0\end{pmatrix}$$
 
-    W is (out, in / groups, 1, 1), s and b_2 are (out,), L is fixed and kept as a buffer; in one dimension it is
-    (1, -2, 1), in three it has six neighbours.
+    W is (out, in / groups, 1, 1), s and b_2 are (out,), and L is a fixed buffer. In one dimension L is (1, -2, 1); in
+    three it has six neighbors.
 
     Source: as `SobelBranch`.
 

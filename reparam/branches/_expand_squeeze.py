@@ -32,33 +32,33 @@ from ._chain import ChainBranch
 
 
 class ExpandSqueezeBranch(ChainBranch):
-    r"""y = W_2 * N(W_1 * x + b_1) + b_2: a k x k and a 1x1 convolution in either order, N a batch norm or nothing.
+    r"""A k x k and a 1x1 convolution in either order, usually through a wider middle: y = W_2 * N(W_1 * x + b_1) + b_2.
 
-    With order "kxk-1x1" (RepSR, SESR) W_1 has the taps of the spec and W_2 has one; with "1x1-kxk" (ECBSR, DBB) it is
-    the other way round. The middle has `expansion * out_channels` channels.
+    N is a batch norm or nothing. With order "kxk-1x1" (RepSR, SESR), W_1 has the taps of the spec and W_2 has one; with
+    "1x1-kxk" (ECBSR, DBB), the reverse. The middle has `expansion * out_channels` channels.
 
     Source: kxk-1x1: Wang, Dong, Shan, "RepSR", ACM MM 2022, arXiv 2205.05671 (with BN), and K. Bhardwaj et al.,
     "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022, arXiv 2103.09404 (without).
     1x1-kxk: X. Zhang, H. Zeng, L. Zhang, "Edge-oriented Convolution Block for Real-time Super Resolution on Mobile
-    Devices", ACM MM 2021. They fill the ring around the 1x1's output with its bias; padding the input first, as here,
-    is the same function.
+    Devices", ACM MM 2021. They pad the output of the 1x1 with its bias; padding the input first, as here, is
+    equivalent.
 
     Args:
         spec: the geometry; with groups, both convolutions are grouped.
         expansion: channels of the middle per output channel, a positive number.
-        hidden_channels: channels of the middle, in place of `expansion`.
+        hidden_channels: channels of the middle, instead of `expansion`.
         order: "kxk-1x1" or "1x1-kxk".
-        bn: whether a batch norm lies between, or a callable that makes one from the channel count.
+        bn: whether there is a batch norm between the two, or a callable that makes one from the channel count.
         bias: whether the two convolutions have biases.
-        gain: factor on the initial weights of the second convolution. Below 1 the branch starts small, so that a block
-            with an identity starts near the identity.
-        bn_weight: initial weight of the batch norm, which does the same.
+        gain: factor on the initial weights of the second convolution. With a factor below 1 the branch starts small,
+            so a block with an identity starts near the identity.
+        bn_weight: initial weight of the batch norm; a small one has the same effect.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for an unknown `order`, or a middle that is empty or not divisible by the groups.
+        SpecError: for an unknown `order`, or if the channels of the middle are zero or not divisible by the groups.
 
     Example:
         >>> branch = ExpandSqueezeBranch(ConvSpec(16), bn=True)
@@ -107,9 +107,9 @@ class ExpandSqueezeBranch(ChainBranch):
 
 
 class ExpandSqueezeStack:
-    """Expand-squeeze branches of one shape as one: the first convolutions side by side, the second ones summed.
+    """Expand-squeeze branches of the same shape, computed as one: first convolutions concatenated, second ones summed.
 
-    It owns nothing: parameters and statistics stay those of the branches.
+    Parameters and statistics stay in the branches.
     """
 
     def __init__(self, branches: Sequence[ExpandSqueezeBranch]) -> None:
@@ -128,12 +128,12 @@ class ExpandSqueezeStack:
         return run.and_then(cost.Work(cost.COUNTED["a scale and shift"])) if self.norms else run
 
     def _as_one(self, works: Sequence[cost.Work]) -> cost.Work:
-        """With the launches of one."""
+        """The sum of the work, with the launches of a single branch."""
         beside = cost.COUNTED["kernels side by side"] * (1 + bool(self.norms)) * (len(works) > 1)
         return cost.Work(works[0].launches + beside, sum(work.once for work in works))
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
-        """The kernel of the sum, for batch norms that scale and shift as told."""
+        """The kernel of the sum; see `Branch.kernel_with`."""
         first, second = self._first(), self._second()
         between = scale_shift_of(self.norms, first, self._ring) if self.norms else None
         return fit(then(first, second, between), self.spec)
@@ -171,7 +171,7 @@ def _merged(convs: Sequence[nn.Module], dim: int, bias: Callable[[Sequence[Tenso
 
 
 def stacked(branches: Iterable[Branch]) -> list[Branch | ExpandSqueezeStack]:
-    """The branches of a block, those expand-squeeze branches that can be computed as one put together."""
+    """The branches of a block, with expand-squeeze branches of the same shape combined into one stack."""
     parts: list[Branch | ExpandSqueezeStack] = []
     alike: dict[tuple, list[ExpandSqueezeBranch]] = {}
     for branch in branches:

@@ -1,4 +1,4 @@
-"""What code that was written for convolutions reads of them, answered by branches and blocks."""
+"""The attributes of a convolution, such as `in_channels`, on branches and blocks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Kept = TypeVar("Kept")
 
 
 class FromSpec(Generic[Given, Kept]):
-    """An attribute that is read off the spec of a branch, as `nn.Conv2d` has it; it cannot be set.
+    """A read-only attribute of `nn.Conv2d` whose value comes from the spec of a branch.
 
-    `Given` is what a constructor takes for it, which type checkers learn from `__set__`; `Kept` is what is read.
+    `Given` is the type that a constructor takes, which type checkers learn from `__set__`; `Kept` is the type of the
+    attribute.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -27,7 +28,7 @@ class FromSpec(Generic[Given, Kept]):
         kind = type(branch).__name__
         raise SpecError(
             f"{self.name}={value!r} cannot be set: the spec of a {kind} is fixed when it is built (here "
-            f"{self.name}={getattr(branch.spec, self.name)!r}); build another {kind}"
+            f"{self.name}={getattr(branch.spec, self.name)!r}); build a new {kind} instead"
         )
 
 

@@ -1,4 +1,4 @@
-"""The branch that passes its input on."""
+"""The identity as a branch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._chain import ChainBranch
 
 
 def has_identity(spec: ConvSpec) -> bool:
-    """Whether y = x makes sense in this geometry: equal channels, stride 1, and a tap that reads the own position."""
+    """Whether this geometry has an identity: equal channels, stride 1, and a tap at the output's own position."""
     taps_meet = all(k % 2 or d % 2 for k, d in zip(spec.kernel_size, spec.dilation))
     return spec.in_channels == spec.out_channels and all(s == 1 for s in spec.stride) and taps_meet
 
@@ -25,29 +25,30 @@ def has_identity(spec: ConvSpec) -> bool:
 def identities(
     spec: ConvSpec, wanted: bool | None = None, *, bn: NormChoice = False
 ) -> list[Callable[[ConvSpec], IdentityBranch]]:
-    """One identity or none, as callables that take the spec: as is wanted, or, for None, where the geometry has one."""
+    """A list of one identity or none, as callables that take the spec; None means one if the geometry has it."""
     there = has_identity(spec) if wanted is None else wanted
     return [partial(IdentityBranch, bn=bn)] * there
 
 
 class IdentityBranch(ChainBranch):
-    r"""y = x, or y = BN(x) with `bn`.
+    r"""The identity, y = x, or y = BN(x) with `bn`.
 
-    The kernel is one at the centre tap, from every channel to itself. Where the spec does not keep the size of its
-    input, y is x cropped or padded about the centre tap.
+    The kernel is 1 at the center tap, from every channel to itself. If the spec does not keep the size of its input, y
+    is x cropped or padded around the center.
 
     Source: without BN, the clean path of RepSR (arXiv 2205.05671); with BN, RepVGG (X. Ding et al., "RepVGG: Making
     VGG-style ConvNets Great Again", CVPR 2021, arXiv 2101.03697).
 
     Args:
-        spec: in_channels = out_channels and stride 1; a dilation must be odd where the kernel size is even.
+        spec: the geometry; it needs in_channels = out_channels, stride 1, and an odd dilation if the kernel size is
+            even.
         bn: whether a batch norm follows, or a callable that makes one from the channel count.
 
     Shape:
         (N, C, *size) to the same, for a spec that keeps the size.
 
     Raises:
-        SpecError: for a spec without a place for an identity.
+        SpecError: for a spec that has no identity.
 
     Example:
         >>> import torch
@@ -73,16 +74,16 @@ class IdentityBranch(ChainBranch):
 
 
 def is_plain(branch: object) -> bool:
-    """Whether a branch is y = x itself."""
+    """Whether a branch is exactly y = x."""
     return type(branch) is IdentityBranch and branch.norm is None
 
 
 def with_identities(kernel: Kernel, count: int, spec: ConvSpec) -> Kernel:
-    """A kernel (..., out, in / groups, *size), of as many taps as the spec or fewer, with so many identities added."""
+    """A kernel (..., out, in / groups, *size), of as many taps as the spec or fewer, plus `count` identities."""
     if not count:
         return kernel
     weight, bias = kernel
-    # What a compiler or a mode traces with must not be remembered.
+    # Tensors from tracing, by a compiler or a mode, must not be cached.
     make = _unit if torch.compiler.is_compiling() or type(weight) not in (Tensor, nn.Parameter) else _remembered_unit
     unit = make(spec.in_channels, spec.groups, tuple(weight.shape[-spec.ndim :]), weight.dtype, weight.device)
     return Kernel(torch.add(weight, unit, alpha=count), bias)

@@ -13,21 +13,21 @@ from ._stages import ChannelScale
 
 
 class LoRABranch(ChainBranch):
-    r"""y = (alpha / rank) B (A * x): what low-rank adaptation adds to a convolution, and zero at first.
+    r"""The term that low-rank adaptation adds to a convolution: y = (alpha / rank) B (A * x).
 
-    A is (rank, in_channels, *size) and has the taps of the spec, B is (out_channels, rank, 1, ...); with groups, each
-    has a rank of its own. B starts at zero, so that a block computes what it did without the branch, and
-    $W_0 + \frac{\alpha}{r} B A$ is its kernel.
+    A is (rank, in_channels, *size) and has the taps of the spec; B is (out_channels, rank, 1, ...). With groups, each
+    group has its own `rank` channels. B starts at zero, so adding the branch does not change what a block computes. The
+    kernel of a convolution with this branch is $W_0 + \frac{\alpha}{r} B A$.
 
     Source: E. J. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685, eq. 3,
     with the taps in A as in PEFT and LyCORIS. loralib, and with it X. Chai et al., "Distillation-Supervised
     Convolutional Low-Rank Adaptation for Efficient Image Super-Resolution" (DSCLoRA), CVPRW 2025, arXiv 2504.11271,
-    view the product of an (out k, rank k) and a (rank k, in k) matrix as the kernel: another family of kernels.
+    reshape the product of an (out k, rank k) and a (rank k, in k) matrix to the kernel: another family of kernels.
 
     Args:
         spec: the geometry.
-        rank: channels between A and B, of each group.
-        alpha: by which the product is multiplied, over the rank; None means the rank. It is kept as a buffer.
+        rank: channels between A and B, per group.
+        alpha: numerator of the factor alpha / rank, which is a buffer; None means the rank.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').

@@ -1,4 +1,4 @@
-"""The branch of an average pool."""
+"""The average pool as a branch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ._chain import ChainBranch
 
 
 class AvgPoolBranch(ChainBranch):
-    r"""y = BN(pool(BN(W x))): a 1x1 convolution and the mean over the window of the spec, padding included.
+    r"""A 1x1 convolution and an average pool over the window of the spec: y = BN(pool(BN(W x))).
 
-    Without `conv` and `bn` it is the bare average pool; padded pixels count, so that every output is the sum of its
-    window over the number of taps.
+    Without `conv` and `bn` it is the bare average pool. Padded pixels count: every output is the sum over its window
+    divided by the number of taps.
 
     Source: X. Ding et al., "Diverse Branch Block: Building a Convolution as an Inception-like Unit", CVPR 2021, arXiv
-    2103.13425, section 3.3 (transforms V and VI). Their batch statistics do not see the ring around the 1x1's
-    output, and neither do ours.
+    2103.13425, section 3.3 (transforms V and VI). As in theirs, batch statistics leave out the ring around the output
+    of the 1x1.
 
     Args:
-        spec: the geometry; a pool has no dilation.
-        conv: whether a 1x1 convolution comes first; it is needed unless in_channels = out_channels.
+        spec: the geometry, without dilation.
+        conv: whether a 1x1 convolution comes first; needed unless in_channels = out_channels.
         bn: whether batch norms follow the convolution and the pool, or a callable that makes one.
 
     Raises:

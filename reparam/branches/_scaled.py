@@ -16,22 +16,23 @@ from ._stages import ChannelScale
 
 
 class ScaledBranch(Branch):
-    r"""y = s B(x): a branch B with a learned scale s, per channel or one for all of them.
+    r"""A branch B with a learned scale s, per channel or one for all channels: y = s B(x).
 
     Source: the scales of OREPA's terms (M. Hu et al., CVPR 2022, arXiv 2204.00826), of OmniShift (Z. Yang et al.,
     "Restore-RWKV", arXiv 2407.11087) and of RTMoSR's RepConv.
 
     Args:
         spec: the geometry of the branch and of the whole.
-        branch: takes the spec and returns B: the class of a branch, or a `functools.partial` of it.
-        start: what s starts from; with 0 the branch is not there at first, and gets a gradient only by s.
-        shared: whether all channels have the same s, which is then of shape (1,) in place of (out_channels,).
+        branch: a callable that takes the spec and returns B: the class of a branch, or a `functools.partial` of it.
+        start: initial value of s. With 0 the branch adds nothing at first, and its parameters get no gradient until s
+            has changed.
+        shared: whether all channels have the same s, which then has shape (1,) instead of (out_channels,).
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: if `branch` returns something else than a branch of this spec.
+        SpecError: if `branch` returns anything but a branch of this spec.
 
     Example:
         >>> import torch
@@ -53,16 +54,16 @@ class ScaledBranch(Branch):
         self._of_kernel = self.branch._of_kernel.and_then(cost.on_kernel("a scale", cost.shape_of(spec)))
 
     def kernel(self) -> Kernel:
-        """The kernel of the branch, scaled; see `Branch.kernel`."""
+        """Scale the kernel of the branch; see `Branch.kernel`."""
         self.check_read()
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
-        """The kernel of the branch, scaled, for batch norms that scale and shift as told."""
+        """Scale the kernel of the branch; see `Branch.kernel_with`."""
         kernel = self.branch.kernel_with(scale_shift_of)
         scale = self.scale.scale.expand(self.spec.out_channels)
         return Kernel(kernels.scaled(kernel.weight, scale), kernel.bias * scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch on x (N, in_channels, *size), scaled."""
+        """Run the branch on x (N, in_channels, *size) and scale the result."""
         return self.scale(self.branch(x))

@@ -9,18 +9,18 @@ from ._chain import ChainBranch
 
 
 class SequentialBranch(ChainBranch):
-    r"""Linear torch modules, run one after the other on an input that is padded once, by the spec.
+    r"""Linear torch modules that run one after the other. The spec pads the input once; the modules do not pad.
 
     Args:
-        spec: the geometry that the modules make up together.
+        spec: the geometry of the whole.
         *modules: convolutions and average pools without padding, and batch norms, in any order.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        NotLinearError: for a module that is not linear, that pads on its own, or that is changed by hooks.
-        SpecError: if channels do not match, or the whole is no convolution of this spec.
+        NotLinearError: for a module that is not linear, that pads, or that has hooks which change it.
+        SpecError: if channels do not match, or the whole is not a convolution of this spec.
 
     Example:
         >>> import torch

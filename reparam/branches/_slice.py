@@ -1,4 +1,4 @@
-"""A branch of some of the channels."""
+"""A branch that works on some of the channels."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..folding import cost
 from ._base import Branch, ScaleShift, made_by
 
 Channels = tuple[int, int]
-"""The first one, and the first one that is no more among them."""
+"""A range of channels: the first one, and the one after the last."""
 
 
 class SliceBranch(Branch):
-    r"""y = B(x) on some of the channels, and zero on the others.
+    r"""A branch B on some of the channels, with zero on the others.
 
     $$y[a:b] = B(x[i:j]),\qquad y[:a] = y[b:] = 0$$
 
-    The sum of several makes what works on each part of the channels in another way: the partial convolution of
-    FasterNet is a convolution of the first quarter and an identity of the rest, the depthwise Inception convolution
-    has an identity, a square and two lines of taps.
+    The sum of several slices treats each part of the channels differently. FasterNet's partial convolution is a
+    convolution of the first quarter plus an identity of the rest. The depthwise Inception convolution has an identity,
+    a square and two lines of taps.
 
     Source: J. Chen et al., "Run, Don't Walk: Chasing Higher FLOPS for Faster Neural Networks" (FasterNet), CVPR 2023,
     arXiv 2303.03667, section 3.2; W. Yu et al., "InceptionNeXt: When Inception Meets ConvNeXt", CVPR 2024, arXiv
@@ -37,17 +37,18 @@ class SliceBranch(Branch):
 
     Args:
         spec: the geometry of the whole.
-        branch: takes the spec of the part and returns B: the class of a branch, or a `functools.partial` of it. With
-            groups, the part has the groups that its channels belong to.
-        channels: (i, j), of the input; with groups, of whole groups.
-        outputs: (a, b), of the output. None means the same as `channels`; with groups, those of the same groups.
+        branch: a callable that takes the spec of the part and returns B: the class of a branch, or a
+            `functools.partial` of it. With groups, the part has the groups that its channels belong to.
+        channels: (i, j), the range of input channels; with groups, it must consist of whole groups.
+        outputs: (a, b), the range of output channels. None means the same as `channels`, or, with groups, the outputs
+            of the same groups.
 
     Shape:
         (N, in_channels, *size) to (N, out_channels, *size').
 
     Raises:
-        SpecError: for channels that the spec does not have or that are parts of a group, or if `branch` returns
-            something else than a branch of the part's spec.
+        SpecError: for channels that the spec does not have or that split a group, or if `branch` returns anything but
+            a branch of the part's spec.
 
     Example:
         >>> from functools import partial
@@ -74,8 +75,8 @@ class SliceBranch(Branch):
         self.outputs = _range("outputs", own if outputs is None else outputs, spec.out_channels)
         if spec.groups > 1 and self.outputs != own:
             raise SpecError(
-                f"with groups={spec.groups} the channels {self.channels} lead to the outputs {own}, but got "
-                f"outputs={outputs!r}; leave them out"
+                f"with groups={spec.groups} the channels {self.channels} determine the outputs {own}, but got "
+                f"outputs={outputs!r}; leave that argument out"
             )
         (i, j), (a, b) = self.channels, self.outputs
         groups = (j - i) * spec.groups // spec.in_channels or 1
@@ -85,41 +86,41 @@ class SliceBranch(Branch):
         self._of_kernel = self.branch._of_kernel.and_then(
             cost.on_kernel("a kernel among zeros", cost.shape_of(spec), 2)
         )
-        self.register_buffer("place", torch.tensor([self.channels, self.outputs]))  # so that files tell it
+        self.register_buffer("place", torch.tensor([self.channels, self.outputs]))  # saved, so that files contain it
 
     def kernel(self) -> Kernel:
-        """The kernel of the branch among zeros; see `Branch.kernel`."""
+        """The kernel of the branch, with zeros for the other channels; see `Branch.kernel`."""
         self.check_read()
         return self.kernel_with(stored_scale_shift)
 
     def kernel_with(self, scale_shift_of: ScaleShift) -> Kernel:
-        """The kernel of the branch among zeros, for batch norms that scale and shift as told."""
+        """The kernel of the branch, with zeros for the other channels; see `Branch.kernel_with`."""
 
         def of_part(bns: Norms, op: LinearOp, ring: Pads) -> tuple[Tensor, Tensor]:
             return scale_shift_of(bns, self._of_all_channels(op), ring)
 
-        known = scale_shift_of is stored_scale_shift or self.spec.groups > 1  # asks for no operation
+        known = scale_shift_of is stored_scale_shift or self.spec.groups > 1  # does not need the operation
         weight, bias = self._wide(self.branch.kernel_with(scale_shift_of if known else of_part))
         return Kernel(F.pad(weight, (0, 0) * (weight.dim() - 1) + self._around), F.pad(bias, self._around))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch on its part of x (N, in_channels, *size), among zeros."""
+        """Run the branch on its part of x (N, in_channels, *size); the other outputs are zero."""
         (i, j), whole = self.channels, self.spec.in_channels
         y = self.branch(x.split((i, j - i, whole - j), 1)[1])
         return F.pad(y, (0, 0) * self.spec.ndim + self._around)
 
     @property
     def _around(self) -> tuple[int, int]:
-        """Outputs before and after those of the branch."""
+        """The number of outputs before and after those of the branch."""
         return self.outputs[0], self.spec.out_channels - self.outputs[1]
 
     def _of_all_channels(self, op: LinearOp) -> LinearOp:
-        """An operation on the part as one on all channels of a spec without groups."""
+        """An operation on the part, written for all channels of a spec without groups."""
         dense = kernels.regroup(op.kernel, op.groups, 1)
         return op._replace(kernel=self._wide(dense), groups=1)
 
     def _wide(self, kernel: Kernel) -> Kernel:
-        """A kernel of the part that reads all channels; with groups it reads those of its groups only."""
+        """A kernel of the part, widened to all input channels; with groups, unchanged."""
         if self.spec.groups > 1:
             return kernel
         before, after = self.channels[0], self.spec.in_channels - self.channels[1]
@@ -132,7 +133,7 @@ class SliceBranch(Branch):
         told = state_dict.get(f"{prefix}place")
         ours = [list(self.channels), list(self.outputs)]
         if told is not None and not told.is_meta and told.tolist() != ours:
-            args[-1].append(f"{prefix}place is {told.tolist()} (channels, outputs), but this branch is of {ours}")
+            args[-1].append(f"{prefix}place is {told.tolist()} (channels, outputs), but that of this branch is {ours}")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -144,13 +145,13 @@ def _range(name: str, given: Sequence[int], most: int) -> Channels:
 
 
 def _of_same_groups(channels: Channels, spec: ConvSpec) -> Channels:
-    """The outputs that belong to the groups of these channels; without groups, the same channels."""
+    """The outputs of the groups that these channels belong to; without groups, the same channels."""
     if spec.groups == 1:
         return channels
     each = spec.in_channels // spec.groups
     if any(channel % each for channel in channels):
         raise SpecError(
-            f"with groups={spec.groups} a part of the channels must be of whole groups of {each}, but got "
+            f"with groups={spec.groups} a range of channels must consist of whole groups of {each}, but got "
             f"channels={channels}"
         )
     first, end = (channel // each * (spec.out_channels // spec.groups) for channel in channels)

@@ -1,4 +1,4 @@
-"""Small linear modules that chains are made of: a scale per channel, a fixed filter, an identity beside a 1x1."""
+"""Small linear modules as stages of chains: a scale per channel, a fixed filter, a 1x1 plus identity."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..modules._constants import constant
 
 
 class ChannelScale(nn.Module):
-    r"""y = s x with a learned s per channel, or one for all of them: a stage of chains.
+    r"""A learned scale s per channel, or one for all channels, as a stage of chains: y = s x.
 
-    `ScaledBranch` gives a scale to a whole branch.
+    To scale a whole branch, use `ScaledBranch`.
 
     Args:
-        channels: of the input, and of the output.
+        channels: channels of input and output.
         ndim: number of spatial axes.
-        start: what s starts from.
-        shared: whether all channels have the same s, which is then of shape (1,) in place of (channels,).
-        learned: whether s is a parameter; else it is a buffer, and stays what it is.
+        start: initial value of s.
+        shared: whether all channels have the same s, which then has shape (1,) instead of (channels,).
+        learned: whether s is a parameter; otherwise it is a constant buffer.
     """
 
     drawn_as = "scale"
@@ -40,7 +40,7 @@ class ChannelScale(nn.Module):
         self.channels, self.ndim = channels, ndim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scales x of shape (N, C, *size)."""
+        """Scale x of shape (N, C, *size)."""
         return linear_op(self, x.shape[1], x).apply(x)
 
 
@@ -54,11 +54,11 @@ class FixedFilter(nn.Module):
 
     Args:
         mask: m, of shape (*size), or (channels, 1, *size) for another filter in every channel.
-        channels: of the input, and of the output.
-        stride: of the filter.
-        dilation: of the filter.
-        scale: what s starts from; None means a small random number.
-        bias: whether there is b.
+        channels: channels of input and output.
+        stride: stride of the filter.
+        dilation: dilation of the filter.
+        scale: initial value of s; None means small random values.
+        bias: whether there is a bias b.
         drawn_as: what the filter is called in drawings.
     """
 
@@ -76,7 +76,7 @@ class FixedFilter(nn.Module):
         super().__init__()
         self.drawn_as = drawn_as
         ones = (channels, *(1,) * (1 + len(stride)))
-        # Small, as in ECBSR's code, so that the edge branches start as a small correction.
+        # Small, as in ECBSR's code: the edge branches start as a small correction.
         self.scale = nn.Parameter(1e-3 * torch.randn(ones) if scale is None else torch.full(ones, scale))
         self.bias = nn.Parameter(1e-3 * torch.randn(channels)) if bias else None
         self.register_buffer("mask", mask.expand(channels, 1, *mask.shape[-len(stride) :]).clone())
@@ -84,7 +84,7 @@ class FixedFilter(nn.Module):
         self.stride, self.dilation = stride, dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filters x of shape (N, C, *size)."""
+        """Filter x of shape (N, C, *size)."""
         return linear_op(self, x.shape[1], x).apply(x)
 
 
@@ -96,10 +96,10 @@ def _(module: FixedFilter, channels: int, like: Tensor) -> LinearOp:
 
 
 class IdentityPlusPoint(nn.Module):
-    r"""y = (E + W) x with E and W of shape (out, C / groups, 1, ...), W zero at first.
+    r"""A 1x1 convolution plus a fixed identity: y = (E + W) x, both of shape (out, C / groups, 1, ...).
 
-    E is fixed: output channel o passes on input channel o modulo C / groups of its group, so that it is the identity
-    where out = C.
+    W starts at zero. E copies input channel (o modulo C / groups) of its group to output channel o, so it is the
+    identity if out = C.
 
     Args:
         channels: C.
@@ -125,7 +125,7 @@ class IdentityPlusPoint(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x of shape (N, C, *size)."""
+        """Apply the convolution to x of shape (N, C, *size)."""
         return linear_op(self, x.shape[1], x).apply(x)
 
 
@@ -142,7 +142,7 @@ def _(module: IdentityPlusPoint, channels: int, like: Tensor) -> LinearOp:
 
 
 def per_channel(scale: Tensor, ndim: int) -> LinearOp:
-    """The operation that multiplies every channel by its entry of `scale`, of shape (C,)."""
+    """The operation that multiplies every channel by its entry of `scale`, which has shape (C,)."""
     weight = scale.reshape(-1, 1, *(1,) * ndim)
     ones = (1,) * ndim
     return LinearOp(Kernel(weight, weight.new_zeros(weight.shape[0])), ones, ones, weight.shape[0], shifts=False)

@@ -1,9 +1,9 @@
-"""Why a branch has no `weight` and no `bias`, although it is equal to a convolution.
+"""Why a branch has no `weight` and no `bias`, although it equals a convolution.
 
-What reads them of a convolution nearly always goes on to write: an initialisation, pruning, an optimizer's groups. A
-kernel that is computed would take the write and lose it; on batch statistics there is none to be computed; and a
-parameter under a second name would be counted twice. So there is nothing, `hasattr` says so, and the error names what
-there is.
+Code that reads them from a convolution nearly always writes to them next: initialization, pruning, parameter groups. A
+write to a computed kernel would be lost, on batch statistics there is no kernel to compute, and a parameter with a
+second name would be counted twice. So the attributes do not exist, `hasattr` returns False, and the error names the
+alternatives.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _NAMES = ("weight", "bias")
 
 
 class WithoutWeight(nn.Module):
-    """A module that says, where a convolution's `weight` or `bias` is asked for and it has none, what to ask for."""
+    """A module without a convolution's `weight` and `bias`, whose AttributeError names the alternatives."""
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        modules = self.__dict__.get("_modules", ())  # first, as a forward asks for little else; torch looks here last
+        modules = self.__dict__.get("_modules", ())  # first, since a forward needs little else; torch looks here last
         if name in modules:
             return modules[name]
         try:
@@ -27,24 +27,24 @@ class WithoutWeight(nn.Module):
         except AttributeError:
             if name not in _NAMES:
                 raise
-            raise AttributeError(why_none(self, name)) from None  # not by a property, whose message torch drops
+            raise AttributeError(why_none(self, name)) from None  # torch would drop the message of a property
 
 
 def refuse_to_set(module: nn.Module, name: str, value: Any) -> None:
-    """Refuses a `weight` or `bias` that nothing would use.
+    """Refuse to set a `weight` or `bias`, which nothing would use.
 
     Raises:
-        AttributeError: for these names.
+        AttributeError: for these two names.
     """
     if name in _NAMES:
         raise AttributeError(f"cannot set {name} to {type(value).__name__}: {why_none(module, name)}")
 
 
 def why_none(module: nn.Module, name: str) -> str:
-    """What the error says."""
+    """The text of the error."""
     kind = type(module).__name__
     return (
         f"{kind} has no {name}: it is computed from the parameters of the branches. to_conv().{name} is that of the "
-        f"convolution which the {kind} equals, and kernel() has the gradients; parameters() tell dtype and device, and "
-        f"reset_parameters() initialises. Code that looks for a {name} passes over it with hasattr(module, {name!r})"
+        f"convolution which equals the {kind}, and kernel() returns it with gradients. Use parameters() for dtype and "
+        f"device, reset_parameters() to initialize, and hasattr(module, {name!r}) to skip modules without a {name}"
     )

@@ -1,4 +1,4 @@
-"""All branches trained for the price of one convolution, batch statistics included."""
+"""Train all branches at the cost of one convolution, batch statistics included."""
 
 from .moments import PatchMoments, patch_moments
 

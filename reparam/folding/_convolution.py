@@ -11,10 +11,11 @@ from ._correlation import Distances, correlation, lay_out, products_dtype, toget
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A zero-padded convolution of x (N, C, H, W) that keeps the size, with a precise gradient to its weight.
+    """Convolve x (N, C, H, W) with zero padding that keeps the size, and with a precise gradient to the weight.
 
-    The gradient to a variance is that gradient times a kernel, which cancels where the variance does, and from there
-    it reaches x. On other devices than a CPU many threads share each sum, and float64 has digits to spare.
+    The gradient to a variance is the weight's gradient times a kernel. It cancels where the variance does, and its
+    error reaches x. Only float32 on a CPU needs this: on other devices many threads share each sum, and float64 has
+    enough digits.
     """
     single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     if single and not torch.is_autocast_enabled("cpu"):
@@ -23,7 +24,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """torch's, but for the gradient to the weight."""
+    """torch's convolution, except for the gradient to the weight."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -43,7 +44,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _of_weight(x: Tensor, weight: Tensor, of_y: Tensor) -> Tensor:
-    """The correlation of the gradient to y with x at the distances of the taps."""
+    """Correlate the gradient to y with x at the offsets of the taps."""
     down, across = _half(weight)
     reach, dtype, side_by_side = _half(weight), products_dtype(x), together(x)
     one, other = lay_out(of_y, reach, dtype, side_by_side), lay_out(x, reach, dtype, side_by_side)

@@ -1,23 +1,23 @@
 r"""Correlations of images, $\sum_u a[u]\,b[u+\delta]^\top$, in few products and with few rounding errors.
 
-One long float32 sum over all positions would lose what a high-pass kernel needs: on photos the variance of its output
-is a hundredth or less of the terms that it is added up from. So a product of matrices sums over some hundreds of
-positions in the dtype of the images, and those sums are added in float64.
+One long float32 sum over all positions would lose the digits that a high-pass kernel needs: on photos the variance of
+its output is a hundredth or less of the terms that are summed. So each matrix product sums over a few hundred
+positions in the dtype of the images, and these partial sums are added in float64.
 
-All images are laid out in one line, zeros between rows and images, so that a distance is a shift. Images of two rows,
-a b c and d e f, g h i and j k l, for distances up to one row and one column:
+All images are laid out in one line, with zeros between rows and between images, so a distance is a shift. Two images
+of two rows, (a b c, d e f) and (g h i, j k l), for distances up to one row and one column:
 
                   0 0 0 0 0 a b c 0 d e f 0 0 0 0 0 g h i 0 j k l 0 0 0 0 0 ...
-    all of it:              a b c 0 d e f 0 0 0 0 0 g h i 0 j k l 0 0 0 0 0
-    at (1, 1):              e f 0 0 0 0 0 g h i 0 ...   1 * 4 + 1 = 5 farther: a meets e, b meets f
-    at (1, -1):             0 d e f 0 0 0 0 0 g h ...   1 * 4 - 1 = 3 farther: b meets d, c meets e
+    the images:             a b c 0 d e f 0 0 0 0 0 g h i 0 j k l 0 0 0 0 0
+    at (1, 1):              e f 0 0 0 0 0 g h i 0 ...   1 * 4 + 1 = 5 further: a meets e, b meets f
+    at (1, -1):             0 d e f 0 0 0 0 0 g h ...   1 * 4 - 1 = 3 further: b meets d, c meets e
 
-The zeros after a row are also those before the next: what leaves the image on one side does not come back on the other.
+The zeros after a row are also those before the next, so a shift beyond the image's edge never reads the other edge.
 
-If all channels of a pixel are together in memory, its neighbours are beside it. So a matrix whose row v has n * C
-columns and begins at pixel v is b at n distances of one row, which cost one product and no copy. Of P pieces, piece p
-takes every P-th pixel from p on, since then the rows of its matrix do not overlap, as libraries insist on. Of three
-pieces and three distances:
+If all channels of a pixel are adjacent in memory, the next pixel follows them. So a matrix with n * C columns whose row
+v begins at pixel v holds b at n distances in one row, and needs one product and no copy. The pixels are split into P
+pieces, and piece p takes every P-th pixel from p on: then the rows of its matrix do not overlap, which matrix libraries
+require. With three pieces and three distances:
 
     a of piece 0:   a . . 0 . . f . .        b of piece 0:   0 a b   c 0 d   e f 0      (the distances -1, 0, 1)
     a of piece 1:   . b . . d . . 0 .        b of piece 1:   a b c   0 d e   f 0 0
@@ -34,15 +34,15 @@ from torch import Tensor
 from ..numerics._precision import has_float64, sum_in_float64
 
 _LONGEST = {True: 384, False: 768}
-"""Terms of a sum in the dtype of the images, at most, if the channels are together or not: for the same precision."""
+"""The most terms of a sum in the dtype of the images, if channels are `together` or not; both are equally precise."""
 _AT_ONCE = 4
-"""Sums that a CPU adds in their own dtype before float64, as its pass from one to the other takes longer than these."""
+"""Sums that a CPU adds in their own dtype before it converts to float64, which takes longer than adding them."""
 _FEW = 4
-"""Channels of which products in float64 are about as fast as in float32."""
+"""The number of channels up to which float64 products are about as fast as float32 ones."""
 
 
 class Distances(NamedTuple):
-    """Of one row: so many down, and the columns from the first to the last."""
+    """Distances within one row: `down` rows down, and the columns from the first to the last."""
 
     down: int
     first: int
@@ -50,22 +50,22 @@ class Distances(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Images that are laid out in one line."""
+    """Images laid out in one line."""
 
     pixels: Tensor
     """(length, C)."""
     images: Tensor
-    """A view of them and of the zeros right of them and below, (N, C, H + rows, W + columns)."""
+    """A view of the images with the zeros to the right and below, (N, C, H + rows, W + columns)."""
     row: int
-    """Pixels from one to that below it."""
+    """The number of pixels from one pixel to the one below it."""
     before: int
-    """Zeros before the first pixel."""
+    """The number of zeros before the first pixel."""
     pieces: int
     together: bool
-    """Whether all channels of a pixel are side by side in memory, or all pixels of a channel."""
+    """Whether the channels of a pixel are adjacent in memory, or else the pixels of a channel."""
 
     def matrices(self, down: int, first: int, last: int) -> Tensor:
-        """The line from some distances on, of one only unless `together`: (pieces, terms, distances * C)."""
+        """The line shifted by these distances (a single one unless `together`): (pieces, terms, distances * C)."""
         channels, start = self.pixels.shape[1], self.before + down * self.row + first
         terms = (len(self.pixels) - 2 * self.before) // self.pieces
         if not self.together:
@@ -75,14 +75,14 @@ class Line(NamedTuple):
 
 
 def together(x: Tensor) -> bool:
-    """How to lay out images: `together` where launches are dear or x is so already; a CPU takes too long to turn it."""
+    """Whether to keep channels together: if x has this layout, or off a CPU, where launches cost more than a copy."""
     return x.device.type != "cpu" or x.is_contiguous(memory_format=torch.channels_last)
 
 
 def lay_out(
     x: Tensor, reach: tuple[int, int], dtype: torch.dtype, together: bool, centre: Tensor | None = None
 ) -> Line:
-    """The line of x (N, C, H, W), for distances up to `reach`; of x less a centre (C,), if there is one."""
+    """Lay out x (N, C, H, W) in a line for distances up to `reach`, after subtracting a centre (C,), if given."""
     (images, channels, height, width), (down, right) = x.shape, reach
     row, before = width + right, down * (width + right) + right
     length = images * (height + down) * row
@@ -99,7 +99,7 @@ def lay_out(
 
 
 def products_dtype(x: Tensor) -> torch.dtype:
-    """What to lay out images in: few channels in float64, which costs little."""
+    """The dtype to lay out images in: float64 for few channels, where it costs little."""
     return torch.float64 if x.shape[1] <= _FEW and has_float64(x.device) else at_least_float32(x)
 
 
@@ -109,7 +109,7 @@ def at_least_float32(x: Tensor) -> torch.dtype:
 
 
 def correlation(one: Line, other: Line, at: Sequence[Distances]) -> Tensor:
-    """The sums of one[u] other[u + d]^T over u, (C, distances, C'), in float64; of lines for the same distances."""
+    """The sums of one[u] other[u + d]^T over u, (C, distances, C'), in float64. Both lines have the same reach."""
     if not other.together:
         at = [Distances(down, n, n) for down, first, last in at for n in range(first, last + 1)]
     these = one.matrices(0, 0, 0).transpose(1, 2)

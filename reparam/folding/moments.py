@@ -1,37 +1,37 @@
-r"""Patch moments: all that a batch norm needs to know of an input, for any linear map of its patches.
+r"""Patch moments: the statistics of an input from which those of any linear map of its patches follow.
 
 Let $p(q)$ be the patch under output position q, of all taps t and channels c, and z = W p + b one output of a
 convolution. Then over all M positions of all images
 
 $$E[z] = W\,E[p] + b,\qquad \mathrm{Var}[z] = W\,\mathrm{Cov}[p]\,W^\top, \quad (1)$$
 
-so that one covariance serves every batch norm of every branch, nested ones too, and no branch has to be run. Its
-entries depend on the distance of two taps only, but for the border:
+so one covariance serves every batch norm of every branch, nested ones included, and no branch has to run. Except at the
+border, its entries depend only on the distance between two taps:
 
 $$\sum_{q\in\mathrm{image}} x[q+t]\,x[q+t']^\top =
   R[t'-t] - \sum_{q\notin\mathrm{image}} x[q+t]\,x[q+t']^\top, \quad (2)$$
 $$R[\delta] = \sum_u x[u]\,x[u+\delta]^\top = R[-\delta]^\top. \quad (3)$$
 
-R is one correlation of x with itself over half of the distances; the sum on the right of (2) is over a ring as wide as
-half the kernel, where only a few taps reach the image. Of a 3x3 kernel:
+R is one correlation of x with itself over half the distances. The sum on the right of (2) runs over a ring as wide as
+half the kernel, where only a few taps reach the image. For a 3x3 kernel:
 
-    r r r r r r r     x: the image                                 . . . . .     the distances of two taps:
+    r r r r r r r     x: the image                                 . . . . .     the distances between two taps:
     r x x x x x r     r: the ring, whose patches reach into it     . . . . .     o is computed,
     r x x x x x r        with one row or column of their taps,     . . o o o     . follows by (3)
     r x x x x x r        in the corners with one tap               o o o o o
     r r r r r r r                                                  o o o o o
 
-The input is centred first, x = x' + c inside of the image, since a variance that is the small difference of large
-numbers would be lost in float32. Around the image x is zero and not c, so that a patch is p = (u, e), u of x' and e of
-the image of ones, and
+The input is centered first, x = x' + c inside the image: otherwise the variance would be a small difference of large
+numbers and lost in float32. Outside the image x is zero and not c. So a patch is p = (u, e), with u the patch of x' and
+e the patch of an image of ones, and
 
 $$z = W u + (W c)\,e + b. \quad (4)$$
 
-What e and u have in common are sums of x' over boxes, where v = q + t is in the image and q and q + t' are too:
+The cross terms of e and u are sums of x' over boxes, in which v = q + t, q and q + t' are all inside the image:
 
 $$\sum_q u[q, t]\,e[q, t'] = \sum_{v \in \mathrm{box}(t, t')} x'[v]. \quad (5)$$
 
-The gradient to x' from those to (2), G, and (5), H, reads the same sums backwards:
+The gradient to x', from the gradients G to (2) and H to (5), reads the same sums backwards:
 
 $$\frac{\partial}{\partial x'[v]} = \sum_{t, t'} (G + G^\top)[t, t']\,x'[v + t' - t] - \mathrm{ring} +
   \sum_{t, t'\,:\,v \in \mathrm{box}(t, t')} H[t, t']. \quad (6)$$
@@ -55,7 +55,7 @@ from ._ring import Lines, ring
 
 
 def reaches_across(spec: ConvSpec, size: tuple[int, ...]) -> bool:
-    """Whether a patch outside of an image of this size can reach across it, which the ring does not provide for."""
+    """Whether a patch outside an image of this size can reach across the whole image, which the ring cannot handle."""
     return any(n < k // 2 for n, k in zip(size, spec.kernel_size))
 
 
@@ -80,30 +80,30 @@ def why_no_moments(spec: ConvSpec) -> str | None:
 
 @dataclass(frozen=True)
 class PatchMoments:
-    """Mean and covariance of the patches (u, e); D = (C + 1) * taps, by channel, then by tap."""
+    """Mean and covariance of the patches (u, e). D = (C + 1) * taps, ordered by channel, then by tap."""
 
     count: int
-    """Patches: images times output positions."""
+    """Number of patches: images times output positions."""
     centre: Tensor
-    """c, (C,): what was subtracted from the input."""
+    """The mean c, (C,), that was subtracted from the input."""
     mean: Tensor
-    """(D,), float64."""
+    """Mean of the patches, (D,), float64."""
     covariance: Tensor
-    """(D, D), float64: for a high-pass kernel W Cov W^T is far smaller than its terms."""
+    """Covariance of the patches, (D, D), float64: for a high-pass kernel, W Cov W^T is far smaller than its terms."""
     rounded: Tensor
-    """(D, D), the covariance in the dtype of the input: enough for the gradient of a kernel, and half to be kept."""
+    """The covariance in the dtype of the input: precise enough for the gradient of a kernel, and half the memory."""
 
     def of(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, (out,) each, of the output of a kernel (out, C, *size) with all taps."""
+        """Mean and biased variance, both (out,), of the output of a kernel (out, C, *size) with all taps."""
         centre = in_float64(self.centre)
         mean, var = _OutputMoments.apply(kernel.weight, self.mean, self.covariance, self.rounded, centre)
         return rounded_like(mean, self.centre) + kernel.bias.to(self.centre), rounded_like(var, self.centre)
 
 
 def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
-    """Moments of the patches of x (N, C, H, W) under a zero-padded convolution that keeps the size.
+    """Compute the moments of the patches of x (N, C, H, W) for a zero-padded convolution that keeps the size.
 
-    Differentiable in x; of half precision, they are computed in float32.
+    Differentiable in x. For x in half precision, they are computed in float32.
     """
     centre = x.detach().to(at_least_float32(x)).mean((0, 2, 3))
     mean, covariance = _Moments.apply(x, centre, kernel_size)
@@ -111,10 +111,11 @@ def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
 
 
 class _Moments(torch.autograd.Function):
-    """Mean (D,) and covariance (D, D) of the patches of x, of which only x itself is kept for the backward pass.
+    """Mean (D,) and covariance (D, D) of the patches of x. Only x itself is saved for the backward pass.
 
-    It is kept as it came: under autocast that is the half-precision copy which the convolution keeps too. Written out,
-    as autograd would keep each of the many small pieces and run twice as many operations.
+    x is saved in the dtype in which it came: under autocast this is the half-precision copy that the convolution saves
+    too. The backward pass is written out because autograd would save every small intermediate and run twice as many
+    operations.
     """
 
     @staticmethod
@@ -140,7 +141,7 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
     count, taps, size = images * height * width, high * wide, channels * high * wide
     grid = _grid_for(x, kernel_size)
     line = lay_out(x, (high - 1, wide - 1), products_dtype(x), together(x), centre)
-    # R of (3), over the half plane that is marked o above.
+    # R of (3), over the distances marked o above.
     rows = [Distances(down, 1 - wide if down else 0, wide - 1) for down in range(high)]
     by_taps = _pairs(correlation(line, line, rows), grid.pairs)  # (2), its first term
     pixels = line.images.flatten(2).transpose(1, 2)
@@ -157,7 +158,7 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
     by_axis = of_ones.unflatten(1, kernel_size).unflatten(0, (channels, high, wide))
     torch.div(_boxes(line.images, grid, kernel_size), count, out=by_axis)
     covariance[size:, :size] = of_ones.t()
-    # The mean of u is the box of the tap in the middle, whose positions are all in the image.
+    # The mean of u follows from the boxes of the centre tap t', whose positions q + t' are all in the image.
     mean = torch.cat([of_ones[:, taps // 2], grid.mean])
     covariance.addr_(mean, mean, alpha=-1)
     covariance[size:, size:] = grid.covariance
@@ -165,7 +166,7 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
 
 
 def _boxes(images: Tensor, grid: _Grid, kernel_size: tuple[int, int]) -> Tensor:
-    """The sums of (5), (C, ty, tx, ty', tx'), float64, of images in a line; along a row in their dtype."""
+    """The sums (5) of images in a line, (C, ty, tx, ty', tx'), in float64; within a row, in the images' dtype."""
     (high, wide), (height, width) = kernel_size, (grid.rows.shape[1], grid.columns.shape[1])
     rows = images.permute(0, 2, 3, 1).flatten(0, 1).narrow(1, 0, width)
     along = torch.bmm(grid.columns.to(images).expand(len(rows), -1, -1), rows).unflatten(0, (len(images), -1))
@@ -179,7 +180,7 @@ def _boxes(images: Tensor, grid: _Grid, kernel_size: tuple[int, int]) -> Tensor:
 def _gradient(
     x: Tensor, centre: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, kernel_size: tuple[int, int]
 ) -> Tensor:
-    """The gradient to x from those to its moments, in the dtype of the centre; differentiable itself."""
+    """The gradient to x from the gradients to its moments, in the dtype of the centre; itself differentiable."""
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps = images * height * width, high * wide
@@ -187,7 +188,7 @@ def _gradient(
     both = (of_covariance + of_covariance.t()).div_(count)
     of_mean_u = torch.addmv(of_mean[:size], both[:size], mean, beta=1 / count, alpha=-1)
 
-    # (6): a convolution with all pairs of taps of one distance summed, the ring taken off, and the boxes put back.
+    # (6): a convolution with the gradients summed over pairs of taps of one distance, minus the ring, plus the boxes.
     by_taps = centre.new_empty(taps, taps, channels, channels)  # (t, t', C, C)
     by_taps.copy_(both[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps)).permute(1, 3, 0, 2))
     grid, room = _grid_for(x, kernel_size), _with_room(x, centre, kernel_size)
@@ -204,7 +205,7 @@ def _gradient(
 
 
 def _with_room(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """x less its centre, with zeros around it as far as two taps are apart."""
+    """x minus its centre, with zeros around it as far as two taps are apart."""
     (images, channels, height, width), (down, right) = x.shape, (k - 1 for k in kernel_size)
     size = images, channels, height + 2 * down, width + 2 * right
     room = torch.empty(size, dtype=centre.dtype, device=x.device, memory_format=_layout(x)).zero_()
@@ -213,26 +214,26 @@ def _with_room(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> Tenso
 
 
 class _Grid(NamedTuple):
-    """What depends on sizes alone."""
+    """Everything that depends on sizes only."""
 
     rows: Tensor
-    """(ty * ty', H), float64: which rows of x' the tap ty reads at positions where ty' is in the image too."""
+    """(ty * ty', H), float64: the rows of x' that tap ty reads at positions where tap ty' is in the image too."""
     columns: Tensor
-    """(tx * tx', W), the same for columns."""
+    """(tx * tx', W): the same for columns."""
     mean: Tensor
     """(t,), float64: mean of e."""
     covariance: Tensor
-    """(t, t'), float64: covariance of e, from whole numbers, in which nothing is lost."""
+    """(t, t'), float64: covariance of e, computed from integers and so without rounding errors in the sums."""
     ring: list[Lines]
-    """The positions outside of the image whose patches reach into it, by how far they do."""
+    """The positions outside the image whose patches reach into it, by how far they reach."""
     distances: Tensor
-    """(t, t'): the number of the distance t' - t, counted row by row over the plane of all distances."""
+    """(t, t'): the index of the distance t' - t, counted row by row over all distances."""
     pairs: Tensor
-    """The same among those that are marked o above, and then those that follow by (3)."""
+    """(t, t'): the same, counted over the distances marked o above and then over those that follow by (3)."""
 
 
 def _grid_for(x: Tensor, kernel_size: tuple[int, int]) -> _Grid:
-    # What a compiler traces with must not be remembered: it is of no use once the compiler is done.
+    # Tensors that a compiler traces with must not be cached: they are useless once it is done.
     tracing = torch.compiler.is_compiling() or type(x) is not Tensor
     (height, width), (high, wide) = x.shape[2:], kernel_size
     return (_grid if tracing else _remembered_grid)(height, width, (high, wide), float64_device(x.device))
@@ -243,23 +244,23 @@ def _grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.d
     both = _by_taps((rows.sum(1)[:, None] * columns.sum(1)), kernel_size)
     seen, count = both.diagonal(), height * width
     covariance = (both * count - torch.outer(seen, seen)) / count**2
-    height, width = int(height), int(width)  # a compiler's symbols, of which the pairs below cannot be made
+    height, width = int(height), int(width)  # a compiler's symbols; the pairs below need integers
     around, distances = ring((height, width), kernel_size, device), _distances(kernel_size, device)
-    beyond = distances - distances[0, 0]  # the distance 0
+    beyond = distances - distances[0, 0]  # relative to the index of distance 0
     pairs = torch.where(beyond >= 0, beyond, distances[0, 0] - beyond)
     return _Grid(rows, columns, seen / count, covariance, around, distances, pairs)
 
 
-@lru_cache(maxsize=256)  # some 10 to 100 kB each; more sizes than a training in many sizes has at once
+@lru_cache(maxsize=256)  # 10 to 100 kB each; enough sizes for a training on many sizes
 def _remembered_grid(height: int, width: int, kernel_size: tuple[int, int], device: torch.device) -> _Grid:
     with torch.inference_mode(False):  # a later training step may need it for its second derivatives
         return _grid(height, width, kernel_size, device)
 
 
 class _OutputMoments(torch.autograd.Function):
-    """(1): mean W p and variance W Cov W^T, per row of W; only what is kept anyway is kept for the backward pass.
+    """(1): mean W p and variance W Cov W^T, per row of W. Saves only tensors for backward that are kept anyway.
 
-    All of it is in float64, so that nothing is lost, on a device that would run float32 products in TF32 either.
+    Everything is in float64, so no digits are lost, not even on a device that runs float32 products in TF32.
     """
 
     @staticmethod
@@ -268,7 +269,7 @@ class _OutputMoments(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows = _rows(weight, centre)
         var = ((rows @ covariance).unsqueeze(1) @ rows.unsqueeze(2)).flatten()
-        return rows @ mean, var.clamp_min_(0)  # rounding alone makes it negative
+        return rows @ mean, var.clamp_min_(0)  # only rounding makes it negative
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -293,19 +294,19 @@ def _rows(weight: Tensor, centre: Tensor) -> Tensor:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Channels last on a CPU, where the convolution of the moments was measured to be a third faster so."""
+    """Channels last on a CPU, where it makes the convolution of the moments a third faster (measured)."""
     last = x.device.type == "cpu" or x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def _pairs(correlation: Tensor, pairs: Tensor) -> Tensor:
-    """R[t' - t] for each pair of taps, (t, t', C, C), from R over half of the distances, (C, distances, C)."""
+    """R[t' - t] for each pair of taps, (t, t', C, C), from R over half the distances, (C, distances, C)."""
     half = correlation.transpose(0, 1)
     return torch.cat([half, half[1:].transpose(1, 2)])[pairs.to(half.device)]
 
 
 def _folded_pairs(by_taps: Tensor, distances: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """The kernel (C, C, 2 k - 1, 2 k - 1) of (6): the sum over all pairs of taps (t, t', C, C) of one distance."""
+    """The kernel of (6), (C, C, 2 k - 1, 2 k - 1): `by_taps` summed over the pairs of taps of each distance."""
     high, wide = (2 * k - 1 for k in kernel_size)
     summed = by_taps.new_zeros(high * wide, *by_taps.shape[2:])
     summed.index_add_(0, distances.flatten(), by_taps.flatten(0, 1))
@@ -313,7 +314,7 @@ def _folded_pairs(by_taps: Tensor, distances: Tensor, kernel_size: tuple[int, in
 
 
 def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
-    """(t, t'), as in `_Grid`. Of a 1x2 kernel, whose distances -1, 0, 1 are numbered 0, 1, 2: [[1, 2], [0, 1]]."""
+    """`_Grid.distances`. For a 1x2 kernel, whose distances -1, 0, 1 have the indices 0, 1, 2: [[1, 2], [0, 1]]."""
     high, wide = kernel_size
     row, column = torch.arange(high, device=device), torch.arange(wide, device=device)
     dy = (row[None] - row[:, None] + high - 1)[:, None, :, None]
@@ -322,15 +323,15 @@ def _distances(kernel_size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _by_taps(by_axis: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """(ty * ty', tx * tx') to (t, t')."""
+    """Rearrange (ty * ty', tx * tx') to (t, t')."""
     high, wide = kernel_size
     return by_axis.reshape(high, high, wide, wide).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _ranges(length: int, size: int, device: torch.device) -> Tensor:
-    """(t * t', v): the boxes of (5), along one axis of the image [0, length); taps count from the middle.
+    """The boxes of (5) along one axis of the image [0, length), as masks (t * t', v); taps count from the middle.
 
-    Of 3 taps and 5 pixels, with t = 1 and t' = -1: q = v - 1 leaves . 1 1 1 1, and q + t' = v - 2 leaves . . 1 1 1.
+    With 3 taps and 5 pixels, t = 1 and t' = -1: q = v - 1 allows . 1 1 1 1, and q + t' = v - 2 allows . . 1 1 1.
     """
     v = torch.arange(length, device=device)
     taps = torch.arange(size, device=device) - size // 2

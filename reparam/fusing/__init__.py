@@ -1,4 +1,4 @@
-"""From blocks to convolutions and back, ours and other people's."""
+"""From blocks to convolutions and back, for this library's blocks and for other people's."""
 
 from ._absorb import absorb
 from ._foreign import kernel_of

@@ -1,4 +1,4 @@
-"""Making a block compute a given convolution, while all of its branches stay as they started but one."""
+"""Make a block compute a given convolution by changing one of its branches."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from ..branches._stages import ChannelScale
 from ..errors import SpecError
 
 _EXACT = 1e-14  # relative residual that float64 can reach
-_STEPS = 200  # with orthogonal 1x1 convolutions a few are enough
+_STEPS = 200  # a few suffice with orthogonal 1x1 convolutions
 _PASSES = 10
 
 
 @torch.no_grad()
 def absorb(block: ReparamBlock, target: Kernel) -> None:
-    r"""Changes a float64 block in eval mode so that its kernel is `target`.
+    r"""Change a float64 block in eval mode so that its kernel is `target`.
 
-    The kernel K is affine in the weight w of one k x k convolution and one bias. All else stays random and trainable,
-    batch norms on the way of w get the scale 1 and the shift 0, and w and the bias take the smallest change that solves
+    The kernel K is affine in the weight w of one k x k convolution and in one bias. These two get the smallest change
+    that solves
 
     $$K(w) = K(w_0) + J (w - w_0) = K_{target},\qquad w = w_0 + J^\top (J J^\top)^{-1} (K_{target} - K(w_0)).$$
 
-    1x1 convolutions before and after w become orthogonal first: then w is as large as the target.
+    Everything else keeps its random start and stays trainable, except that batch norms in the branch of w get scale 1
+    and shift 0, and the 1x1 convolutions before and after w become orthogonal. This keeps w as large as the target.
 
     Args:
-        block: any block that has a branch with a convolution of all taps of its spec.
+        block: any block with a branch that has a convolution with all taps of its spec.
         target: weight of shape (out, in / groups, *size), bias of shape (out,).
 
     Raises:
-        SpecError: if no branch can take any kernel; the block is in no particular state then.
+        SpecError: if no branch can represent every kernel. The block is then left half changed.
     """
     holder, conv = _holder(block)
     _make_plain(block, holder, conv)
@@ -49,7 +50,7 @@ def absorb(block: ReparamBlock, target: Kernel) -> None:
         weight, bias = block._full(block.kernel())
         return torch.cat([weight.flatten(), bias if block.spec.bias else bias[:0]])
 
-    for _ in range(_PASSES):  # each takes off what rounding left over of the one before
+    for _ in range(_PASSES):  # each pass corrects the rounding errors of the one before
         missing = wanted - kernel()
         if float(missing.abs().max()) <= _EXACT * max(float(wanted.abs().max()), float(conv.weight.abs().max())):
             return
@@ -57,13 +58,13 @@ def absorb(block: ReparamBlock, target: Kernel) -> None:
             unknown.add_(change)
     if not float((wanted - kernel()).abs().max()) <= 100 * _EXACT * float(conv.weight.abs().max()):
         raise SpecError(
-            f"{type(block).__name__} ({block.spec}) cannot take the kernel: its way through {type(holder).__name__} is "
-            "too narrow, or it has no bias to take the convolution's"
+            f"{type(block).__name__} ({block.spec}) cannot take the kernel: its path through {type(holder).__name__} "
+            "is too narrow, or it has no bias to take the convolution's"
         )
 
 
 def _make_plain(block: ReparamBlock, holder: Branch, conv: _ConvNd) -> None:
-    """Takes what is around the convolution out of its way: norms and scales become 1, and 1x1s orthogonal."""
+    """Make the layers around the convolution neutral: norms and scales become 1, 1x1 convolutions orthogonal."""
     for _, bn in norms(block):
         _forget(bn)
     for bn in [*(bn for _, bn in norms(holder)), *([] if block.norm is None else [block.norm])]:
@@ -82,9 +83,9 @@ def _holder(block: ReparamBlock) -> tuple[Branch, _ConvNd]:
     for branch in block.branches:
         for module in branch.modules():
             if isinstance(module, _ConvNd) and _is_full(module, spec):
-                return branch, module  # type: ignore[return-value]  # all branches are of this type
+                return branch, module  # type: ignore[return-value]  # all branches have this type
     raise SpecError(
-        f"{type(block).__name__} ({spec}) has no convolution with all of its taps, so that it cannot take any kernel"
+        f"{type(block).__name__} ({spec}) has no convolution with all of its taps, so it cannot take every kernel"
     )
 
 
@@ -94,7 +95,7 @@ def _is_full(conv: _ConvNd, spec: ConvSpec) -> bool:
 
 
 def _bias(block: ReparamBlock, holder: Branch) -> list[Tensor]:
-    """A bias on which that of the kernel depends: after the sum, in the branch, or in another one; the last in each."""
+    """A bias that the kernel's bias depends on: after the sum, in the branch, or in another one; the last of each."""
     if not block.spec.bias:
         return []
     after = [] if block.norm is None else [block.norm]
@@ -107,9 +108,9 @@ def _bias(block: ReparamBlock, holder: Branch) -> list[Tensor]:
 
 
 def _forget(bn: BatchNorm) -> None:
-    """Statistics of mean 0 and variance 1, which count as seen: the block's function is decided from now on."""
+    """Set mean 0 and variance 1 and mark them as seen, since the block's function depends on them from now on."""
     if bn.running_mean is None or bn.running_var is None:
-        raise SpecError(f"{type(bn).__name__} keeps no running statistics, so that the block has no kernel")
+        raise SpecError(f"{type(bn).__name__} keeps no running statistics, so the block has no kernel")
     bn.running_mean.zero_()
     bn.running_var.fill_(1.0)
     if bn.num_batches_tracked is not None:
@@ -117,7 +118,7 @@ def _forget(bn: BatchNorm) -> None:
 
 
 def _neutralise(bn: BatchNorm) -> None:
-    """Scale 1 and shift 0, as far as it has an affine."""
+    """Set scale 1 and shift 0, if the norm has an affine."""
     if bn.weight is not None:
         bn.weight.fill_(math.sqrt(1.0 + bn.eps))
     if bn.bias is not None:
@@ -126,9 +127,9 @@ def _neutralise(bn: BatchNorm) -> None:
 
 @torch.enable_grad()
 def _least_change(function: Callable[[], Tensor], unknowns: Sequence[Tensor], missing: Tensor) -> tuple[Tensor, ...]:
-    """The smallest change of the unknowns by which an affine function grows by `missing`.
+    """The smallest change of the unknowns that increases an affine function by `missing`.
 
-    Conjugate gradients on J J^T: J^T v is a gradient, and J u the gradient of a gradient.
+    It runs conjugate gradients on J J^T, where J^T v is a gradient, and J u the gradient of a gradient.
     """
     value = function()
     dual = torch.zeros_like(missing, requires_grad=True)

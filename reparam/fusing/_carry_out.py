@@ -1,4 +1,4 @@
-"""Carrying out a plan: in a copy of the model, or in the model itself."""
+"""Carry out a plan in a copy of the model, or in the model itself."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ._foreign import Plan
 
 
 def fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
-    """Carries a plan out on a copy."""
-    # deepcopy asks its memo before it copies an object: so it puts the convolution wherever the block is referred to.
+    """Carry out a plan on a copy."""
+    # deepcopy looks in its memo before it copies an object, so it puts the convolution wherever the block is used.
     memo: dict[int, Any] = {}
     leave_hooks_out(model, memo)
     plan.fill(memo)
@@ -32,11 +32,11 @@ def fused_copy(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def fuse_in_place(model: nn.Module, plan: Plan) -> nn.Module:
-    """Carries a plan out on the model itself."""
+    """Carry out a plan on the model itself."""
     if id(model) in plan.makes():
         raise FuseError(
-            f"the model is itself a block ({type(model).__name__}), which cannot become another module in place; use "
-            "the convolution that fuse(block) returns"
+            f"cannot fuse in place: the model is itself a block ({type(model).__name__}), which would have to become "
+            "another module; use the convolution that fuse(block) returns"
         )
     made = {key: make(_itself) for key, make in plan.makes().items()}
     _keep_all_hooks(model, made, None)
@@ -53,7 +53,7 @@ def _itself(module: nn.Module) -> nn.Module:
 
 
 def exchange(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
-    """Puts other modules, by the id of the one that they replace, wherever a model refers to it; in place."""
+    """Replace modules by others, given by the id of the replaced one, wherever a model uses them; in place."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if id(child) in others:

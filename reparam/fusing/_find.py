@@ -1,4 +1,4 @@
-"""What of a model is fused, and what stays."""
+"""Decide what `fuse` replaces in a model, and what stays."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ._foreign.pairs import Neighbours
 from ._foreign.trace import is_any_norm
 
 WhatIsFused = tuple[dict[str, Branch], Survey]
-"""Blocks of this library by dotted name, and all else."""
+"""Blocks of this library by dotted name, and everything else that is fused."""
 
-_SWAPPED = "it is of another code, and stays next to what swap_convs put in, so that its keys do; foreign=True takes it"
+_SWAPPED = "it is not a block of this library, and keeps its keys because swap_convs was used; foreign=True fuses it"
 _OUTSIDE = (
-    "batch norms outside of blocks stay next to blocks of this library, so that other layers keep their keys; "
-    "batch_norms=True takes in those that can go"
+    "batch norms outside blocks stay in a model with blocks of this library, so that other layers keep their keys; "
+    "batch_norms=True merges those that can be merged"
 )
 
 
 def find_blocks(model: nn.Module) -> dict[str, Branch]:
-    """The outermost blocks (and branches used on their own) of a model by dotted name, each once."""
+    """The outermost blocks of a model, and branches used on their own, by dotted name, each once."""
 
     outermost = walk(model, lambda module: () if isinstance(module, Branch) else module.named_children())
     return {name: module for name, module in outermost if isinstance(module, Branch)}
@@ -35,7 +35,7 @@ def find_blocks(model: nn.Module) -> dict[str, Branch]:
 def find_all(
     model: nn.Module, batch_norms: bool | None = None, foreign: bool | None = None, skip: Match | None = None
 ) -> WhatIsFused:
-    """The blocks of this library that are fused, and all else that is; arguments are those of `fuse`.
+    """The blocks of this library that are fused, and everything else that is; the arguments are those of `fuse`.
 
     Raises:
         FuseError: if `skip` matches nothing.
@@ -65,16 +65,16 @@ def find_all(
 
 
 def _skipped(model: nn.Module, skip: Match | None) -> set[int]:
-    """All modules that are matched, or are in one that is."""
+    """The ids of all modules that match, and of those inside them."""
     if skip is None:
         return set()
     wanted = matcher(skip)
     matched = [module for name, module in model.named_modules(remove_duplicate=False) if wanted(name, module)]
     if not matched:
-        raise FuseError(f"skip={skip!r} matches no module of {type(model).__name__}; names are as in named_modules()")
+        raise FuseError(f"skip={skip!r} matches no module of {type(model).__name__}; use names from named_modules()")
     stays = {id(inner) for module in matched for inner in module.modules()}
     whole = [module for module in model.modules() if has_form(module) and _touches(module, stays)]
-    return stays.union(*(map(id, module.modules()) for module in whole))  # a class with a form of its own has it whole
+    return stays.union(*(map(id, module.modules()) for module in whole))  # an inference form is all or nothing
 
 
 def _touches(module: nn.Module, stays: Collection[int]) -> bool:
@@ -86,7 +86,7 @@ def _foreign_touches(block: ForeignBlock, stays: Collection[int]) -> bool:
 
 
 def _untouched(pairs: Collection[Neighbours], stays: set[int]) -> tuple[Neighbours, ...]:
-    """The pairs without those that have to do with what stays, through a layer that several norms go into, too."""
+    """The pairs that share no layer with what stays, directly or through a layer that takes several norms."""
     groups = [{id(part) for part in (pair.norm, *pair.layers)} for pair in pairs]
     gone, before = set(stays), -1
     while len(gone) != before:
@@ -95,7 +95,7 @@ def _untouched(pairs: Collection[Neighbours], stays: set[int]) -> tuple[Neighbou
 
 
 def _norms_outside(model: nn.Module, ours: Mapping[str, Branch], found: Survey) -> Iterator[str]:
-    """The dotted names of norms that are in no block."""
+    """The dotted names of the norms outside blocks."""
     blocks = [*ours.values(), *(block.module for block in found.blocks.values())]
     inside = {id(inner) for block in blocks for inner in block.modules()}
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Fusing: plain convolutions in place of blocks, on request, in a copy."""
+"""Fuse: replace blocks by plain convolutions, on request, in a copy."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside of DDP, DataParallel, torch.compile and AveragedModel, however nested.
+    """The model inside DDP, DataParallel, torch.compile and AveragedModel, in any nesting.
 
     Raises:
-        FuseError: for one that is sharded, whose numbers are not all here.
+        FuseError: for a sharded model, because this process does not have all parameters.
     """
     if why := why_not_whole(model):
         raise FuseError(why)
@@ -84,49 +84,57 @@ def fuse(
     skip: Match | None = None,
     strict: bool = False,
 ) -> nn.Module:
-    """Replaces every block of a model by the one convolution that it is equal to.
+    """Replace every block of a model by the convolution that it equals.
 
     Kernels are computed in float64 and rounded once. Each convolution keeps the dtype, device, memory format, mode,
-    hooks and `requires_grad` of its block; a block used in several places becomes one convolution used in the same
-    places. Wrappers (DDP, DataParallel, `torch.compile`, `AveragedModel`) are taken off. Fusing what is fused already
-    gives a copy of it.
+    hooks and `requires_grad` of its block. A block used in several places becomes one convolution used in these places.
+    Wrappers (DDP, DataParallel, `torch.compile`, `AveragedModel`) are removed. Fusing a fused model returns a copy.
 
-    Blocks are those of this library, and whatever of other codes is linear in one value and has several layers in it,
-    in any class and spelling: such a region becomes one convolution if that costs no more multiply-adds than what it
-    replaces, else its parts do. A class with an inference form of its own (timm's, RepVGG's, MobileOne's, DBB's)
-    keeps its class and runs that form, with its keys; a module that is linear as a whole, or of a type registered
-    with `kernel_of`, becomes a convolution or a linear layer; of layers in a row the first becomes it; else the
-    forward of the smallest module around is rewritten, with the convolution under the name `conv` (`conv2`, ...).
+    Blocks are those of this library, and also any part of other code that has several layers and is linear in one
+    value, whatever its class and however it is written. Such a region becomes one convolution if that costs no more
+    multiply-adds; otherwise its parts become convolutions where this pays. Where the convolution goes:
 
-    With an `example`, the result is proved before it is handed out: the model and what it is fused into run on it in
-    float64, before anything is rounded, so that the two may differ by no more than 1e-9; then every number of the
-    result is held next to the float64 one that it must round. Both run on copies in eval mode, without those hooks
-    that are functions, which would tell the user's own data of it.
+    - A class with its own inference form (timm's, RepVGG's, MobileOne's, DBB's) keeps its class and runs that form,
+      with its keys.
+    - A module that is linear as a whole, or of a type registered with `kernel_of`, becomes a convolution or a linear
+      layer.
+    - Of layers in a row, the first becomes the convolution.
+    - In all other cases the forward of the smallest enclosing module is rewritten, and the convolution is named `conv`
+      (`conv2`, ...).
+
+    With an `example`, `fuse` proves the result before it returns it. It runs the model and the fused model in float64,
+    before rounding, and they may differ by no more than 1e-9. Then it checks every value of the result against the
+    float64 value that it must round. Both run on copies in eval mode, without hooks that are plain functions, because
+    such hooks act on the user's own objects.
 
     Args:
         model: a model that holds blocks, or a block itself, in eval mode or with frozen batch norms.
-        example: an input to prove the result on: a tensor, a tuple of positional arguments, or a dict of arguments by
-            keyword, on the device of the model and of any real dtype. None: the result is not run.
-        inplace: change `model` itself instead of a copy.
-        batch_norms: whether batch norms outside of blocks go into the convolution or linear layer before them (or
-            after them, where that pads nothing), which changes the keys of both. None: if the model holds no block of
-            this library; next to one, other layers keep their keys, so that the model it was built from loads them.
-        foreign: whether blocks of other codes are fused. None: unless `swap_convs` put blocks into the model, so that
-            the model it was called on loads the result.
-        skip: what stays as it is, with all that is in it: a shell pattern of the dotted name, several of them, a type,
-            or a function of name and module.
-        strict: whether to refuse a model of which anything stays without being asked to: what `left` of
+        example: an input to prove the result on: a tensor, a tuple of positional arguments, or a dict of keyword
+            arguments, on the device of the model and of any real dtype. None: no proof.
+        inplace: whether to change `model` itself instead of a copy.
+        batch_norms: whether batch norms outside blocks are merged into the convolution or linear layer before them (or
+            after them, if that layer does not pad); this changes the keys of both. None: only if the model holds no
+            block of this library. With such a block, other layers keep their keys, so the original model loads them.
+        foreign: whether blocks of other code are fused. None: yes, unless `swap_convs` put blocks into the model; then
+            the original model loads the result.
+        skip: what stays unchanged, with everything inside it: a shell pattern of the dotted name, several of them, a
+            type, or a function of name and module.
+        strict: whether to refuse a model of which anything stays that `skip` does not name: the parts that `left` of
             `inspect_model(model)` lists.
 
     Returns:
-        The fused copy, or `model` if `inplace`: of the class of the model, but for a block, which becomes an `nn.Conv`,
-        and for a wrapper.
+        The fused copy, or `model` if `inplace`. It has the class of the model, except that a block becomes an `nn.Conv`
+        and a wrapper is removed.
 
     Raises:
-        FuseError: if there is nothing to fuse; if a batch norm that would go uses batch statistics or never saw a
-            batch, or a number is not finite, each named; if the result is not the same function on `example`, or the
-            model does not run on it; if something stays though `strict`, or `skip` matches nothing; or if `inplace` is
-            asked for a wrapped model or for a block itself. The model is unchanged then.
+        FuseError: in these cases, and the model is then unchanged:
+
+            - There is nothing to fuse, or `skip` matches nothing.
+            - A batch norm to be merged uses batch statistics or never saw a batch, or a value is not finite; each is
+              named.
+            - The result is not the same function on `example`, or the model does not run on it.
+            - Something stays although `strict`.
+            - `inplace` is used with a wrapped model or with a block itself.
 
     Example:
         >>> import torch
@@ -139,8 +147,8 @@ def fuse(
     inner = unwrap(model)
     if inplace and inner is not model:
         raise FuseError(
-            f"cannot fuse a {type(model).__name__} in place, as the wrapper holds on to what would be replaced; fuse "
-            "the model inside of it, or leave inplace=False for a fused copy without the wrapper"
+            f"cannot fuse a {type(model).__name__} in place, because the wrapper keeps references to the replaced "
+            "modules; fuse the model inside it, or use inplace=False for a fused copy without the wrapper"
         )
     find = partial(find_all, batch_norms=batch_norms, foreign=foreign, skip=skip)
     plan = _plan(inner, *find(inner), strict)
@@ -149,11 +157,11 @@ def fuse(
     plain = fused_copy(inner, plan)
     if example is not None:
         _prove(inner, plain, example, find)
-    return fuse_in_place(inner, plan) if inplace else plain  # the copy is given up then, so that its layers may be used
+    return fuse_in_place(inner, plan) if inplace else plain  # in place, layers of the copy may be reused
 
 
 def _prove(model: nn.Module, plain: nn.Module, example: Any, find: Callable[[nn.Module], WhatIsFused]) -> None:
-    """Raises a FuseError unless `plain` is `model` on an example; see `fuse`."""
+    """Raise a FuseError unless `plain` equals `model` on an example; see `fuse`."""
     exact = of_dtype(torch.float64, copy_module(model)).eval()
     blocks, found = find(exact)
     plan = _plan(exact, blocks, found)
@@ -166,7 +174,7 @@ def _prove(model: nn.Module, plain: nn.Module, example: Any, find: Callable[[nn.
 
 
 def _spans(found: Survey) -> Spans:
-    """From the layers that take norms in, and norms before layers, to where the values are those of the model again."""
+    """The spans in which values differ from the model's, because layers take over norms after or before them."""
     last = {id(pair.layers[0]): pair.norm for pair in found.neighbours if not pair.before}
     spans = {layer: {norm} for layer, norm in last.items()}
     for pair in found.neighbours:
@@ -181,10 +189,10 @@ def _spans(found: Survey) -> Spans:
 
 
 def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict: bool = False) -> Plan:
-    """What becomes of the modules of a model in which these were found.
+    """Plan what becomes of the modules of a model, given what was found in it.
 
     Raises:
-        FuseError: if nothing does, or something cannot now.
+        FuseError: if there is nothing to fuse, or something cannot be fused now.
     """
     nothing = not (blocks or found.blocks or found.neighbours or found.refused)
     nothing = nothing and not any("fused_from" in vars(module) for module in model.modules())
@@ -194,10 +202,10 @@ def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict:
         raise FuseError(
             f"found no block to fuse in {type(model).__name__}; blocks are modules such as RepSRBlock, subclasses of "
             "reparam.Branch, types registered with kernel_of, and known modules of timm and others. "
-            f"inspect_model(model) lists what is found{stays and f'. What stays, and why:{stays}'}"
+            f"inspect_model(model) lists what it finds{stays and f'. What stays, and why:{stays}'}"
         )
     if strict and stays:
-        raise FuseError(f"cannot fuse all of the model; skip= names what may stay:{stays}")
+        raise FuseError(f"cannot fuse all of the model (strict=True); name what may stay in skip=:{stays}")
     if problems := [f"{name}: {why}" for name, why in problems_in(blocks, found).items()]:
         raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
     plan = Plan()
@@ -211,7 +219,7 @@ def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict:
 
 
 def _check_finite(plan: Plan, found: Survey) -> None:
-    """Finite numbers may make a kernel that is not, as float16 ends at 65504."""
+    """Refuse kernels that are not finite although their parameters are: float16 ends at 65504."""
     made = {found.names[key]: make for key, make in plan.makes().items()}
     for edit in plan.edits:
         made |= {f"{found.names[id(edit.block.module)]}.{name}": make for name, make in edit.sets.items()}
@@ -220,23 +228,23 @@ def _check_finite(plan: Plan, found: Survey) -> None:
         if isinstance(layer, nn.Module) and (problems := unsound_in(layer, name)):
             key, why = next(iter(problems.items()))
             raise FuseError(
-                f"cannot fuse the model: of {key!r}, once fused, {why.partition(';')[0]}, in a kernel "
-                "made of finite numbers; they are too large for the dtype, or a batch norm divides by zero"
+                f"cannot fuse the model: of {key!r}, once fused, {why.partition(';')[0]}, although its "
+                "parameters are finite; the kernel is too large for the dtype, or a batch norm divides by zero"
             )
 
 
 @contextmanager
 def fused(model: nn.Module, **options: Any) -> Iterator[nn.Module]:
-    """Deprecated: `fuse(model.eval())`, which does not change the blocks either; a training goes on by `model.train()`.
+    """Deprecated: use `fuse(model.eval())`, which makes a copy too, and `model.train()` to continue training.
 
-    A fused copy in eval mode, of a model in any mode.
+    Yields a fused copy in eval mode, of a model in any mode.
     """
-    warnings.warn("fused(model) is deprecated: take fuse(model.eval())", DeprecationWarning, stacklevel=3)
+    warnings.warn("fused(model) is deprecated: use fuse(model.eval())", DeprecationWarning, stacklevel=3)
     yield fuse(copy_module(unwrap(model)).eval(), **options)
 
 
 def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
-    """A copy in eval mode, fused if there is anything to fuse, and proved on an example if the model runs on it.
+    """Copy a model in eval mode, fuse the copy if there is anything to fuse, and prove it if the example runs.
 
     Raises:
         FuseError: if a batch norm of a block uses batch statistics or never saw a batch, or the proof fails.
@@ -247,13 +255,13 @@ def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         return copy_module(inner).eval()
     plain = fused_copy(inner, _plan(inner, blocks, found))
     if example is not None:
-        with suppress(CannotRunError):  # not every network runs in float64, or on whatever was made up for it
+        with suppress(CannotRunError):  # not every network runs in float64, or on a made-up input
             _prove(inner, plain, example.to(tensor_like(inner).device), find_all)
     return plain.eval()
 
 
 def made_up_image(net: nn.Module) -> Tensor | None:
-    """An input for a network of images to be proved on, (1, colors, 32, 32); None for one that says no `colors`."""
+    """An input to prove a network of images on, (1, colors, 32, 32); None for a network without `colors`."""
     colors: Any = getattr(net, "colors", None)
     if not isinstance(colors, int):
         return None
@@ -261,10 +269,10 @@ def made_up_image(net: nn.Module) -> Tensor | None:
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """The structure that `fuse(model)` has, with fresh weights, in place: a model into which fused weights load."""
+    """Give a model the structure of `fuse(model)` in place, with fresh weights, to load fused weights into it."""
     plan = Plan()
     for block in find_blocks(model).values():
         conv: nn.Module = block.spec.new_conv()
-        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
+        conv.fused_from = type(block).__name__  # type: ignore[assignment]  # not declared by torch's class
         plan.instead[id(block)] = partial(given, conv)
     return fuse_in_place(model, plan)

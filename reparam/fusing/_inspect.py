@@ -1,4 +1,4 @@
-"""What a model holds: its blocks, and whether each is ready to be fused."""
+"""List the blocks of a model, and whether each is ready to be fused."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ class BlockReport:
     kind: str
     """Name of its class."""
     spec: ConvSpec
-    """Geometry of the convolution that it is equal to."""
+    """Geometry of the convolution that it equals."""
     parameters: int
-    """Trained numbers in the block."""
+    """Number of parameters of the block."""
     fused_parameters: int
-    """Numbers in the convolution."""
+    """Number of parameters of the convolution."""
     frozen: bool | None
     """Whether the statistics of all its batch norms are frozen; None if it has none."""
     problems: dict[str, str]
     """Why it cannot be fused now, by the dotted name of the batch norm or tensor; empty if it can."""
     replaces: tuple[str, ...] = ()
-    """Dotted names of what the convolution takes the place of."""
+    """Dotted names of the modules that the convolution replaces."""
     multiply_adds: float | None = None
-    """Of what it takes the place of, for each pixel of the input; None where they are not counted."""
+    """Multiply-adds of the replaced modules, per pixel of the input; None if they are not counted."""
     fused_multiply_adds: float | None = None
-    """Of the convolution."""
+    """Multiply-adds of the convolution, per pixel of the input."""
 
     @property
     def ready(self) -> bool:
-        """Whether `fuse` takes it as it is."""
+        """Whether `fuse` can fuse it now."""
         return not self.problems
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """All blocks of a model; printed, it is a table."""
+    """The result of `inspect_model`; prints as a table."""
 
     blocks: tuple[BlockReport, ...]
-    """In the order in which the model holds them."""
+    """The blocks, in the order of the model."""
     parameters: int
     """Parameters of the whole model."""
     fused_parameters: int
     """Parameters of the whole model after fusing."""
     batch_norms: Mapping[str, str] = field(default_factory=dict)
-    """Batch norms outside of blocks that go into a layer next to them, and the name of that layer, or the first."""
+    """Batch norms outside blocks that are merged into a layer next to them, with the name of that (first) layer."""
     problems: Mapping[str, str] = field(default_factory=dict)
-    """Why one of these cannot go now, by its dotted name, or that of a tensor in it or in the layer."""
+    """Why one of these cannot be merged now, by its dotted name, or that of a tensor in it or in the layer."""
     left: Mapping[str, str] = field(default_factory=dict)
-    """Why `fuse` leaves a part that looks like branches, or a batch norm, as it is, by dotted name."""
+    """Why `fuse` does not change a part that looks like branches, or a batch norm, by dotted name."""
     apart: Mapping[str, str] = field(default_factory=dict)
-    """Why a part that could be one convolution is cheaper as it is, by dotted name."""
+    """Why a part that could be one convolution is cheaper unfused, by dotted name."""
 
     @property
     def ready(self) -> bool:
-        """Whether `fuse` takes the model as it is."""
+        """Whether `fuse` can fuse the model now."""
         found = bool(self.blocks or self.batch_norms)
         return found and not self.problems and all(block.ready for block in self.blocks)
 
@@ -83,7 +83,7 @@ class ModelReport:
             lines.append(f"{name} goes into {layer}: {self.problems.get(name, 'ready')}")
         lines += [f"{name}: {why}" for name, why in self.problems.items() if name not in self.batch_norms]
         lines += [f"{name or '(model)'} stays: {why}" for name, why in self.left.items()]
-        lines += [f"{name or '(model)'} is cheaper as it is: {why}" for name, why in self.apart.items()]
+        lines += [f"{name or '(model)'} is cheaper unfused: {why}" for name, why in self.apart.items()]
         return "\n".join(lines)
 
 
@@ -110,22 +110,25 @@ def _table(blocks: Iterable[BlockReport]) -> str:
 
 
 def _multiply_adds(block: BlockReport) -> str:
-    """Before and after, for each pixel of the input."""
+    """Multiply-adds before and after fusing, per pixel of the input."""
     if block.multiply_adds is None or block.fused_multiply_adds is None:
         return ""
     return f"{block.multiply_adds:,.0f} -> {block.fused_multiply_adds:,.0f}"
 
 
 def inspect_model(model: nn.Module) -> ModelReport:
-    """Lists the blocks of a model: what is fusable, frozen, ready or not, and why.
+    """List the blocks of a model: which are frozen, which are ready to be fused, and if not, why.
 
-    Foreign blocks are listed as well, one line per convolution that they become. What `fuse(model)` takes is what is
-    listed: where the model holds no block of this library, batch norms outside of blocks too, and where `swap_convs`
-    put none in, foreign blocks. What stays, though it looks like branches or is a batch norm, is in `left`, so that a
-    fused model of which `blocks`, `batch_norms` and `left` are empty has nothing more to fuse.
+    The report lists what `fuse(model)` fuses with its default options. Blocks of other code have one line per
+    convolution that they become; they are left out if `swap_convs` put blocks into the model. Batch norms outside
+    blocks are listed if the model holds no block of this library. Parts that look like branches and batch norms that
+    stay are in `left`. So if `blocks`, `batch_norms` and `left` of a fused model are empty, nothing is left to fuse.
 
     Args:
-        model: any module; wrappers such as DDP only prefix the names.
+        model: any module; a wrapper such as DDP only adds a prefix to the names.
+
+    Returns:
+        The blocks, counts of parameters, and what stays, with the reasons.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -145,7 +148,7 @@ def inspect_model(model: nn.Module) -> ModelReport:
 
 
 def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
-    """Why what would be fused cannot be now, by the dotted name of the batch norm or tensor."""
+    """Why parts that `fuse` would fuse cannot be fused now, by the dotted name of the batch norm or tensor."""
     problems: dict[str, str] = {}
     for name, ours in blocks.items():
         problems |= _problems(name, ours)
@@ -156,7 +159,7 @@ def problems_in(blocks: Mapping[str, Branch], found: Survey) -> dict[str, str]:
 
 
 def _problems(name: str, block: Branch) -> dict[str, str]:
-    """Why a block of this library cannot be fused now, by the dotted name of what is in the way."""
+    """Why a block of this library cannot be fused now, by the dotted name of the module that prevents it."""
     return {f"{name}.{inner}".strip("."): why for inner, why in block.problems().items()}
 
 

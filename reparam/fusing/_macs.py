@@ -1,4 +1,4 @@
-"""Multiply-adds of a network as it is used: with every block as the one convolution that it is equal to."""
+"""Count the multiply-adds of a network in use, with every block as the convolution that it equals."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from ._prove import inputs_of
 
 @torch.no_grad()
 def macs(net: nn.Module, example: Any) -> int:
-    r"""Counts the multiply-adds of what `fuse(net)` runs, for any mode of `net`, trained or not.
+    r"""Count the multiply-adds of `fuse(net)`, for a network in any mode, trained or not.
 
     A convolution from $C_{in}$ to $C_{out}$ channels in $g$ groups takes
-    $N \cdot H' W' \cdot C_{out} \cdot (C_{in} / g) \cdot k_H k_W$. Counted are convolutions, linear layers, and other
-    products of matrices; activations, norms that stay and additions are not. Counters that put a hook on each layer
-    (thop, torchinfo, ptflops), and torch's `FlopCounterMode` on the train graph, count what happens to run in a block:
-    its branches, nothing at all, or the sums that batch statistics are made of.
+    $N \cdot H' W' \cdot C_{out} \cdot (C_{in} / g) \cdot k_H k_W$. The count includes convolutions, linear layers and
+    other matrix products. It leaves out activations, additions and norms that stay.
+
+    Other counters give other numbers on an unfused network. Those that put a hook on each layer (thop, torchinfo,
+    ptflops), and torch's `FlopCounterMode` on the train graph, count what runs inside a block: its branches, nothing at
+    all, or the sums for batch statistics.
 
     Args:
         net: any network; it is not changed.
-        example: an input, of which only the shape counts: a tensor, a tuple of positional arguments, or a dict of
-            arguments by keyword; or the shape of a tensor, batch included.
+        example: an input, of which only the shape matters: a tensor, a tuple of positional arguments, or a dict of
+            keyword arguments; or the shape of a tensor, batch included.
 
     Returns:
-        The multiply-adds for the whole example; torch counts two operations for each.
+        The multiply-adds for the whole example; torch counts each as two operations.
 
     Raises:
-        SpecError: for a shape that is not one.
-        FuseError: if the network cannot be fused for another reason than its mode or untrained statistics.
+        SpecError: for an invalid shape.
+        FuseError: if the network cannot be fused for a reason other than its mode or untrained statistics.
 
     Example:
         >>> from reparam import RepSRBlock
@@ -51,18 +53,18 @@ def macs(net: nn.Module, example: Any) -> int:
     drop_shared_hooks(model, net)
     for _, bn in norms(model):
         if bn.running_mean is not None and bn.num_batches_tracked is not None and why_unseen(bn):
-            bn.num_batches_tracked.fill_(1)  # whatever the numbers are, as many are multiplied
+            bn.num_batches_tracked.fill_(1)  # the count does not depend on the values
     return multiply_adds(plain_copy(model), _input_for(model, example))
 
 
 def multiply_adds(net: nn.Module, example: Any) -> int:
-    """Of what a network runs as it is, which is done without numbers where it can be."""
+    """Count the multiply-adds of a network as it is, on the meta device if possible."""
     args, kwargs = inputs_of(example)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
             args_of_shape, kwargs_of_shape = tree_map_only(Tensor, fake.from_tensor, (args, kwargs))
             net(*args_of_shape, **kwargs_of_shape)
-    except Exception:  # a forward that looks at its numbers
+    except Exception:  # a forward that looks at values
         with FlopCounterMode(display=False) as counter:
             net(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
@@ -72,5 +74,5 @@ def _input_for(net: nn.Module, example: Any) -> Any:
     if not isinstance(example, Sequence) or not any(isinstance(size, int) for size in example):
         return example
     if not all(isinstance(size, int) and size > 0 for size in example):
-        raise SpecError(f"the shape of an input is a row of whole numbers above 0, but got {tuple(example)}")
+        raise SpecError(f"the shape of an input must consist of integers above 0, but got {tuple(example)}")
     return tensor_like(net).new_empty(tuple(example))

@@ -1,4 +1,4 @@
-"""Proof by running: what a model is fused into, and the model, in float64 on one input."""
+"""Prove a fused model by running it and the original in float64 on one input."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from ..numerics._compare import cloned, distance, exactly, max_abs, tensors_of
 from ..numerics._running import of_dtype, run_in
 
 _EXACT = 1e-9
-"""How far two outputs in float64 may be apart, over the largest value; sums in another order differ by 1e-15 or so."""
+"""The allowed difference of two float64 outputs, relative to the largest value; reordered sums differ by some 1e-15."""
 OF_FLOAT32 = 2.0**-29
-"""What float64 rounds by, over what float32 does: it has 29 binary digits more."""
+"""The rounding error of float64 relative to that of float32: it has 29 more binary digits."""
 _SLACK = 1e3
-"""How far they may be apart where values nearly cancel, over what float64 rounds by."""
+"""The allowed difference where values nearly cancel, relative to the rounding error of float64."""
 _SAME = 1e-12
-"""How far two computations of one kernel in float64 may be apart, over its largest value."""
+"""The allowed difference of two float64 computations of one kernel, relative to its largest value."""
 
 Spans = Mapping[str, set[str]]
-"""By the dotted name of a module that computes something else, those of the modules that make up for it."""
+"""For each module whose output differs, by dotted name: the modules after which values are equal again."""
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
 
 class CannotRunError(FuseError):
-    """A model that does not run in float64 on the example, so that nothing can be proved."""
+    """A model that does not run in float64 on the example, so nothing can be proved."""
 
 
 def inputs_of(example: Any) -> Inputs:
-    """The arguments of one forward: of a tuple, positional ones; of a dict, keywords; all else is the only one."""
+    """The arguments of one forward: a tuple is positional, a dict is by keyword, anything else is the only argument."""
     if isinstance(example, dict):
         return (), example
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
 def prove(model: nn.Module, fused: nn.Module, example: Any, spans: Spans) -> None:
-    """Runs a model in float64 and its fused form, which was made in float64 too and never rounded.
+    """Run a model and its fused form in float64, and compare the outputs.
 
     Args:
-        model: in float64 and eval mode, a copy of the user's.
-        fused: what became of it.
+        model: a copy of the user's model, in float64 and eval mode.
+        fused: its fused form, computed in float64 and not rounded.
         example: see `inputs_of`.
-        spans: where values change and are right again at the end, as layers take in the norms next to them.
+        spans: where values may differ and become equal again, because a layer took over the norm next to it.
 
     Raises:
-        CannotRunError: if the model itself fails, or returns no numbers.
-        FuseError: if the two differ; the first part whose output does is named.
+        CannotRunError: if the model itself fails, or returns no values.
+        FuseError: if the two differ; the message names the first part whose output differs.
     """
     inputs = inputs_of(example)
     try:
@@ -59,18 +59,18 @@ def prove(model: nn.Module, fused: nn.Module, example: Any, spans: Spans) -> Non
         raise CannotRunError(f"cannot prove it: in float64, the model itself fails on the example: {error}") from error
     numbers = [tensors[0] for _, tensors in tensors_of(wanted)]
     if not numbers or any(bool(x.is_meta or x.isnan().any()) for x in numbers):
-        what = "NaN, or numbers that are not there (meta)," if numbers else "no tensor"
-        raise CannotRunError(f"cannot prove it: on the example, the model itself gives {what} in float64")
+        what = "NaN, or tensors without values (meta)," if numbers else "no tensor"
+        raise CannotRunError(f"cannot prove it: on the example, the model itself returns {what} in float64")
     if why := _failure(model, fused, inputs, wanted):
         name = _first_that_differs(model, fused, inputs, spans)
         kind = type(model.get_submodule(name)).__name__
         where = f"part {name!r} ({kind})" if name else f"the model itself ({kind})"
-        advice = f"skip={name!r} leaves it as it is" if name else "skip= leaves parts as they are"
+        advice = f"skip={name!r} leaves it unchanged" if name else "skip= leaves parts unchanged"
         raise FuseError(f"cannot fuse the model: {where} would compute something else; {why}. {advice}")
 
 
 def _failure(model: nn.Module, fused: nn.Module, inputs: Inputs, wanted: Any) -> str | None:
-    """What is wrong with a fused model, if anything is."""
+    """What is wrong with a fused model, or None."""
     try:
         got = run_in(torch.float64, fused, *inputs)
     except Exception as error:
@@ -82,7 +82,7 @@ def _failure(model: nn.Module, fused: nn.Module, inputs: Inputs, wanted: Any) ->
 
 
 def _differ(wanted: Any, got: Any, rounded: Any = None) -> str | None:
-    """How far two outputs are apart, if that is more than float64 rounds."""
+    """How far two outputs differ, if by more than float64 rounding."""
     try:
         found = tensors_of(wanted, got, wanted if rounded is None else rounded)
     except FuseError as error:
@@ -95,7 +95,7 @@ def _differ(wanted: Any, got: Any, rounded: Any = None) -> str | None:
 
 
 def _first_that_differs(model: nn.Module, fused: nn.Module, inputs: Inputs, spans: Spans) -> str:
-    """The name of the first module to return whose output is another, but for those within a span."""
+    """The name of the first module to return another output, apart from those within a span."""
     wanted, got = _outputs(model, inputs), _outputs(fused, inputs)
     made: dict[str, Iterator[Any]] = {}
     for name, output in got:
@@ -103,7 +103,7 @@ def _first_that_differs(model: nn.Module, fused: nn.Module, inputs: Inputs, span
     known = {name for name, _ in fused.named_modules()}
     ends: set[str] = set()
     for name, output in wanted:
-        inside = f"{name}." if name else ""  # whose forward is over, whether it came to an end there or not
+        inside = f"{name}." if name else ""  # modules inside it have finished, or failed, by now
         ends = {end for end in ends | spans.get(name, set()) if end != name and not end.startswith(inside)}
         if name in known and not ends and _differ(output, next(made.get(name, iter(())), None)):
             return name
@@ -111,7 +111,7 @@ def _first_that_differs(model: nn.Module, fused: nn.Module, inputs: Inputs, span
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[tuple[str, Any]]:
-    """What every module returns, in the order in which they do, as far as the forward comes."""
+    """The outputs of all modules, in the order in which they return, as far as the forward gets."""
     outputs: list[tuple[str, Any]] = []
     handles = [
         module.register_forward_hook(lambda _, args, y, name=name: outputs.append((name, cloned(y))))
@@ -119,7 +119,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[tuple[str, Any]]:
     ]
     try:
         run_in(torch.float64, model, *inputs)
-    except Exception:  # the fused model may raise anything; where it does is what is asked
+    except Exception:  # the fused model may raise anything; only the place matters
         pass
     finally:
         for handle in handles:

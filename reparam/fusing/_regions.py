@@ -1,8 +1,8 @@
-"""Regions of a graph that are affine in one value, and which of them become one convolution.
+"""Find regions of a graph that are affine in one value, and decide which of them become one convolution.
 
-A graph is a list of steps, of torch's or of a file's. Nothing here knows what a step is, but for the linear map of
-patches that it is of its inputs. A region with more than one layer becomes one convolution when that costs no more
-multiply-adds than what it replaces; else its parts do, each where it pays.
+A graph is a list of steps, from torch or from a file. This code knows only one thing of a step: the linear map of
+patches that it is of its inputs. A region with more than one layer becomes one convolution if that costs no more
+multiply-adds than the layers it replaces; otherwise its parts do, where that pays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..algebra._linear import LinearOp
 from ..errors import NotLinearError, ReparamError
 
 Key = Any
-"""What tells a node from others: one of torch.fx, or a name."""
+"""The identity of a node: a torch.fx node, or a name."""
 Apply = Callable[..., Any]
 
 
@@ -28,40 +28,40 @@ Apply = Callable[..., Any]
 class Step:
     """A node of a graph.
 
-    `apply` makes the value of the node of those of its inputs: a `LinearOp`, or what another step takes apart. It is
-    called with values on the meta device, where only geometry counts, and again with numbers.
+    `apply` computes the value of the node from those of its inputs: a `LinearOp`, or a container that another step
+    takes apart. It is called with values on the meta device, which have geometry only, and again with real values.
     """
 
     key: Key
     inputs: tuple[Key, ...]
     apply: Apply | None = None
-    """None: it is not linear."""
+    """None if the step is not linear."""
     cost: Fraction | None = None
-    """Multiply-adds for each pixel of its input, if `apply` would not tell."""
+    """Multiply-adds per pixel of its input, if `apply` does not tell."""
     computes: bool = False
-    """Whether it works out its weight whenever it runs, so that it is worth a convolution on its own."""
+    """Whether it computes its weight in every run, so that replacing it alone pays."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What becomes one convolution: all between a source and an output."""
+    """A region that becomes one convolution: everything between a source and an output."""
 
     source: Key
     output: Key
     steps: tuple[Step, ...]
-    """What runs between the two, the output's own last."""
+    """The steps between the two, with that of the output last."""
     gone: frozenset[Key]
-    """Those of them that nothing else reads."""
+    """The steps among them whose values nothing else reads."""
     before: Fraction
     after: Fraction
-    """Multiply-adds for each pixel of the source."""
+    """Multiply-adds per pixel of the source, before and after fusing."""
     width: int = 1
-    """Channels of the source, if they are known."""
+    """Channels of the source, if known."""
     even: bool = True
-    """Whether as many pixels are to be padded before as after."""
+    """Whether the padding must be symmetric."""
 
     def value(self, like: Tensor) -> LinearOp:
-        """The convolution, of the dtype and on the device of `like`."""
+        """The convolution, in the dtype and on the device of `like`."""
         known: dict[Key, Any] = {self.source: the_input(like, self.width)}
         for step in self.steps:
             known[step.key] = applied(step, known)
@@ -70,10 +70,10 @@ class Piece:
 
 
 def applied(step: Step, known: Mapping[Key, Any]) -> Any:
-    """The value of a step.
+    """Compute the value of a step.
 
     Raises:
-        NotLinearError: if it has none.
+        NotLinearError: if the step is not linear.
     """
     if step.apply is None:
         raise NotLinearError(f"{step.key} is not linear")
@@ -81,19 +81,19 @@ def applied(step: Step, known: Mapping[Key, Any]) -> Any:
         return step.apply(*(known[key] for key in step.inputs))
     except ReparamError:
         raise
-    except Exception as error:  # whatever is done to a value that is not known to be done to values
+    except Exception as error:  # an unknown operation on a LinearOp may raise anything
         raise NotLinearError(f"{step.key} cannot be read: {error}") from error
 
 
 class Regions(NamedTuple):
-    """What there is to say of a graph."""
+    """The regions of a graph, and why others stay."""
 
     pieces: list[Piece]
-    """What becomes one convolution each, in the order of the graph."""
+    """The regions that become one convolution each, in the order of the graph."""
     apart: dict[Key, str]
-    """Why a region stays several layers that could be one, by its output."""
+    """Why a region that could be one layer stays several, by its output."""
     refused: dict[Key, str]
-    """Why values of one source, which meet in a node, are no convolution together, by the node."""
+    """Why values of one source that meet in a node are not one convolution, by the node."""
     source: dict[Key, Key]
     """The value that each value is affine in."""
 
@@ -108,13 +108,13 @@ def find_pieces(
 def find_regions(
     steps: Sequence[Step], outputs: Iterable[Key], widths: Mapping[Key, int] | None = None, even: bool = True
 ) -> Regions:
-    """What of a graph becomes one convolution each, and what does not, though it looks like it.
+    """Find the regions of a graph that become one convolution each, and similar ones that do not.
 
     Args:
-        steps: in the order in which they run; a key that no step has is an input of the graph.
-        outputs: what must be there afterwards.
-        widths: channels of values, where they are known; needed only where channels are taken out of a value.
-        even: whether convolutions are to pad as much before as after, as torch's do.
+        steps: the steps, in the order in which they run; a key without a step is an input of the graph.
+        outputs: the values that must exist afterwards.
+        widths: channels of values, where known; needed only if channels are selected from a value.
+        even: whether the padding of convolutions must be symmetric, as in torch.
     """
     finder = _Finder(steps, outputs, widths or {}, even)
     return Regions(list(finder.pieces()), finder.apart, finder.refused, finder.source)
@@ -149,7 +149,7 @@ class _Finder:
                         yield piece
 
     def _sources(self) -> dict[Key, Key]:
-        """The value that each value is affine in: the earliest such one, itself if there is none."""
+        """The value that each value is affine in: the earliest one, or the value itself."""
         source: dict[Key, Key] = {}
         for step in self.steps.values():
             of = sorted({source.get(key, key) for key in step.inputs}, key=lambda key: self.place.get(key, -1))
@@ -166,18 +166,18 @@ class _Finder:
         return source
 
     def _refuse(self, step: Step, source: Key) -> None:
-        """Keeps the reason why values of one source do not become one, if they are made by several layers."""
+        """Record why values of one source do not become one, if several layers make them."""
         known = self.relative(source)
         made = [key for key in step.inputs if isinstance(value := known.get(key), LinearOp) and not value.untouched]
         if len(made) > 1:
             try:
                 applied(step, known)
             except NotLinearError as error:
-                if type(error) is NotLinearError:  # and not one of a product, which means to be something else
+                if type(error) is NotLinearError:  # not a product of values, which is not meant to be a sum
                     self.refused[step.key] = str(error)
 
     def _earliest(self, step: Step) -> Key | None:
-        """The earliest of the values that follow each other into a step that it is affine in."""
+        """The earliest value before a step that the step is affine in."""
         found: Key | None = None
         above = step
         while len(into := set(above.inputs)) == 1:
@@ -191,7 +191,7 @@ class _Finder:
         return found
 
     def relative(self, source: Key) -> dict[Key, Any]:
-        """On the meta device, the values that are affine in this one."""
+        """The values that are affine in `source`, on the meta device."""
         if source not in self._from:
             like = torch.empty(0, device="meta")
             known: dict[Key, Any] = {source: the_input(like, self.widths.get(source, 1))}
@@ -209,7 +209,7 @@ class _Finder:
         return self._from[source]
 
     def between(self, source: Key, output: Key) -> list[Step]:
-        """The steps from a value to another, in order."""
+        """The steps from one value to another, in order."""
         found: set[Key] = set()
         waiting = [output]
         while waiting:
@@ -220,7 +220,7 @@ class _Finder:
         return [self.steps[key] for key in sorted(found, key=self.place.__getitem__)]
 
     def replaced(self, source: Key, output: Key) -> set[Key]:
-        """The steps whose values nothing else would read if the output was made of the source at once."""
+        """The steps whose values nobody would read if the output were computed directly from the source."""
         gone: set[Key] = {output}
         for step in reversed(self.between(source, output)):
             readers = self.readers.get(step.key, ())
@@ -229,7 +229,7 @@ class _Finder:
         return gone
 
     def own_cost(self, source: Key, step: Step) -> Fraction:
-        """Multiply-adds of one step for each pixel of the source."""
+        """Multiply-adds of one step per pixel of the source."""
         known = self.relative(source)
         inputs = [known[key] for key in step.inputs if isinstance(known.get(key), LinearOp)]
         density = _density(inputs[0]) if inputs else Fraction(1)
@@ -242,7 +242,7 @@ class _Finder:
         return value.outputs * _density(value) if isinstance(value, LinearOp) else Fraction(0)
 
     def merged(self, source: Key, output: Key) -> Piece | None:
-        """All between two values as one convolution, if that pays."""
+        """Everything between two values as one convolution, if that pays."""
         source, output = self._without_nothing(source, output)
         value = self.relative(source).get(output)
         if not isinstance(value, LinearOp) or not value.ndim:
@@ -258,18 +258,18 @@ class _Finder:
             return None
         if after > before:
             if any(len(set(step.inputs)) > 1 for step in steps):
-                words = f"one convolution would take {_number(after)} multiply-adds for each pixel of its input"
+                words = f"one convolution would take {_number(after)} multiply-adds per pixel of its input"
                 self.apart[output] = f"{words}, its parts take {_number(before)}"
             return None
         width = self.widths.get(source, 1)
         return Piece(source, output, tuple(steps), frozenset(gone), before, after, width, self.even)
 
     def _crops(self, value: LinearOp) -> bool:
-        """Whether no convolution pads like this."""
+        """Whether no convolution can pad this way."""
         return any(min(low, high) < 0 or (self.even and low != high) for low, high in value.pads)
 
     def _without_nothing(self, source: Key, output: Key) -> tuple[Key, Key]:
-        """The same ends without what does nothing, such as a dropout, which stays where it is."""
+        """The same ends without steps that do nothing, such as a dropout; these stay."""
         while output != source and self._does_nothing(step := self.steps[output]):
             output = step.inputs[0]
         while len(after := {step.key for step in self.between(source, output) if source in step.inputs}) == 1:
@@ -284,7 +284,7 @@ class _Finder:
         return isinstance(value, LinearOp) and value.untouched and not value.is_padded
 
     def best(self, source: Key, output: Key) -> tuple[Fraction, tuple[Piece, ...]]:
-        """What it costs to make a value of another one, and the pieces that do."""
+        """The least cost of computing a value from another one, and the pieces that do it."""
         if source == output:
             return Fraction(0), ()
         if (source, output) not in self._best:
@@ -310,7 +310,7 @@ class _Finder:
         )
 
     def _made(self, source: Key, key: Key) -> tuple[Fraction, tuple[Piece, ...]]:
-        """As `best`, for a value on the way, which costs nothing if it is made anyway."""
+        """As `best`, for an intermediate value; it costs nothing if it is computed anyway."""
         return (Fraction(0), ()) if key in self.needed else self.best(source, key)
 
 
@@ -319,7 +319,7 @@ def _number(amount: Fraction) -> str:
 
 
 def _density(value: LinearOp) -> Fraction:
-    """Pixels of a value for each pixel of its source."""
+    """Pixels of a value per pixel of its source."""
     pixels = 1
     for step in value.stride:
         pixels *= step

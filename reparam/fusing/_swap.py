@@ -1,4 +1,4 @@
-"""Blocks in place of the convolutions of an existing model, computing the same function."""
+"""Replace convolutions of an existing model by blocks that compute the same function."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _PLAIN = tuple(CONV.values())
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What `swap_convs` did; printed, it is a table."""
+    """The result of `swap_convs`; prints as a table."""
 
     swapped: tuple[str, ...]
-    """Dotted names of the blocks; one used in several places is named once."""
+    """Dotted names of the new blocks; a block used in several places is listed once."""
     skipped: dict[str, str]
-    """Dotted names of what was asked for and could not be swapped, each with the reason."""
+    """Dotted names of convolutions that matched but could not be swapped, each with the reason."""
 
     def __str__(self) -> str:
         rows = [*((name, "swapped") for name in self.swapped)]
@@ -57,33 +57,33 @@ def swap_convs(
     match: Match | None = None,
     calibrate: Iterable[Any] | None = None,
 ) -> SwapReport:
-    r"""Replaces convolutions of a model by blocks, in place, without changing what it computes in eval mode.
+    r"""Replace convolutions of a model by blocks, in place, without changing what it computes in eval mode.
 
-    Each block takes the kernel of its convolution into one of its branches, less what the other branches, which start
-    as they always do, add up to: $K_{j} = K_{conv} - \sum_{i \ne j} K_i$, so that all of them are there to be trained.
-    Name, geometry, dtype, device, memory format, mode, `requires_grad` and hooks stay; a convolution used in several
-    places becomes one block used there; one without a bias becomes a block without one. `fuse(model)` gives back the
-    model's own classes with the keys that they had before. Make the optimizer after swapping: the parameters are new.
+    The branches of each block start as usual, except one. That one gets the kernel of the convolution minus the sum of
+    the others: $K_{j} = K_{conv} - \sum_{i \ne j} K_i$. So all branches can be trained. Name, geometry, dtype, device,
+    memory format, mode, `requires_grad` and hooks stay. A convolution used in several places becomes one block used in
+    these places, and one without a bias becomes a block without a bias. After training, `fuse(model)` returns a model
+    with the original classes and keys. Create the optimizer after swapping: the parameters are new.
 
-    Batch norms of the blocks start from mean 0 and variance 1 and a scale that keeps the function in eval mode. On
-    batch statistics the model computes something else, unless `calibrate` measures what they are: then it starts near
-    the same function in train mode too.
+    Batch norms of the blocks start with mean 0, variance 1 and a scale that keeps the function in eval mode. On batch
+    statistics the model computes something else at first. With `calibrate`, the statistics are measured, and the model
+    starts near the same function in train mode too.
 
     Args:
-        model: any module; it is changed. Wrappers such as DDP must be off.
-        block: a block class, or `functools.partial` of one with options, that takes `nn.Conv2d`'s arguments.
-        match: which modules: a shell pattern of the dotted name, several of them, a type, or a function of name and
-            module. None means every convolution of more than one tap.
-        calibrate: inputs for the model, as for `recalibrate_bn_stats`; it runs on them in eval mode.
+        model: any module; it is changed. Remove wrappers such as DDP first.
+        block: a block class, or a `functools.partial` of one with options, that takes `nn.Conv2d`'s arguments.
+        match: which modules to swap: a shell pattern of the dotted name, several of them, a type, or a function of
+            name and module. None means every convolution with more than one tap.
+        calibrate: inputs for the model, as for `recalibrate_bn_stats`; the model runs on them in eval mode.
 
     Returns:
-        The names of what was swapped, and of what was not, with the reason.
+        The names of the swapped convolutions, and of those that were not swapped, with the reasons.
 
     Raises:
-        SpecError: if nothing matches, nothing can be swapped, what `match` names without a pattern cannot be, or the
-            model is wrapped or a convolution itself. Nothing is changed then.
-        StatisticsError: if `calibrate` holds no batch, or does not reach a block; the blocks are in place then, with
-            the statistics that they have without `calibrate`.
+        SpecError: if nothing matches, if nothing can be swapped, if a module that `match` names without a pattern
+            cannot be swapped, or if the model is wrapped or is itself a convolution. Then nothing is changed.
+        StatisticsError: if `calibrate` has no batch or does not reach a block. Then the blocks are in place, with the
+            statistics that they have without `calibrate`.
 
     Example:
         >>> from reparam import RepSRBlock, fuse
@@ -112,7 +112,7 @@ def swap_convs(
     if not blocks:
         raise SpecError(f"cannot swap: {report}" if found else _nothing(model, match))
     if named := [f"{name!r}: {why}" for name, why in skipped.items() if name in _names(match)]:
-        raise SpecError(f"cannot swap what match={match!r} names: {'; '.join(named)}")
+        raise SpecError(f"cannot swap the modules that match={match!r} names: {'; '.join(named)}")
     for conv in found.values():
         if id(conv) in blocks:
             keep_hooks(conv, blocks[id(conv)], None)
@@ -125,15 +125,15 @@ def swap_convs(
 
 
 def _find(model: nn.Module, match: Match | None) -> dict[str, nn.Module]:
-    """What is asked for, each module once, by its first name."""
+    """The modules that match, each once and by its first name."""
     if why_not_whole(model):
         raise SpecError(
-            f"cannot swap inside of a {type(model).__name__} that is sharded over processes: swap, then shard"
+            f"cannot swap inside of a {type(model).__name__} that is sharded over processes: swap first, then shard"
         )
     if unwrap(model) is not model:
         raise SpecError(f"cannot swap inside of a {type(model).__name__}; pass the model inside of it")
     wanted = _predicate(match)
-    inside: set[int] = set()  # of blocks, which are no convolutions to swap
+    inside: set[int] = set()  # the convolutions inside blocks are not swapped
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, Branch):
@@ -141,7 +141,7 @@ def _find(model: nn.Module, match: Match | None) -> dict[str, nn.Module]:
         elif id(module) not in inside and wanted(name, module):
             if module is model:
                 raise SpecError(
-                    f"cannot swap the model itself, a {type(model).__name__}, in place; put it into another"
+                    f"cannot swap the model itself, a {type(model).__name__}, in place; put it into an nn.Sequential"
                 )
             found[name] = module
     return found
@@ -157,7 +157,7 @@ def _predicate(match: Match | None) -> Callable[[str, nn.Module], bool]:
 
 
 def _names(match: Match | None) -> Sequence[str]:
-    """What `match` may ask for by name."""
+    """The names in `match`, if it consists of names."""
     return [match] if isinstance(match, str) else match if isinstance(match, (list, tuple)) else []
 
 
@@ -173,13 +173,13 @@ def _why_not(conv: nn.Module, tied: Counter[int]) -> str | None:
     """Why this module cannot become a block, whatever the block."""
     kind = type(conv).__name__
     if hasattr(conv, "parametrizations"):
-        return f"the weight of this {kind} is computed (parametrizations); remove_parametrizations makes it plain"
+        return f"the weight of this {kind} is computed (parametrizations); call remove_parametrizations on it"
     if type(conv) not in _PLAIN:
         return f"{kind} is not one of {', '.join(c.__name__ for c in _PLAIN)}, and may compute something else"
     if why := why_replaced(conv):
         return why
     if "weight" not in conv._parameters or conv.weight is None:
-        return f"the weight of this {kind} is no parameter of its own (weight norm, pruning); make it plain first"
+        return f"the weight of this {kind} is not its own parameter (weight norm, pruning); remove that first"
     if conv._forward_pre_hooks:
         return f"this {kind} has forward pre-hooks, which may compute its weight; remove them first"
     if any(tied[id(p)] > 1 for p in conv._parameters.values() if p is not None):
@@ -190,14 +190,14 @@ def _why_not(conv: nn.Module, tied: Counter[int]) -> str | None:
 
 
 def _why_read(conv: nn.Module, read_by: Mapping[int, str]) -> str | None:
-    """Why a convolution that is read by code around it must stay, or None if it is only called."""
+    """Why a convolution must stay because other code reads its weight, or None if it is only called."""
     if id(conv) not in read_by:
         return None
-    return f"the code of {read_by[id(conv)]} reads the numbers of this {type(conv).__name__}, and a block has none"
+    return f"the code of {read_by[id(conv)]} reads the weight of this {type(conv).__name__}, and a block has none"
 
 
 def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
-    """A block that computes what `conv` does."""
+    """Build a block that computes what `conv` does."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     geometry = {name: getattr(conv, name) for name in names}
     with torch.device("cpu"):
@@ -210,12 +210,12 @@ def _block_for(conv: Any, make: Callable[..., ConvBlock]) -> ConvBlock:
         parameter.requires_grad_(parameter.requires_grad and conv.weight.requires_grad)
     if conv.weight.dim() == 4 and not conv.weight.is_contiguous():
         block.to(memory_format=torch.channels_last)
-    block.swapped_from = type(conv).__name__  # so that `fuse` leaves what is of other codes
+    block.swapped_from = type(conv).__name__  # tells `fuse` to leave blocks of other code
     return block
 
 
 def _calibrate(model: nn.Module, blocks: Sequence[nn.Module], batches: Iterable[Any]) -> None:
-    """Gives the batch norms of the blocks the statistics of `batches`, and the scale and shift that they had."""
+    """Give the batch norms of the blocks the statistics of `batches`, and keep their scale and shift."""
     names = {bn: name for name, bn in norms(model)}
     found = [(names[bn], bn) for block in blocks for _, bn in norms(block) if bn.weight is not None]
     used, populations = collect_bn_stats(model, found, batches, passive=True)

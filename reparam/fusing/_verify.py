@@ -1,4 +1,4 @@
-"""How far a fused model is from the model that it came from, in numbers."""
+"""Measure how far a fused model is from the original model."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ _TOO_LARGE = "LARGER THAN ROUNDING"
 
 @dataclass(frozen=True)
 class Difference:
-    """Two outputs compared: of all tensors in them, and all calls, the one that is farthest beyond rounding."""
+    """A comparison of two outputs: of all their tensors, over all calls, the one that exceeds rounding most."""
 
     name: str
     """Dotted name of the block; empty for the whole model."""
     max_abs: float
-    """max |fused - model|, in the units of the output, NaN if there is one; of integers, how many differ."""
+    """max |fused - model|, in the units of the output; NaN if there is one; for integers, how many differ."""
     relative: float
-    """The same over max |model|."""
+    """`max_abs` divided by max |model|."""
     noise_floor: float
-    """What rounding alone does to either model: max |y - y in float64| of both, and at least one rounding step. For a
-    model in float64, it is what rounding to float32 does, divided by 2^29."""
+    """The error of rounding alone: max |y - y in float64| of both models, and at least one rounding step. For a model
+    in float64, it is the error of rounding to float32, divided by 2^29."""
 
     @property
     def ok(self) -> bool:
-        """Whether fusing changed no more than rounding does, within a factor of ten; NaN and overflow are not ok."""
+        """Whether the difference is at most ten times that of rounding; False for NaN and overflow."""
         return self.max_abs <= 10 * self.noise_floor < math.inf
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The result of `verify`; printed, it is a table."""
+    """The result of `verify`; prints as a table."""
 
     blocks: tuple[Difference, ...]
-    """Each block on the input that it got in the model."""
+    """One row per block, on the input that it got in the model."""
     total: Difference
     """The whole model, end to end."""
     unreached: tuple[str, ...]
-    """Blocks that the inputs did not lead through; nothing is known of them."""
+    """Blocks that did not run on these inputs; nothing is known of them."""
     left: tuple[str, ...] = ()
-    """Blocks that are in the fused model as they were."""
+    """Blocks that are still in the fused model."""
 
     @property
     def ok(self) -> bool:
-        """Whether everything was reached and differs by no more than rounding."""
+        """Whether every block ran and differs by no more than rounding."""
         return not self.unreached and self.total.ok and all(block.ok for block in self.blocks)
 
     def __str__(self) -> str:
@@ -77,24 +77,24 @@ class VerifyReport:
 
 @torch.no_grad()
 def verify(model: nn.Module, plain: nn.Module, /, *inputs: Any, **keywords: Any) -> VerifyReport:
-    """Compares a model with its fused form, block by block and end to end.
+    """Compare a model with its fused form, block by block and end to end.
 
-    Everything runs on copies in eval mode, each on a copy of the inputs; neither models nor inputs are changed. Outputs
-    may be tensors, or hold them in any way: in lists, dicts, dataclasses or objects.
+    Everything runs on copies, in eval mode and on copies of the inputs; models and inputs are not changed. Outputs may
+    be tensors, or lists, dicts, dataclasses or objects that hold tensors.
 
     Args:
-        model: the model with blocks, ours or foreign, in any mode. Batch norms outside of blocks are compared end to
-            end only.
-        plain: what `fuse` made of it, with the same dotted names.
-        *inputs: the arguments of one forward, tensors in the dtype and on the device of the model.
-        **keywords: those by keyword, of any name, as the two models are given by position.
+        model: the model with blocks, of this library or of other code, in any mode. Batch norms outside blocks are
+            compared end to end only.
+        plain: the result of `fuse(model)`, with the same dotted names.
+        *inputs: positional arguments of one forward; tensors in the dtype and on the device of the model.
+        **keywords: keyword arguments of the same forward, with any names.
 
     Returns:
-        Maximal absolute and relative differences, and the floor that rounding sets.
+        The largest absolute and relative differences, and the error that rounding alone causes.
 
     Raises:
-        FuseError: if nothing of `model` was fused, or `plain` has no module where a block was; if the outputs differ in
-            structure, shape or dtype, or hold no numbers.
+        FuseError: if nothing of `model` was fused, if `plain` has no module in place of a block, or if the outputs
+            differ in structure, shape or dtype or hold no values.
 
     Example:
         >>> from reparam import ECB, fuse
@@ -108,9 +108,7 @@ def verify(model: nn.Module, plain: nn.Module, /, *inputs: Any, **keywords: Any)
     blocks = _blocks(ours)
     if _kinds(ours) == _kinds(plain):
         what = "nothing was fused" if blocks else "found no block to verify"
-        raise FuseError(
-            f"{what} in {type(ours).__name__}; pass the unfused model first, and what fuse made of it second"
-        )
+        raise FuseError(f"{what} in {type(ours).__name__}; pass the unfused model first and the fused model second")
     partners = {name: _partner(plain, name) for name in blocks}
     given, is_double = (inputs, keywords), _is_double(ours)
     with _recorded(blocks) as seen:
@@ -139,12 +137,14 @@ def _partner(plain: nn.Module, name: str) -> nn.Module:
     try:
         return plain.get_submodule(name)
     except AttributeError:
-        raise FuseError(f"expected the fused model to hold a module at {name!r}, but found nothing") from None
+        raise FuseError(
+            f"expected the fused model to hold a module at {name!r}, but found nothing; pass what fuse(model) returned"
+        ) from None
 
 
 @contextmanager
 def _recorded(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Inputs]]]:
-    """Collects the inputs of each block while it lasts, as they are before anything writes into them."""
+    """Record the inputs of each block inside the context, before anything writes into them."""
     seen: dict[str, list[Inputs]] = {name: [] for name in blocks}
     hooks = [
         block.register_forward_pre_hook(
@@ -160,13 +160,13 @@ def _recorded(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Inputs
 
 
 def _runs(block: nn.Module, partner: nn.Module, seen: Iterable[Inputs]) -> Iterator[list[Any]]:
-    """For each call: what block and partner return, in their own precision and in the other one."""
+    """For each call, the outputs of a block and its fused form, in their own precision and in another one."""
     for given in seen:
         yield [run(block, *given), run(partner, *given), *_in_other_precision(block, partner, given)]
 
 
 def _in_other_precision(ours: nn.Module, plain: nn.Module, given: Inputs) -> list[Any]:
-    """The outputs in float64 or, of models in float64, which nothing is more exact than, in float32."""
+    """The outputs in float64; for models in float64, which is the highest precision, in float32."""
     dtype = torch.float32 if _is_double(ours) else torch.float64
     return [run_in(dtype, of_dtype(dtype, copy_module(model)), *given) for model in (ours, plain)]
 
@@ -176,17 +176,17 @@ def _is_double(model: nn.Module) -> bool:
 
 
 def _difference(name: str, runs: Iterable[list[Any]], is_double: bool) -> Difference:
-    """Compares outputs: the model's, the fused one's, and both in another precision."""
+    """Compare the outputs of the model and of the fused model, each also in another precision."""
     found = [_compared(name, tensors, is_double) for outputs in runs for _, tensors in tensors_of(*outputs)]
     if not found:
-        raise FuseError(f"{f'block {name!r}' if name else 'the model'} returns no numbers that could be compared")
+        raise FuseError(f"{f'block {name!r}' if name else 'the model'} returns no numbers that can be compared")
     return max(found, key=_excess)
 
 
 def _compared(name: str, tensors: tuple[Tensor, ...], is_double: bool) -> Difference:
     ours, plain, *others = tensors
     if ours.dtype != plain.dtype:
-        raise FuseError(f"the model returns {ours.dtype}, and the fused one {plain.dtype}")
+        raise FuseError(f"the model returns {ours.dtype}, but the fused model returns {plain.dtype}")
     real = ours.is_floating_point() or ours.is_complex()
     size, far = max_abs(ours) if real else float(ours.numel()), distance(ours, plain)
     noise = largest(map(distance, (ours, plain), others)) * (OF_FLOAT32 if is_double and real else 1.0)

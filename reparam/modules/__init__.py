@@ -1,1 +1,1 @@
-"""What any torch module runs and holds: its hooks, its buffers, whether its class is what runs."""
+"""Questions about any torch module: its hooks, its buffers, and whether it runs the forward of its class."""

@@ -1,7 +1,7 @@
-"""Tensors that follow from code: no part of the state dict, and made anew whenever one is loaded.
+"""Tensors that code computes: not part of the state dict, and computed again whenever one is loaded.
 
 A model that is built on the meta device gets its weights by `load_state_dict(..., assign=True)`, or by `to_empty` and a
-plain load. Neither reaches what the state dict does not hold, which would stay on meta, or be what the memory held.
+plain load. Neither fills buffers outside the state dict: they would stay on meta, or hold uninitialized memory.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 
 def constant(module: nn.Module, name: str, make: Callable[[], Tensor]) -> None:
-    """Gives a module a buffer that follows its dtype and device, is not in its state dict, and outlives loading.
+    """Give a module a buffer that follows its dtype and device, is not in its state dict, and is right after loading.
 
     Args:
-        module: after `nn.Module.__init__`.
-        name: of the buffer.
-        make: makes it, on the CPU; it is kept, and must be what pickle takes: `functools.partial` of a function.
+        module: the module, after `nn.Module.__init__`.
+        name: name of the buffer.
+        make: computes the buffer on the CPU. The module keeps this callable, so it must be picklable, such as a
+            `functools.partial` of a function.
     """
     module.register_buffer(name, make(), persistent=False)
     constants = vars(module).setdefault("_constants", {})
@@ -29,7 +30,7 @@ def constant(module: nn.Module, name: str, make: Callable[[], Tensor]) -> None:
 
 
 def renew(module: nn.Module, *_: Any) -> None:
-    """Makes the constants of a module anew, and of what is inside of it and has no weights to go by, beside its own."""
+    """Compute the constants of a module again, and those of modules inside it that have no weights of their own."""
     like = _weight(module)
     for inner in module.modules():
         if inner is module or _weight(inner) is None:
@@ -42,6 +43,6 @@ def renew(module: nn.Module, *_: Any) -> None:
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    """A tensor that tells dtype and device of a module: one of most axes, as norms may be of a higher dtype."""
+    """A tensor with the dtype and device of a module: one with the most axes, since norms may have a higher dtype."""
     found = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
     return max(found, key=Tensor.dim, default=None)

@@ -1,7 +1,7 @@
-"""Whether a module runs what is read of it: the forward of a known class, on its own weights, without hooks.
+"""Check that a module runs what its weights say: the forward of a known class, on its own weights, without hooks.
 
-The algebra never runs a layer, it reads its weights. That is the truth about what runs only as long as nobody has put
-another forward, a hook or a class of their own in the way, as pruning, quantization and adapters do.
+The algebra never runs a layer; it reads its weights. They determine what runs only if nobody has added another forward,
+a hook or a class, as pruning, quantization and adapters do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._hooks import that_matter
 
 _FIRST = "fuse first and quantize or adapt the fused network, or put the plain layer back"
 _UNREGISTERED = linear_op.dispatch(object)
-_REMEDIES = {  # by the module of the hook's class
+_REMEDIES = {  # by the Python module of the hook's class
     "torch.nn.utils.prune": "torch.nn.utils.prune.remove(layer, {name!r})",
     "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(layer, {name!r})",
     "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm(layer, {name!r})",
@@ -29,14 +29,14 @@ _REMEDIES = {  # by the module of the hook's class
 
 
 _of_a_class = (
-    torch.compiler.assume_constant_result  # asked of a module, it would tie the graph to that one
+    torch.compiler.assume_constant_result  # if it took a module, the graph would depend on that module
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
-    else torch.compiler.disable  # before, the graph breaks here
+    else torch.compiler.disable  # in older versions the graph breaks here
 )
 
 
 def is_read(module: nn.Module) -> bool:
-    """Whether a folded step does all that running this module would do, what is inside of it left aside."""
+    """Whether a folded step does everything that running this module does; modules inside it are not checked."""
     state = module.__dict__
     hooked = state["_forward_pre_hooks"] or state["_forward_hooks"]
     hooked = hooked and that_matter(state["_forward_pre_hooks"], state["_forward_hooks"])
@@ -45,7 +45,7 @@ def is_read(module: nn.Module) -> bool:
 
 
 def all_read(module: nn.Module) -> bool:
-    """Whether `is_read` holds for all that is inside, and all stages of chains have a kernel; asked in every step."""
+    """Whether `is_read` holds for all modules inside, and all stages of chains have a kernel. Runs in every step."""
     is_chain = hasattr(type(module), "stages")
     for inner in module._modules.values():
         if inner is None:
@@ -60,19 +60,19 @@ def all_read(module: nn.Module) -> bool:
 
 
 def is_read_stage(stage: nn.Module) -> bool:
-    """Whether a stage of a chain can run as the convolution that is read of it."""
+    """Whether a stage of a chain can run as the convolution that its weights describe."""
     return is_stage(type(stage)) and is_read(stage) and all_read(stage)
 
 
 def is_unaltered(module: nn.Module) -> bool:
-    """Whether `altered` finds nothing, at less cost."""
+    """Whether `altered` would find nothing; faster."""
     return all_read(module) and why_not_read(module) is None
 
 
 def altered(module: nn.Module) -> dict[str, str]:
-    """Why the kernel of a module may be another function than what runs, by the name of the culprit inside.
+    """Why the kernel of a module may differ from what runs, by the name of the module inside that is to blame.
 
-    Hooks of the module itself are left out: they go on with the convolution in its place.
+    Hooks of the module itself do not count: the convolution that replaces it takes them over.
     """
     chains = [inner for inner in module.modules() if hasattr(type(inner), "stages")]
     stages = {id(stage) for chain in chains for stage in chain.stages()}  # type: ignore[operator]  # likewise
@@ -87,24 +87,25 @@ def altered(module: nn.Module) -> dict[str, str]:
 
 
 def why_hooked(module: nn.Module) -> str | None:
-    """Why hooks make running this module more than its forward, or None if they do not."""
+    """Why hooks may change what this module computes, or None if they do not."""
     kind = type(module).__name__
     for hook in module._forward_pre_hooks.values():
         if remedy := _REMEDIES.get(type(hook).__module__):
             name = getattr(hook, "_tensor_name", None) or getattr(hook, "name", "weight")
             return (
-                f"a hook of this {kind} computes its {name} anew each time; {remedy.format(name=name)} makes it plain"
+                f"a hook of this {kind} computes its {name} in every forward; make it plain by "
+                f"{remedy.format(name=name)}"
             )
     if hooks := that_matter(module._forward_pre_hooks, module._forward_hooks):
         if any(getattr(hook, "__module__", "").startswith("torch.distributed") for hook in hooks):
-            return f"this {kind} is sharded by itself; shard the block that it is part of, or what is around that"
+            return f"this {kind} is sharded by itself; shard the whole block, or a module around the block"
         names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
         return f"{kind} has forward hooks ({names}), which may change what it computes; remove them first"
     return None
 
 
 def why_not_read(module: nn.Module) -> str | None:
-    """Why the forward of a module may be another one than its kernel was written for, or None if it is not."""
+    """Why the forward of a module may not be the one that its kernel was written for, or None if it is."""
     if why := why_replaced(module):
         return why
     name = type(module).__name__
@@ -112,13 +113,13 @@ def why_not_read(module: nn.Module) -> str | None:
         return None
     if hasattr(module, "kernel_with"):
         return f"{name} has forward, kernel and kernel_with from different classes; define all three in one"
-    return f"{name} has a forward of its own, of which no kernel knows; {_FIRST}"
+    return f"{name} has a forward of its own, which its kernel does not describe; {_FIRST}"
 
 
 def why_replaced(module: nn.Module) -> str | None:
     """Why a module does not run the forward of its class, or None if it does."""
     name = type(module).__name__
-    replaced = f"the forward of this {name} was replaced on the object; `del layer.forward` gives its class's back"
+    replaced = f"the forward of this {name} was replaced on the object; `del layer.forward` restores that of its class"
     return replaced if "forward" in vars(module) else None
 
 
@@ -128,7 +129,7 @@ def _is_stage(kind: Any) -> bool:
 
 
 def _is_known(kind: Any) -> bool:
-    """Whether a class runs the forward that its kernel was written for; one without a kernel is never read."""
+    """Whether a class runs the forward that its kernel was written for; True for a class without a kernel."""
     if hasattr(kind, "kernel_with"):
         return _is_consistent(kind)
     if issubclass(kind, BatchNorm):
@@ -140,9 +141,10 @@ def _is_known(kind: Any) -> bool:
 
 
 def _is_consistent(kind: type) -> bool:
-    """Whether a class of branches has its forward and its kernels from one class, or a kernel that its forward has too.
+    """Whether the forward of a class of branches fits its kernels.
 
-    A later forward alone, as a subclass with an activation in it has, is none that the kernel knows.
+    It does if all come from the same class, or if only `kernel` was redefined and `forward` uses it. A subclass that
+    redefines only `forward`, for example to add an activation, does not fit.
     """
     forward, kernel, kernel_with = (
         next(base for base in kind.__mro__ if name in vars(base)) for name in ("forward", "kernel", "kernel_with")

@@ -1,4 +1,4 @@
-"""Hooks that others put on modules, when these are copied or replaced."""
+"""Hooks on modules that are copied or replaced."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _QUIET: list[Any] = []
 
 
 def quiet(hook: Hook) -> Hook:
-    """Says of a hook that what a module computes is the same without it."""
+    """Mark a hook as one that does not change what a module computes."""
     _QUIET.append(hook)
     return hook
 
 
 def that_matter(*tables: Mapping[int, Any]) -> list[Any]:
-    """The hooks in these tables of a module that are not quiet."""
+    """The hooks in these tables that are not marked quiet."""
     return [hook for table in tables for hook in table.values() if not any(hook is one for one in _QUIET)]
 
 
 def copy_module(model: Module) -> Module:
-    """A deepcopy whose hooks act on the copy; one that cannot be copied, as it holds a lock, goes on as it is."""
+    """Deepcopy a model so that its hooks act on the copy; a hook that cannot be copied (a lock in it) is shared."""
     memo: dict[int, Any] = {}
     leave_hooks_out(model, memo)
     copied = copy.deepcopy(model, memo)
@@ -37,17 +37,17 @@ def copy_module(model: Module) -> Module:
 
 
 def same_hooks(model: nn.Module) -> dict[int, Any]:
-    """A memo for deepcopy with which copies hold the hooks themselves, whatever these refer to."""
+    """A memo for deepcopy that makes copies share the original's hooks."""
     return {id(table): table for table in _tables(model)}
 
 
 def leave_hooks_out(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Makes a deepcopy with this memo leave the tables of hooks empty, until there is something for hooks to act on."""
+    """Make a deepcopy with this memo leave the tables of hooks empty; `put_hooks_in` fills them afterwards."""
     memo.update((id(table), type(table)()) for table in _tables(model))
 
 
 def put_hooks_in(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Fills the tables of the copy that was made with this memo."""
+    """Fill the tables of hooks of the copy that was made with this memo."""
     for table in _tables(model):
         memo[id(table)].update((key, _copied(hook, memo)) for key, hook in table.items())
 
@@ -58,25 +58,25 @@ def _tables(model: nn.Module) -> list[dict[int, Any]]:
 
 
 def _copied(hook: Any, memo: dict[int, Any]) -> Any:
-    trial = dict(memo)  # as a deepcopy that fails leaves half of its objects behind
+    trial = dict(memo)  # a deepcopy that fails leaves half-made objects in its memo
     try:
         copied = copy.deepcopy(hook, trial)
-    except Exception:  # what a hook is bound to may hold anything
+    except Exception:  # a hook may hold any object, and copying it raise any error
         return hook
-    memo.setdefault(id(memo), []).append(trial.pop(id(trial), None))  # where deepcopy keeps what must live on
+    memo.setdefault(id(memo), []).append(trial.pop(id(trial), None))  # where deepcopy keeps objects alive
     memo.update(trial)
     return copied
 
 
 def keep_hooks(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Hooks that others put on a module go on with the one in its place; copied, as deepcopy does, with a memo."""
+    """Give the hooks of a module to its replacement; with a memo, as copies, like deepcopy."""
     for name in _KEPT:
         hooks = vars(old)[name]
         vars(new)[name].update(hooks if memo is None else {key: _copied(hook, memo) for key, hook in hooks.items()})
 
 
 def drop_shared_hooks(copied: nn.Module, original: nn.Module) -> None:
-    """Takes off a copy what it would call of the original's: functions, which no deepcopy copies, may tell the user."""
+    """Remove hooks from a copy that it shares with the original: functions, which deepcopy does not copy."""
     shared = {id(hook) for module in original.modules() for name in _CALLED for hook in vars(module)[name].values()}
     for module in copied.modules():
         for name in _CALLED:

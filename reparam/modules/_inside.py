@@ -1,4 +1,4 @@
-"""What is inside of a module, listed once for as long as it is the same."""
+"""The modules inside a module, listed once and cached until they change."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ..bn._norm import BatchNorm, is_norm
 
 
 class Inside(NamedTuple):
-    """Modules, and what tells whether they are still the same.
+    """The modules inside a module, with the data to check that they have not changed.
 
-    The outermost one is not among them: it holds this, and would hold itself.
+    The outermost module is not among them: it holds this object, and would hold itself.
     """
 
     modules: list[nn.Module]
     norms: list[BatchNorm]
     tables: list[dict[str, nn.Module | None]]
-    """Of each module with children, in which they are; of the outermost one first."""
+    """The `_modules` of each module with children; that of the outermost one first."""
     children: list[tuple[nn.Module | None, ...]]
-    """In the same order, as they were when all was listed."""
+    """The children in these tables when they were listed, in the same order."""
     empty: list[dict[str, nn.Module | None]]
-    """Of each module without children, in which they would be."""
+    """The `_modules` of each module without children."""
 
     def is_current(self, root: nn.Module) -> bool:
-        """Whether a walk would find the same; in a few operations that are not Python's."""
+        """Whether another walk would find the same modules; fast, without a loop in Python."""
         same_tables = self.tables[0] is root._modules and not any(self.empty)
         return same_tables and [*map(tuple, map(dict.values, self.tables))] == self.children
 
 
 def inside_of(root: nn.Module) -> Inside:
-    """Lists what is inside of a module with children."""
+    """List the modules inside a module with children."""
     modules = list(root.modules())
     tables = [module._modules for module in modules if module._modules]
     children = [tuple(table.values()) for table in tables]
@@ -40,7 +40,7 @@ def inside_of(root: nn.Module) -> Inside:
 
 
 class Remembered:
-    """What is inside of a module; it is no part of copies and pickles of the module."""
+    """A cache of the modules inside a module; copies and pickles of the module start with an empty one."""
 
     def __init__(self) -> None:
         self._last: Inside | None = None
@@ -49,7 +49,7 @@ class Remembered:
         return type(self), ()
 
     def of(self, root: nn.Module) -> Inside:
-        """What is inside of the module that this belongs to."""
+        """The modules inside `root`, the module that owns this cache."""
         last = self._last
         if last is None or not last.is_current(root):
             self._last = last = inside_of(root)

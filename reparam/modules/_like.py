@@ -1,4 +1,4 @@
-"""What dtype and device a module has."""
+"""The dtype and device of a module."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from torch import Tensor, nn
 
 
 def tensor_like(module: nn.Module) -> Tensor:
-    """A tensor that tells dtype and device of a module: its first of real numbers; without any, float32 on the CPU."""
+    """A tensor with the dtype and device of a module: its first floating-point one, or else float32 on the CPU."""
     tensors = chain(module.parameters(), module.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0, device="cpu"))

@@ -12,7 +12,7 @@ Match = str | type | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 def matcher(match: Match) -> Callable[[str, nn.Module], bool]:
-    """Whether a module of this name is meant."""
+    """Turn a `Match` into a function that says whether a module with a given name matches."""
     if isinstance(match, type):
         return lambda name, module: isinstance(module, match)
     if callable(match):

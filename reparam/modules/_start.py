@@ -1,7 +1,8 @@
-"""The start of a module: the numbers that its constructor drew, drawn anew.
+"""Reset a module to a fresh initialization, as if it were newly built.
 
-A module is built a second time, by the call that built it, and its tensors take over the values; they stay the objects
-that optimizers and others hold. So all that a constructor does is done, in its order, and no class repeats it.
+The call that built the module runs again, and the values of the new module are copied into the tensors of the old one,
+so optimizers and others keep their references. This repeats everything that a constructor does, in its order, and no
+class needs its own code for it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ..errors import OptionError, StatisticsError
 from ._constants import renew
 from ._hooks import copy_module, that_matter
 
-_REMEDY = "give it a reset_parameters of its own, or build it anew"
+_REMEDY = "give it a reset_parameters of its own, or build it again"
 
 
 class Recipe:
-    """The call that built a module: the same one in every copy, and pickled if that is possible."""
+    """The call that built a module. Copies of the module share it; pickling keeps it if it can be pickled."""
 
     def __init__(self, make: Callable[[], nn.Module] | None) -> None:
         self.make = make
@@ -37,17 +38,17 @@ class Recipe:
     def __reduce__(self) -> tuple[type[Recipe], tuple[Callable[[], nn.Module] | None]]:
         try:
             pickle.dumps(self.make)
-        except Exception:  # whatever an argument raises, as a lambda does; without it the module can be pickled
+        except Exception:  # an argument, such as a lambda, may raise anything; pickle the rest
             return Recipe, (None,)
         return Recipe, (self.make,)
 
 
 def remembering(init: Callable[..., None]) -> Callable[..., None]:
-    """An `__init__` that keeps the call by which a module of its class was built, not one of a derived class's."""
+    """Wrap an `__init__` so that a module of exactly this class remembers the call that built it."""
 
     @wraps(init)
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        args = tuple(list(value) if isinstance(value, Iterator) else value for value in args)  # to be read twice
+        args = tuple(list(value) if isinstance(value, Iterator) else value for value in args)  # they are read twice
         given = (*args, *kwargs.values())
         if type(self).__init__ is wrapped and not any(isinstance(value, nn.Module) for value in given):
             vars(self)["_recipe"] = Recipe(partial(type(self), *args, **kwargs))
@@ -58,34 +59,34 @@ def remembering(init: Callable[..., None]) -> Callable[..., None]:
 
 @torch.no_grad()
 def fresh_start(module: nn.Module) -> Callable[[], None]:
-    """Draws a start for a module, and returns the function that gives it to the module.
+    """Draw a fresh initialization for a module, and return the function that copies it into the module.
 
     Raises:
-        OptionError: if the module cannot be built anew, or was changed since it was built.
-        StatisticsError: if a batch norm inside was frozen, so that its statistics would never fit again.
+        OptionError: if the module cannot be built again, or was changed after it was built.
+        StatisticsError: if a batch norm inside is frozen, since its statistics could not adapt to the new weights.
     """
     kind = type(module).__name__
     if frozen := [name for name, bn in norms(module) if kind_before(bn) is not type(bn)]:
         raise StatisticsError(
-            f"cannot reset {kind}: the statistics of its batch norm {frozen[0]!r} are frozen, and a fresh start has "
-            "none yet; call unfreeze_bn_stats(model) first"
+            f"cannot reset {kind}: the statistics of its batch norm {frozen[0]!r} are frozen and would not fit the new "
+            "weights; call unfreeze_bn_stats(model) first"
         )
     fresh = _built_anew(module) if "_recipe" in vars(module) else _with_fresh_layers(module)
     ours, theirs = _tensors(module), _tensors(fresh)
     shapes, wanted = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (ours, theirs))
     if odd := sorted(dict(shapes.items() ^ wanted.items())):
         raise OptionError(
-            f"cannot reset {kind}: it was changed since it was built, at {', '.join(map(repr, odd))}; make it plain "
-            f"again (prune.remove, remove_parametrizations, ...), {_REMEDY}"
+            f"cannot reset {kind}: it was changed after it was built, at {', '.join(map(repr, odd))}; undo that "
+            f"(prune.remove, remove_parametrizations, ...), {_REMEDY}"
         )
     return partial(_take, ours, theirs)
 
 
 def reset_layers(module: nn.Module) -> None:
-    """Resets all that a module without tensors of its own holds, each layer by its own `reset_parameters`, in order.
+    """Reset the layers inside a module that has no tensors itself, each by its `reset_parameters`, in order.
 
     Raises:
-        OptionError: if a layer with parameters has none, or they are computed; nothing is reset then.
+        OptionError: if a layer with parameters has no such method, or computes its parameters; then nothing is reset.
     """
     for layer in list(_layers(module)):
         layer.reset_parameters()
@@ -93,7 +94,7 @@ def reset_layers(module: nn.Module) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[Any]:
-    """What can be reset, the outermost modules that can."""
+    """The outermost modules inside that have a `reset_parameters`."""
     for name, layer in module.named_children():
         computed = "parametrizations" in layer._modules or bool(that_matter(layer._forward_pre_hooks))
         if hasattr(layer, "reset_parameters") and not computed:
@@ -108,12 +109,12 @@ def _layers(module: nn.Module) -> Iterator[Any]:
 
 
 def _built_anew(module: nn.Module) -> nn.Module:
-    """What the call that built a module builds now, on the CPU, whose generator it draws from."""
+    """Repeat the call that built a module, on the CPU and with the CPU's random generator."""
     kind, make = type(module).__name__, vars(module)["_recipe"].make
     if make is None:
         raise OptionError(
-            f"cannot reset {kind}: it came out of a pickle, which does not take along what it was built from, as there "
-            "is a lambda or a local function among its arguments; use one of a module's, or build it anew"
+            f"cannot reset {kind}: it came out of a pickle, which lost its arguments, because one is a lambda or a "
+            "local function; use a function of a Python module instead, or build it again"
         )
     make = _on_default_device(make)
     with torch.device("cpu"):
@@ -122,25 +123,26 @@ def _built_anew(module: nn.Module) -> nn.Module:
             again = make()
     if handed_in := {type(inner).__name__ for inner in {*fresh.modules()} & {*again.modules()}}:
         raise OptionError(
-            f"cannot reset {kind}: what makes its branches hands in a module that exists already "
-            f"({', '.join(sorted(handed_in))}), of which the start is not known; make it in there, or build it anew"
+            f"cannot reset {kind}: a callable that makes its branches uses an existing module "
+            f"({', '.join(sorted(handed_in))}), whose start is unknown; build that module inside the callable, or "
+            "build the block again"
         )
     return fresh
 
 
 def _on_default_device(make: Any) -> Callable[[], nn.Module]:
-    """The same call without `device`, which may have been meta."""
+    """The same call without its argument `device`, which may be meta."""
     call = signature(make.func).bind(*make.args, **make.keywords)
     call.arguments.pop("device", None)
     return partial(make.func, *call.args, **call.kwargs)
 
 
 def _with_fresh_layers(module: nn.Module) -> nn.Module:
-    """A copy of a module that was given its layers, each of which had a fresh start of its own."""
+    """A copy of a module that was built from existing layers, each of them reset by its own method."""
     for name, own in _tensors(module).items():
         if "." not in name and own.numel():
-            raise OptionError(f"cannot reset {type(module).__name__}: of {name!r} the start is not known; {_REMEDY}")
-    list(_layers(module))  # a layer that cannot be reset may be one that cannot be copied
+            raise OptionError(f"cannot reset {type(module).__name__}: the start of {name!r} is unknown; {_REMEDY}")
+    list(_layers(module))  # raises if a layer cannot be reset; copying it might fail
     copied = copy_module(module)
     reset_layers(copied)
     return copied

@@ -10,7 +10,7 @@ from torch import nn
 def walk(
     model: nn.Module, inside: Callable[[nn.Module], Iterable[tuple[str, nn.Module]]]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Each module once, by its first name, with what is in it, of which only what `inside` lists is looked at."""
+    """Iterate over a model and the modules inside it, as listed by `inside`, each once and with its first name."""
     seen: set[int] = set()
     waiting = [("", model)]
     while waiting:

@@ -1,1 +1,1 @@
-"""In which precision numbers are computed, and how far two results are apart."""
+"""The precision in which values are computed, and how far two results differ."""

@@ -1,4 +1,4 @@
-"""What models take and return, whatever holds it, taken apart and compared."""
+"""Inputs and outputs of models, in any nested container: flattened, copied and compared."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ._precision import float64_device
 
 
 def largest(values: Iterable[float]) -> float:
-    """The largest of some numbers, 0 of none; NaN if one is NaN, which Python's `max` would drop."""
+    """The largest of some numbers, 0 if there are none, NaN if one is NaN (Python's `max` would drop it)."""
     values = list(values)
     return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """max |a - b| over all values, NaN if there is one in either; of integers, how many differ."""
+    """max |a - b| over all values, NaN if either holds one; for integers, the number of values that differ."""
     if not a.numel():
         return 0.0
     if not (a.is_floating_point() or a.is_complex()):
         return float((a != b.to(a.device)).sum())
     a, b = exactly(a), exactly(b)
-    return float((a - b).abs().masked_fill_(a == b, 0.0).max())  # an infinity is as far from itself as a number is
+    return float((a - b).abs().masked_fill_(a == b, 0.0).max())  # an infinity minus itself is NaN, but equal
 
 
 def max_abs(x: Tensor) -> float:
-    """The largest finite |x|; 0 of integers, which have no size."""
+    """The largest finite |x|; 0 for integers, which `distance` counts and does not subtract."""
     if not (x.is_floating_point() or x.is_complex()):
         return 0.0
     finite = exactly(x).abs()
@@ -43,13 +43,13 @@ def max_abs(x: Tensor) -> float:
 
 
 def exactly(x: Tensor) -> Tensor:
-    """A tensor in float64, or two of them as complex numbers; on the CPU if its device has none."""
+    """The tensor in float64, or in complex128 if it is complex; on the CPU if its device has no float64."""
     dtype = torch.complex128 if x.is_complex() else torch.float64
     return x.detach().to(float64_device(x.device), dtype)
 
 
 def leaves(value: Any, where: str = "", around: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """All that a value holds, each by the place where it stands in it; of what holds others, its type."""
+    """Everything inside a value with its place, such as ".x[0]"; for a container, its type."""
     parts = None if any(value is outer for outer in around) else _parts(value)
     yield where, value if parts is None else type(value)
     for step, part in parts or ():
@@ -69,27 +69,27 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def with_tensors(values: Any, make: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of any value that holds other tensors."""
+    """A copy of any value in which `make` has replaced every tensor."""
     memo: dict[int, Any] = {id(leaf): make(leaf) for _, leaf in leaves(values) if isinstance(leaf, Tensor)}
     return copy.deepcopy(values, memo)
 
 
 def cloned(values: Any) -> Any:
-    """A copy of any value, with tensors of its own."""
+    """A copy of any value, tensors included."""
     return with_tensors(values, lambda tensor: tensor.detach().clone())
 
 
 def tensors_of(*values: Any) -> list[tuple[str, tuple[Tensor, ...]]]:
-    """The tensors of several values that stand at the same place, with that place.
+    """Group the tensors of several values by their place.
 
     Raises:
-        FuseError: if the values are not of one structure, or two tensors differ in shape or kind; both are named.
+        FuseError: if the values differ in structure, or two tensors in shape or kind; the message names both.
     """
     sides = [dict(leaves(value)) for value in values]
     for side in sides[1:]:
         for place in dict.fromkeys([*sides[0], *side]):
             if (what := _unlike(sides[0].get(place, "nothing"), side.get(place, "nothing"))) is not None:
-                raise FuseError(f"the outputs are not alike{f' at {place}' if place else ''}: {what}")
+                raise FuseError(f"the outputs do not match{f' at {place}' if place else ''}: {what}")
     return [
         (place, tuple(_tensor(side[place]) for side in sides))
         for place, leaf in sides[0].items()
@@ -98,7 +98,7 @@ def tensors_of(*values: Any) -> list[tuple[str, tuple[Tensor, ...]]]:
 
 
 def _unlike(a: Any, b: Any) -> str | None:
-    """What two leaves are, if they cannot be compared, or have nothing to compare and differ."""
+    """A description of both leaves if they cannot be compared, or if they have no values to compare and differ."""
     a, b = (torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in (a, b))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         same = a.shape == b.shape and _kind(a) == _kind(b)
@@ -114,7 +114,7 @@ def _tensor(leaf: Any) -> Tensor:
 
 
 def _kind(x: Tensor) -> object:
-    """The dtype, but one for all that are rounded."""
+    """The dtype; one name for all real dtypes and one for all complex dtypes."""
     return "real" if x.is_floating_point() else "complex" if x.is_complex() else x.dtype
 
 

@@ -1,4 +1,4 @@
-"""Where float64 work happens, and float32 work of which no digit may be lost."""
+"""The device for float64 work, and float32 work at full precision."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ from torch import Tensor, nn
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _WITHOUT_FLOAT64 = {"mps"}
-"""Types of devices that know no float64; their tensors go to the CPU for it."""
+"""Device types without float64; their tensors move to the CPU for it."""
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """A tensor in float64, on the CPU if its device has none; differentiable."""
+    """The tensor in float64, on the CPU if its device has no float64; differentiable."""
     return tensor.to(float64_device(tensor.device)).to(torch.float64)
 
 
 def rounded_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A tensor rounded to the dtype of another and taken to its device, in this order; differentiable."""
+    """The tensor rounded to the dtype of another, then moved to its device; differentiable."""
     return tensor.to(other.dtype).to(other.device)
 
 
 def module_in_float64(module: ModuleT) -> ModuleT:
-    """Turns a module into float64, on the CPU if a device of it has none; in place, as `nn.Module.to`."""
+    """Convert a module to float64 in place, on the CPU if one of its devices has no float64."""
     tensors = chain(module.parameters(), module.buffers())
     return (module if all(has_float64(tensor.device) for tensor in tensors) else module.cpu()).double()
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where the float64 work of tensors of a device happens: there, or on the CPU."""
+    """The device for float64 work on tensors of `device`: the same one, or the CPU."""
     return torch.device("cpu") if not has_float64(device) else device
 
 
 def sum_in_float64(tensor: Tensor, dim: int) -> Tensor:
-    """Sums over an axis, in float64 where the device knows it, else pairwise in its own dtype; the sum is float64."""
+    """Sum over an axis, in float64 if the device has it, else pairwise in the tensor's dtype; returns float64."""
     if not has_float64(tensor.device):
-        return in_float64(tensor.sum(dim))  # what is summed may be large, the sum is small to move
+        return in_float64(tensor.sum(dim))  # moves the small sum, not the large tensor
     return tensor.sum(dim, dtype=torch.float64)
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether a device knows float64."""
+    """Whether a device has float64."""
     return device.type not in _WITHOUT_FLOAT64
 
 
 class _Setting(NamedTuple):
-    """A switch of torch by which float32 products lose digits."""
+    """A switch of torch that lets float32 products lose digits."""
 
     holder: Any
     name: str
     now: Any
-    """What it is set to, or what makes it follow its parent again."""
+    """Its present value, or the value that makes it follow its parent again."""
     exact: Any
 
 
-_LOCK = RLock()  # the switches belong to the whole process, in which other devices may run a backward pass of their own
+_LOCK = RLock()  # the switches are global, and other devices may run a backward pass in another thread
 
 
 @contextmanager
 def all_digits() -> Iterator[None]:
-    """While it lasts, float32 products keep all digits: no TF32 on a GPU, no bfloat16 on a CPU, whatever is set.
+    """Keep all digits of float32 products inside the context: no TF32 on a GPU, no bfloat16 on a CPU.
 
-    A compiler does not see it: see `with_all_digits`. Products of float64 need none of it.
+    Compilers cannot trace it; use `with_all_digits` there. Float64 products do not need it.
     """
     with _LOCK:
         legacy = _legacy()
-        settings = _settings(also_exact=legacy != "highest")  # which setting `legacy` again would change
+        settings = _settings(also_exact=legacy != "highest")  # restoring `legacy` would change them all
         try:
             if legacy != "highest":
                 torch.set_float32_matmul_precision("highest")
@@ -87,12 +87,12 @@ def all_digits() -> Iterator[None]:
 
 
 def with_all_digits(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a function run under `all_digits`, compiled too.
+    """Make a function run under `all_digits`, also when it is compiled.
 
-    For that it becomes one operation to a compiler, which learns its shapes by running it on tensors without values.
+    The function becomes one custom operation for compilers, which find its output shapes by running it on fake tensors.
 
     Args:
-        schema: types of what it takes and returns, as torch writes them.
+        schema: the types of its arguments and results, in torch's notation.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +110,7 @@ def with_all_digits(schema: str) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def _legacy() -> str:
-    """The precision of matrix products; torch refuses to tell where only its newer switches were set."""
+    """The precision of matrix products; torch raises if only its newer switches were set."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -118,7 +118,7 @@ def _legacy() -> str:
 
 
 def _settings(also_exact: bool) -> list[_Setting]:
-    """The switches that are on, or all."""
+    """The switches that are on, or all of them."""
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     if not hasattr(cudnn, "conv"):  # before torch 2.9
         return [_Setting(cudnn, "allow_tf32", cudnn.allow_tf32, False)]

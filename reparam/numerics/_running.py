@@ -1,4 +1,4 @@
-"""Models run in another precision than their own, with nothing of the user's touched."""
+"""Running a model in another precision without changing anything of the user's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CASTS = (Tensor.half, Tensor.bfloat16, Tensor.float, Tensor.double)
 
 
 class _OneFloat(TorchFunctionMode):
-    """While it lasts, every real dtype that a forward asks for is the same: `x.float()` would break a float64 run."""
+    """Replaces every real dtype that a forward requests by one dtype; else `x.float()` would break a float64 run."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -45,20 +45,20 @@ class _OneFloat(TorchFunctionMode):
 
 @torch.no_grad()
 def run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a model returns for copies of its inputs; torch's random numbers go on as if nothing had run."""
+    """Run a model on copies of its inputs and restore torch's random state afterwards."""
     args, kwargs = with_tensors((tuple(args), dict(kwargs)), lambda tensor: tensor.detach().clone())
     with _dice_kept():
         return model(*args, **kwargs)
 
 
 def run_in(dtype: torch.dtype, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The same of a model that `of_dtype` made, for its inputs in this dtype."""
+    """Do the same with a model made by `of_dtype`, on inputs in this dtype."""
     with _OneFloat(dtype):
         return run(model, *with_tensors((tuple(args), dict(kwargs)), lambda tensor: _cast(tensor, dtype)))
 
 
 def of_dtype(dtype: torch.dtype, model: nn.Module) -> nn.Module:
-    """A copy of one's own brought into a real dtype, in place; on the CPU, where its device lacks float64."""
+    """Cast a model that the caller owns to a real dtype in place, on the CPU if its device lacks float64."""
     return model._apply(lambda tensor: _cast(tensor, dtype))
 
 

@@ -56,6 +56,13 @@ def test_pixels_are_those_of_python(page, name):
     expect(page.locator("#live-result")).to_contain_text(f"300x150 pixels became {scale * 300}x{scale * 150}: ")
 
 
+def test_a_still_picture_is_shown_until_an_image_is_chosen(page):
+    assert page.locator("#live-still img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [480, 360]
+    choose(page, encoded(PHOTO))
+    expect(page.locator("#live-still")).to_be_hidden()
+    enlarged(page)
+
+
 def test_tiles_leave_no_seam(page):
     noise = 255 * np.random.default_rng(0).integers(0, 2, (150, 300, 1), dtype=np.uint8).repeat(3, axis=2)
     choose(page, encoded(noise))

@@ -1,4 +1,4 @@
-"""Trains a swapped network in other people's training codes, with the lines of docs/training_codes.md, and compares.
+"""Trains a swapped network in other people's training codes, with the lines of docs/training/, and compares.
 
     BASICSR=../BasicSR NEOSR=../neosr TRAINNER=../traiNNer-redux KAIR=../KAIR python -m tests.hosts basicsr neosr
 

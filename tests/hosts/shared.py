@@ -1,4 +1,4 @@
-"""What all hosts are trained on, the lines of the page, and how far numbers are apart."""
+"""What all hosts are trained on, the lines of the pages, and how far numbers are apart."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ def prepare() -> None:
 
 
 def lines(title: str, language: str) -> str:
-    """What the page shows for a code, in a language."""
-    page = (ROOT / "docs" / "training_codes.md").read_text()
-    section = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    """What the page of a code shows, in a language."""
+    page = (ROOT / "docs" / "training" / f"{title.lower()}.md").read_text()
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     return text
 
 

@@ -1,4 +1,4 @@
-"""Modules of other people's codes: what they are as convolutions, and where these go."""
+"""Modules of other people's code: which convolutions they equal, and where these convolutions go."""
 
 from .blocks import ForeignBlock, find_foreign, foreign_block
 from .forms import has_form

@@ -1,4 +1,4 @@
-"""The re-parameterizable modules of other people's codes in a model, and the layers that they become."""
+"""Find re-parameterizable modules of other people's code in a model, and the layers that they become."""
 
 from __future__ import annotations
 
@@ -51,45 +51,45 @@ Form = InferenceForm | Row | Rewriting | InPlace
 
 @dataclass(frozen=True)
 class ForeignBlock:
-    """A module with convolutions that its branches become."""
+    """A module whose branches become one or more convolutions."""
 
     module: nn.Module
     form: InferenceForm | Row | Rewriting | InPlace | None
-    """None: it becomes a layer as a whole."""
+    """How its class runs the convolutions; None if the whole module becomes a layer."""
     values: Mapping[str, LinearOp]
-    """Its convolutions in float64, by their name in it."""
+    """Its convolutions in float64, by their names in the module."""
     swallows: Mapping[str, tuple[str, ...]]
-    """The names of the modules in it that a convolution replaces; none: the module itself."""
+    """For each convolution, the names of the modules inside that it replaces; empty if it replaces the whole module."""
     own: frozenset[str] = frozenset()
-    """Convolutions that are made of parameters of the module itself as well."""
+    """Convolutions that also depend on the module's own parameters."""
     costs: Mapping[str, tuple[Fraction, Fraction]] = field(default_factory=dict)
-    """Multiply-adds for each pixel of their input, before and after, where they are known."""
+    """Multiply-adds per pixel of the input, before and after fusing, where known."""
 
     def parts(self, conv: str) -> list[nn.Module]:
-        """What a convolution is made of."""
+        """The modules that a convolution is computed from."""
         names = () if conv in self.own else self.swallows[conv]
         return [self.module.get_submodule(name) for name in names] or [self.module]
 
     @property
     def gone(self) -> list[nn.Module]:
-        """What is not there any more afterwards."""
+        """The modules that fusing removes."""
         if self.form is None or isinstance(self.form, Row):
             return [self.module]
         return [self.module.get_submodule(name) for names in self.swallows.values() for name in names]
 
     def spec(self, conv: str) -> ConvSpec:
-        """The geometry of a convolution; a linear layer is one with one tap on one axis."""
+        """The geometry of a convolution; a linear layer counts as one with a single tap on one axis."""
         value = self.values[conv]
         return ConvSpec(value.inputs, value.outputs, 1, ndim=1) if value.flat else value.spec()
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it is layers that follow each other, in a forward that stays."""
+        """Whether it consists of consecutive layers in a forward that stays."""
         return isinstance(self.form, InPlace)
 
     @property
     def kept(self) -> dict[str, nn.Module]:
-        """Its own modules that stay, by name."""
+        """The modules inside that stay, by name."""
         if self.form is None:
             return {}
         if isinstance(self.form, Row):
@@ -102,27 +102,27 @@ class ForeignBlock:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a module that looks like a block is none."""
+    """Why a module that looks like a block is not one."""
 
     why: str
     asked: bool = False
-    """Whether somebody registered it, so that leaving it as it is would not be what was asked for."""
+    """Whether its type is registered with `kernel_of`: then it must not be left unfused silently."""
 
 
 class Foreign(NamedTuple):
-    """What there is of other people's codes in a model, by dotted name."""
+    """The modules of other people's code in a model, by dotted name."""
 
     blocks: dict[str, ForeignBlock]
     refusals: dict[str, Refusal]
-    """What looks like a block, and is none."""
+    """Modules that look like blocks but are not."""
     apart: dict[str, str]
-    """What could be one convolution, and is cheaper as it is."""
+    """Modules that could be one convolution but are cheaper unfused."""
 
 
 def find_foreign(model: nn.Module, stays: Container[int] = ()) -> Foreign:
-    """The foreign blocks of a model, and what looks like one, by dotted name, each once.
+    """Find the foreign blocks of a model, and modules that look like one, by dotted name, each once.
 
-    What one of the blocks keeps is searched as well. Modules whose ids are in `stays` are left as they are.
+    The search includes modules that a block keeps. Modules whose ids are in `stays` are left alone.
     """
     survey = _Survey(model, stays)
     seen: dict[int, ForeignBlock | Refusal | None] = {}
@@ -142,18 +142,18 @@ def find_foreign(model: nn.Module, stays: Container[int] = ()) -> Foreign:
 
 
 def foreign_block(module: nn.Module) -> ForeignBlock | None:
-    """A module as a foreign block, if it is one."""
+    """The module as a foreign block, or None if it is not one."""
     block = _look_at(module, _Survey(module))
     return block if isinstance(block, ForeignBlock) else None
 
 
 class _Survey:
-    """The modules of a model, as copies in eval mode that can be read in float64."""
+    """Copies of the modules of a model, in eval mode, which can be read in float64."""
 
     def __init__(self, model: nn.Module, stays: Container[int] = ()) -> None:
         self.model, self.stays = model, stays
         self.apart: dict[int, str] = {}
-        """Why a module stays several layers that could be one, by its id."""
+        """Why a module that could be one layer stays several, by id."""
 
     @cached_property
     def twins(self) -> dict[int, nn.Module]:
@@ -162,7 +162,7 @@ class _Survey:
 
     @cached_property
     def opaque(self) -> set[int]:
-        """The ids of copies that are not looked into: blocks of this library, and what is to stay."""
+        """The ids of copies that are not searched: blocks of this library, and modules that stay."""
         kept = [module for module in self.model.modules() if id(module) in self.stays or isinstance(module, Branch)]
         inside = {id(part) for module in kept for part in module.modules()}
         touched = [module for module in self.model.modules() if any(id(part) in inside for part in module.modules())]
@@ -175,12 +175,12 @@ class _Survey:
 
     @property
     def calls(self) -> Counter[int]:
-        """How often each copy is called, by its id."""
+        """How often each copy is called, by id."""
         return self._calls[0]
 
     @property
     def odd(self) -> set[int]:
-        """The ids of copies that are called with options, or by keyword, so that no convolution can stand in."""
+        """The ids of copies that are called with options or by keyword, which a convolution cannot replace."""
         return self._calls[1]
 
     @cached_property
@@ -200,7 +200,7 @@ class _Survey:
                 if (part := called(twin, node)) is not None:
                     counts[id(part)] += 1
                     odd.update({id(part)} if _is_odd(part, node) else ())
-                elif node.op == "get_attr":  # whose numbers are read beside
+                elif node.op == "get_attr":  # its values are read directly
                     counts[id(twin.get_submodule(str(node.target).rpartition(".")[0]))] += 2
         found = used_modules(opaque)
         counts.update(found.modules.keys())
@@ -208,7 +208,7 @@ class _Survey:
 
 
 def _is_odd(module: nn.Module, node: Node) -> bool:
-    """Whether a call gives more than a forward asks for, or by keyword."""
+    """Whether a call passes more than the required arguments, or passes them by keyword."""
     parameters = inspect.signature(module.forward).parameters.values()
     asked = sum(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters)
     return bool(node.kwargs) or len(node.args) > asked
@@ -221,7 +221,7 @@ def _look_at(module: nn.Module, survey: _Survey) -> ForeignBlock | Refusal | Non
     form = None if registered else form_of(module)
     try:
         return _read(module, form, survey)
-    except Exception as error:  # one part that cannot be read, whatever it raises, is no reason to stop at all others
+    except Exception as error:  # a part that cannot be read must not prevent the others
         stays = isinstance(error, StaysError) or not isinstance(error, ReparamError)
         if not (stays or registered or form or is_whole_block(module) or says_it_fuses(module)):
             return None
@@ -240,7 +240,7 @@ def _read(module: nn.Module, form: InferenceForm | Row | None, survey: _Survey) 
         block.spec(conv)
     stands_in = not isinstance(block.form, (InferenceForm, InPlace))
     if stands_in and module is not survey.model and id(survey.twins[id(module)]) in survey.odd:
-        raise StaysError("it is called with options, or by keyword, which no convolution takes")
+        raise StaysError("it is called with options or by keyword arguments, which a convolution does not take")
     for name in dict.fromkeys(name for names in block.swallows.values() for name in names or ("",)):
         for part in module.get_submodule(name).modules():
             if is_registered(part):
@@ -251,14 +251,14 @@ def _read(module: nn.Module, form: InferenceForm | Row | None, survey: _Survey) 
 def read_block(
     module: nn.Module, twin: nn.Module, form: InferenceForm | Row | None, reader: Reader, survey: _Survey | None = None
 ) -> ForeignBlock | None:
-    """A module as a block; None if nothing in it becomes another convolution.
+    """Read a module as a block; None if nothing in it becomes another convolution.
 
     Args:
-        module: of the user's.
-        twin: what is read in its place.
-        form: how it is brought into its inference form, if its class is known.
+        module: the user's module.
+        twin: the copy of it that is read.
+        form: how it gets its inference form, if its class is known.
         reader: reads the twin.
-        survey: of the model, without which only parallel branches are looked for.
+        survey: the survey of the model; without it, only parallel branches are found.
     """
     like = reader.like
     if is_registered(module) or is_whole_block(module):
@@ -272,7 +272,7 @@ def read_block(
     try:
         forward = reader.forward_of(twin)
     except NotLinearError as error:
-        # What chooses by the values has no kernel, even if it is right on all that are tried.
+        # A forward that branches on values has no kernel, even if one is right on all inputs that are tried.
         tried = survey is not None and id(twin) not in survey.opaque and "control flow" not in str(error)
         if tried and (value := hidden_value(module, reader)) is not None:
             return ForeignBlock(module, None, {"": value}, {"": ()})
@@ -296,16 +296,16 @@ def read_block(
     if may_be_whole and leaves_layers(forward) and (value := hidden_value(module, reader)) is not None:
         return ForeignBlock(module, None, {"": value}, {"": ()})
     if says:
-        forward.apply(the_input(like))  # which says why not, if it can
+        forward.apply(the_input(like))  # raises the reason, if it is known
     if found.refused:
-        raise StaysError(f"it adds up what several layers make of one value, but {next(iter(found.refused.values()))}")
+        raise StaysError(f"it sums several layers of the same input, but {next(iter(found.refused.values()))}")
     return None
 
 
 def _placed(
     module: nn.Module, forward: Forward, pieces: list[Piece], reader: Reader, survey: _Survey | None
 ) -> ForeignBlock | None:
-    """Where the convolutions of a module without an inference form of its own go."""
+    """Decide where the convolutions go in a module without its own inference form."""
     chains = [piece for piece in pieces if is_chain(piece, forward)]
     if chains == pieces:
         return None if survey is None else _in_place(module, forward, pieces, reader, survey)
@@ -332,7 +332,7 @@ def _costs(named: Mapping[str, Piece]) -> dict[str, tuple[Fraction, Fraction]]:
 def _in_place(
     module: nn.Module, forward: Forward, pieces: list[Piece], reader: Reader, survey: _Survey
 ) -> ForeignBlock | None:
-    """Layers that follow each other: the first becomes the convolution, the others nothing."""
+    """Consecutive layers: the first becomes the convolution, the others are removed."""
     values, swallows, placed = {}, {}, {}
     for piece in pieces:
         names = modules_of(forward, piece)
@@ -356,9 +356,9 @@ def _children(forward: Forward, piece: Piece) -> tuple[str, ...]:
 
 
 def to_read(module: nn.Module) -> Any:
-    """As `exact`, but weights of torch's convolutions stay as they are.
+    """Like `exact`, but the weights of torch's convolutions keep their dtype.
 
-    They are large, and become float64 where a kernel is made of them. Such a copy can be read, and not run.
+    They are large, and are converted to float64 when a kernel is computed. The copy can be read but not run.
     """
     opaque = [part for part in module.modules() if is_registered(part) or isinstance(part, Branch)]
     inside = {id(inner) for part in opaque for inner in part.modules()}
@@ -373,15 +373,15 @@ def to_read(module: nn.Module) -> Any:
 
 
 def check_registered(module: nn.Module, like: Tensor) -> None:
-    """Runs a module of a registered type on made-up numbers, where it takes any, and compares.
+    """Run a module of a registered type on random values, if it accepts them, and compare it with its kernel.
 
     Raises:
-        NotLinearError: if it does something else than the kernel that is registered.
+        NotLinearError: if it computes anything but its registered kernel.
     """
     found = differs(module, Reader(like).apply(exact(module), the_input(like)))
-    if found is not None and not found.error <= 1e-6 * found.largest + 1e-12:  # a forward may well compute in float32
+    if found is not None and not found.error <= 1e-6 * found.largest + 1e-12:  # a forward may compute in float32
         raise NotLinearError(
-            f"its forward is not the kernel that is registered with kernel_of: they differ by {found.error:.3g} where "
-            f"the forward reaches {found.largest:.3g}, on random numbers of shape {found.shape}; a kernel has no "
-            "activation, gate or quantization in it: register the linear part alone, or do not register this type"
+            f"its forward differs from the kernel that is registered with kernel_of: by {found.error:.3g} at values up "
+            f"to {found.largest:.3g}, on random inputs of shape {found.shape}; a kernel cannot contain an activation, "
+            "a gate or quantization: register the linear part only, or do not register this type"
         )

@@ -1,4 +1,4 @@
-"""Modules of other people's codes whose forward cannot be traced, or is not what it should be, by their equations."""
+"""Modules of other people's code that are known by their equations: their forward cannot be traced, or misleads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_seq_conv(module: nn.Module) -> bool:
 
 
 def _seq_conv(module: Any, like: Tensor) -> LinearOp:
-    """The 1x1's bias is padded around what it made, which is the same as padding the input first."""
+    """The output of the 1x1 is padded with its bias, which equals padding the input first."""
     names = module._parameters.keys()
     second = (module.k1, module.b1) if "k1" in names else (module.scale * module.mask, module.bias)
     pads = tuple(((k - 1) // 2, k // 2) for k in second[0].shape[2:])
@@ -40,7 +40,7 @@ def ecb(module: Any, like: Tensor) -> LinearOp:
 
 
 def is_bn_and_pad(module: nn.Module) -> bool:
-    """DBB's BNAndPadLayer, which pads with what it makes of zeros: the same as padding its input."""
+    """DBB's BNAndPadLayer, which pads with its output for zeros; this equals padding its input."""
     bn = module._modules.get("bn")
     return bn is not None and is_any_norm(bn) and isinstance(getattr(module, "pad_pixels", None), int)
 
@@ -74,14 +74,14 @@ EQUATIONS: list[tuple[Callable[[nn.Module], bool], Callable[[Any, Tensor], Linea
     (is_bn_and_pad, _bn_and_pad),
     (is_conv3xc, _conv3xc),
 ]
-"""What tells a class, and what it does to its input."""
+"""Pairs of a test for a class and the equation of its modules."""
 
 
 def equation_of(module: nn.Module) -> Callable[[Any, Tensor], LinearOp] | None:
-    """The equation of a module that is known, or None."""
+    """The equation of a module, or None if it is not known."""
     return next((equation for fits, equation in EQUATIONS if fits(module)), None)
 
 
 def is_whole_block(module: nn.Module) -> bool:
-    """Whether a module is of a known class that becomes a convolution as a whole."""
+    """Whether a module is of a known class that becomes one convolution as a whole."""
     return is_seq_conv(module) or is_conv3xc(module)

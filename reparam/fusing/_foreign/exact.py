@@ -1,4 +1,4 @@
-"""Copies of modules in eval mode, with their own tensors or others: to be read or run, the model untouched."""
+"""Copies of modules in eval mode, with the same tensors or others, to read or run without touching the model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ...numerics._precision import in_float64
 
 
 def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor], quietly: bool = False) -> Any:
-    """A copy of a module in eval mode with other tensors; its buffers, which a forward may write to, are its own.
+    """Copy a module in eval mode with other tensors. Its buffers are never shared, since a forward may write to them.
 
     Args:
-        module: any.
-        make: the tensors of the copy.
-        quietly: whether not to tell the modules that they are in eval mode, of which some work their kernels out then.
+        module: any module.
+        make: makes a tensor of the copy from one of the module.
+        quietly: whether to set eval mode without calling `eval()`, in which some modules compute their kernels.
     """
     memo = same_hooks(module)
     for tensor in chain(module.parameters(), module.buffers()):
@@ -38,19 +38,19 @@ def copied_with(module: nn.Module, make: Callable[[Tensor], Tensor], quietly: bo
 
 
 def exact(module: nn.Module) -> Any:
-    """A copy in float64 and eval mode, on the same device if that knows float64."""
+    """A copy in float64 and eval mode, on the same device if it has float64."""
     return copied_with(module, in_float64)
 
 
 def shared_eval(model: nn.Module) -> nn.Module:
-    """A copy in eval mode of the modules, which hold the very tensors of `model`."""
+    """A copy of the modules in eval mode, which shares the parameters of `model`."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
-    memo |= {id(tensor): tensor.detach().clone() for tensor in model.buffers()}  # which a forward may write to
+    memo |= {id(tensor): tensor.detach().clone() for tensor in model.buffers()}  # since a forward may write to them
     return copy.deepcopy(model, memo | same_hooks(model)).eval()
 
 
 def without_hooks(module: nn.Module) -> nn.Module:
-    """Takes all hooks off a copy, and off what is in it: they are nobody's business to run."""
+    """Remove all hooks from a copy and from the modules inside it, so that they do not run."""
     for part in module.modules():
         for name, table in vars(part).items():
             if "_hooks" in name and isinstance(table, dict):
@@ -59,6 +59,6 @@ def without_hooks(module: nn.Module) -> nn.Module:
 
 
 def numbers(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Numbers of both signs, small and large, to run a module on; always the same ones."""
+    """Values of both signs, small and large, to run a module on; the same in every call."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return (drawn * torch.linspace(0.5, 8, shape[-1], dtype=torch.float64)).to(like)

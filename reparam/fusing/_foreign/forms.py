@@ -1,7 +1,7 @@
-"""Where the classes of other people's codes keep the convolution that their branches become.
+"""Where classes of other people's code keep the convolution that their branches become.
 
-A class is known by the names of what it holds, not by its own name or file: forks and copies are known as well, and
-nothing is imported. Only names are written here; what becomes a convolution, and of what, is read off the forward.
+A class is recognized by the names of its attributes, not by its own name or file. So forks and copies are recognized
+too, and nothing is imported. Only names are listed here; the kernels are read from the forward.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .equations import ECB_PARTS, ecb, is_seq_conv
 
 @dataclass(frozen=True)
 class InferenceForm:
-    """How a class is brought into its inference form, which its own forward runs if it finds it."""
+    """How to give a class its inference form, which its forward runs if it finds the right attributes."""
 
     has: tuple[str, ...]
-    """Attributes that it has while it trains."""
+    """Attributes of the training form."""
     convs: tuple[str, ...]
-    """Attributes that its convolutions become, in the order in which they run."""
+    """Attributes that hold the convolutions in the inference form, in the order in which they run."""
     then: Mapping[str, str] = field(default_factory=dict)
-    """What stands behind a convolution in a row, under the same attribute."""
+    """Modules that follow a convolution under the same attribute, in a Sequential."""
     sets: Mapping[str, Any] = field(default_factory=dict)
-    """Attributes of the inference form; a callable makes its value."""
+    """Further attributes of the inference form; a callable computes the value."""
 
     def fits(self, module: nn.Module) -> bool:
-        """Whether a module is of this class and still holds its branches."""
+        """Whether a module is of this class and still has its branches."""
         mentioned = getattr(inspect.unwrap(type(module).forward), "__code__", None)
         knows = mentioned is not None and all(conv in mentioned.co_names for conv in self.convs)
         return knows and all(module._modules.get(name) is not None for name in self.has)
@@ -61,12 +61,12 @@ FORMS = [
     # DBB
     InferenceForm(("dbb_origin", "dbb_avg", "dbb_1x1_kxk"), ("dbb_reparam",), sets={"deploy": True}),
 ]
-"""Classes that keep their forward, which runs the convolution instead of the branches where it finds it."""
+"""Classes that keep their forward, which runs the convolution instead of the branches if it exists."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A class whose forward does not tell what its branches do: a convolution by its equation, then an activation."""
+    """A class whose forward does not show what its branches do: a convolution by its equation, then an activation."""
 
     parts: Mapping[str, Callable[[nn.Module], bool]]
     conv: str
@@ -88,15 +88,15 @@ ROWS = [
     )
 ]
 CONV_NAMES = {"square_conv": "fused_conv"}
-"""What authors call the convolution of a class without an inference form, by a part of the class: ACNet's."""
+"""The authors' name for the convolution in a class without an inference form, by an attribute of the class (ACNet)."""
 
 
 def form_of(module: nn.Module) -> InferenceForm | Row | None:
-    """How a module of a known class is brought into its inference form; None for others."""
+    """How to give a module of a known class its inference form; None for other classes."""
     known: list[InferenceForm | Row] = [*FORMS, *ROWS]
     return next((form for form in known if form.fits(module)), None)
 
 
 def has_form(module: nn.Module) -> bool:
-    """Whether a module is of a known class and still holds its branches."""
+    """Whether a module is of a known class and still has its branches."""
     return form_of(module) is not None

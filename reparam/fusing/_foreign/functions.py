@@ -1,4 +1,4 @@
-"""torch's functions and methods on linear maps: what a forward may do between its layers."""
+"""torch's functions and methods as operations on linear maps: what a forward may do between its layers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .layers import pads_of
 
 
 class ProductError(NotLinearError):
-    """Two values that depend on the input are multiplied, which no sum of layers does."""
+    """Two values that depend on the input are multiplied, which is not linear."""
 
 
 def channel_vector(value: LinearOp, constant: Tensor | float) -> Tensor:
-    """A constant that scales or shifts channels as a vector (C,) or (1,)."""
+    """A constant that scales or shifts channels, as a vector (C,) or (1,)."""
     like = value.kernel.bias
     if not isinstance(constant, Tensor):
         return like.new_full((1,), float(constant))
@@ -33,12 +33,12 @@ def channel_vector(value: LinearOp, constant: Tensor | float) -> Tensor:
     trailing = 0 if value.flat else value.ndim or max(2, constant.dim() - 2)
     axis = constant.dim() - 1 - trailing
     if axis < 0 or constant.shape[axis] != constant.numel():
-        raise NotLinearError(f"a constant of shape {tuple(constant.shape)} is no number per channel")
+        raise NotLinearError(f"a constant of shape {tuple(constant.shape)} is not one number per channel")
     return constant.flatten()
 
 
 def times(a: Any, b: Any) -> LinearOp:
-    """a * b, of which one is a constant."""
+    """a * b, if at least one is a constant."""
     value, factor = (a, b) if isinstance(a, LinearOp) else (b, a)
     if isinstance(factor, LinearOp):
         raise ProductError("two values that depend on the input are multiplied")
@@ -46,12 +46,12 @@ def times(a: Any, b: Any) -> LinearOp:
 
 
 def plus(a: Any, b: Any, alpha: float = 1) -> LinearOp:
-    """a + alpha b, of which one may be a constant."""
+    """a + alpha b; either may be a constant."""
     b = times(b, alpha) if isinstance(b, LinearOp) and alpha != 1 else alpha * b if not isinstance(b, LinearOp) else b
     if isinstance(a, LinearOp) and isinstance(b, LinearOp):
         return add(a, b)
     value, constant = (a, b) if isinstance(a, LinearOp) else (b, a)
-    if not isinstance(constant, Tensor) and constant == 0:  # where `sum` begins
+    if not isinstance(constant, Tensor) and constant == 0:  # the start of `sum`
         return value
     shift = channel_vector(value, constant)
     return scaled(value, torch.ones_like(shift), shift)
@@ -68,12 +68,12 @@ def _lerp(a: LinearOp, b: LinearOp, weight: Any) -> LinearOp:
 
 
 def as_it_is(value: LinearOp, *_: Any, **__: Any) -> LinearOp:
-    """The value itself."""
+    """The value, unchanged."""
     return value
 
 
 def _cast(value: LinearOp, *args: Any, **kwargs: Any) -> LinearOp:
-    """Of another dtype, which is exact in higher precision."""
+    """Cast to another dtype, which must not round."""
     for one in (*args, *kwargs.values()):
         if isinstance(one, torch.dtype) and not one.is_floating_point:
             raise NotLinearError(f"a value is rounded to {one}")
@@ -100,7 +100,7 @@ def _pool(
     size = (kernel_size,) * ndim if isinstance(kernel_size, int) else tuple(kernel_size)
     padding = (padding,) * ndim if isinstance(padding, int) else tuple(padding)
     if ceil_mode or (any(padding) and not count_include_pad):
-        raise NotLinearError("a pool divides by another number at the border, or pads by the size of its input")
+        raise NotLinearError("a pool divides by less at the border, or its padding depends on the input size")
     weight = x.kernel.bias.new_ones(1, 1, *size)
     weight = weight / (divisor_override or weight.numel())
     return after(x, conv_op(weight, None, stride or size, padding))
@@ -138,7 +138,7 @@ def _zeros_like(x: LinearOp, **_: Any) -> LinearOp:
 
 
 def take(x: LinearOp, index: Any) -> LinearOp:
-    """x[index]: channels, and pixels off the border."""
+    """x[index]: a selection of channels, or a crop at the border."""
     index = index if isinstance(index, tuple) else (index,)
     everything = slice(None)
     if len(index) < 2 or index[0] != everything or any(not isinstance(part, slice) for part in index):
@@ -159,13 +159,13 @@ def channels(x: LinearOp, part: slice) -> LinearOp:
     _check_known(x)
     start, stop, step = part.indices(x.outputs)
     if step != 1 or x.flat:
-        raise NotLinearError(f"part {part} is taken out of the channels")
+        raise NotLinearError(f"part {part} of the channels is taken out")
     return select(x, start, stop)
 
 
 def _check_known(x: LinearOp) -> None:
     if x.outputs == 1 and not x.ndim and not x.reads:
-        raise NotLinearError("channels are taken out of a value with an unknown number of them")
+        raise NotLinearError("channels are selected from a value with an unknown number of channels")
 
 
 def _chunk(x: LinearOp, chunks: int, dim: int = 0) -> list[LinearOp]:
@@ -187,7 +187,7 @@ def _split(x: LinearOp, sizes: Any, dim: int = 0) -> list[LinearOp]:
 
 
 def _sum(values: Any, *args: Any, **kwargs: Any) -> LinearOp:
-    """Of what was stacked along this axis."""
+    """The sum of values that were stacked along this axis."""
     if not isinstance(values, Stacked) or (args or tuple(kwargs.values())) != (values.dim,):
         raise NotLinearError("a value is summed")
     return reduce(plus, values.values)
@@ -198,7 +198,7 @@ def _mean(values: Any, *args: Any, **kwargs: Any) -> LinearOp:
 
 
 def _permute(x: LinearOp, *dims: Any) -> LinearOp:
-    """The channels to the last axis, or back from there."""
+    """Move the channels to the last axis, or back."""
     order = tuple(dims[0]) if len(dims) == 1 else dims
     axes = len(order)
     order = tuple(dim % axes for dim in order)
@@ -209,7 +209,7 @@ def _permute(x: LinearOp, *dims: Any) -> LinearOp:
 
 
 def pixel_unshuffle(x: LinearOp, downscale_factor: int) -> LinearOp:
-    """As torch's."""
+    """Like torch's `pixel_unshuffle`."""
     _check_known(x)
     return unshuffled(x, downscale_factor)
 
@@ -221,9 +221,9 @@ def _narrow(x: LinearOp, dim: int, start: int, length: int) -> LinearOp:
 
 
 def _matmul(x: Any, weight: Any) -> LinearOp:
-    """x @ weight, of vectors."""
+    """x @ weight, for vectors."""
     if not isinstance(x, LinearOp) or not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise NotLinearError("a value is multiplied from the left, or with no matrix")
+        raise NotLinearError("a value is multiplied by a matrix from the left, or by something other than a matrix")
     return after(x, vector_op(weight.t()))
 
 
@@ -235,7 +235,7 @@ class Stacked:
 
 
 def _of_rows(x: LinearOp, start: int = 0, end: int = -1) -> LinearOp:
-    """flatten(0, 1) of vectors keeps them vectors."""
+    """flatten(0, 1), which keeps vectors as vectors."""
     if not x.flat or (start, end) != (0, 1):
         raise NotLinearError("a value is flattened")
     return x

@@ -1,4 +1,4 @@
-"""Modules whose forward does not tell what it does: found out by running it, and proved on other numbers."""
+"""Modules whose forward cannot be read: find the kernel by running it, and check it on other values."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .trace import is_any_norm, is_torch_layer
 
 _EXACT = 1e-10
 _MOST = 2**26
-"""Numbers in the input of impulses; a module of more channels or taps is not tried."""
+"""The most values in the input of impulses; modules with more channels or taps are not tried."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Between a forward and a kernel, on random numbers."""
+    """The difference between a forward and a kernel on random values."""
 
     error: float
     largest: float
@@ -35,7 +35,7 @@ class Difference:
 
 
 def differs(module: nn.Module, value: LinearOp) -> Difference | None:
-    """How far a forward is from a kernel; None where it runs on no numbers that are made up for it."""
+    """Compare a forward with a kernel; None if the forward does not run on made-up values."""
     if value.kernel.weight.is_meta:
         return None
     x = numbers(_shape_for(value), value.kernel.weight)
@@ -51,17 +51,17 @@ def differs(module: nn.Module, value: LinearOp) -> Difference | None:
 
 
 def _shape_for(value: LinearOp) -> tuple[int, ...]:
-    """Of an input that has a few outputs in the inside and at each border."""
+    """The shape of an input with a few outputs in the interior and at each border."""
     sizes = (d * (k - 1) + 1 + 3 * s for k, s, d in zip(value.kernel.size, value.stride, value.dilation))
     return (3, value.inputs, *(() if value.flat else sizes))
 
 
 @torch.no_grad()
 def hidden_value(module: nn.Module, reader: Reader) -> LinearOp | None:
-    """What a module of several convolutions without activations does as a whole; None if it cannot be told.
+    """The linear map of a module with several convolutions and no activations, or None if it cannot be found.
 
-    Some sum in training mode only, and keep the result for eval mode; others write padding into their values by hand.
-    Whatever is found is held next to what the module does in eval mode.
+    Some modules sum branches in training mode only and keep the result for eval mode. Others write padding into their
+    values themselves. Any result is checked against the module in eval mode.
     """
     if not _may_be_linear(module):
         return None
@@ -86,7 +86,7 @@ def _may_be_linear(module: nn.Module) -> bool:
 
 
 def _pays(module: nn.Module, value: LinearOp) -> bool:
-    """Whether it costs no more than all convolutions of the module would at the size of the input."""
+    """Whether it costs no more than all convolutions of the module together at the input's size."""
     convs = [part.weight.numel() for part in module.modules() if isinstance(part, _ConvNd)]
     return value.kernel.weight.numel() <= sum(convs)
 
@@ -96,15 +96,15 @@ def _as_it_trains(module: nn.Module, reader: Reader) -> LinearOp | None:
     if code is None or "training" not in code.co_names:
         return None
     twin = exact(module)
-    twin.training = True  # alone: the norms in it stay as they are
+    twin.training = True  # the norms inside stay in eval mode
     return Forward(Reader(reader.like), twin).apply(the_input(reader.like))
 
 
 def _by_impulses(module: nn.Module, reader: Reader) -> LinearOp | None:
-    """The kernel of a module of stride 1 that keeps the size, read off what it makes of one pixel at a time.
+    """The kernel of a module with stride 1 that keeps the size, from its responses to single pixels.
 
-    The image is as large as all kernels one after the other; the answer to a one in its middle, turned around, is the
-    kernel, and the answer to zeros the bias.
+    The image is as large as all kernels composed. The response to a 1 in its center, flipped, is the kernel; the
+    response to zeros is the bias.
     """
     convs = [part for part in module.modules() if isinstance(part, _ConvNd)]
     channels, ndim = convs[0].in_channels, len(convs[0].kernel_size)
@@ -127,7 +127,7 @@ def _by_impulses(module: nn.Module, reader: Reader) -> LinearOp | None:
 
 
 def _trimmed(weight: Tensor) -> Tensor:
-    """Without taps around that are all zero, as many on both sides."""
+    """Remove outer taps that are all zero, as many on both sides."""
     for axis in range(2, weight.dim()):
         used = weight.abs().amax(tuple(a for a in range(weight.dim()) if a != axis)).nonzero().flatten()
         middle = weight.shape[axis] // 2

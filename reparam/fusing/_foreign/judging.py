@@ -1,4 +1,4 @@
-"""Which regions of a forward are worth a convolution, and which are somebody else's concern."""
+"""Decide which regions of a forward become a convolution, and which are handled elsewhere."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .widths import widths_of
 
 
 class StaysError(NotLinearError):
-    """What could be merged, and is not for a reason that has nothing to do with numbers."""
+    """A part that is linear, but is not merged for another reason."""
 
 
 def leaves_layers(forward: Forward) -> bool:
-    """Whether a forward leaves out layers that its module holds, as one that sums in training mode only does."""
+    """Whether a forward does not use some of its layers, as in modules that sum branches in training mode only."""
     used = {str(node.target).partition(".")[0] for node in forward.graph.nodes}
     return any(name not in used and isinstance(part, _ConvNd) for name, part in forward.root.named_children())
 
 
 def as_a_whole(forward: Forward, like: Tensor) -> LinearOp | None:
-    """What a module that means to become a layer is as one, if that costs no more."""
+    """A module that is meant to become a layer, as one linear map, if that costs no more; else None."""
     try:
         pays = balanced(forward.apply(the_input(like.to("meta")))).multiply_adds <= forward.cost()
         return balanced(forward.apply(the_input(like))) if pays else None
@@ -40,23 +40,23 @@ def as_a_whole(forward: Forward, like: Tensor) -> LinearOp | None:
 
 
 def check_most(module: nn.Module, forward: Forward, pieces: list[Piece]) -> None:
-    """Checks that a whole model, whose class goes with its forward, is not rewritten for the sake of a small part.
+    """Check that a model is not rewritten, and so loses its class, for a small part of its layers.
 
     Raises:
-        StaysError: if most of its layers are elsewhere.
+        StaysError: if most of its layers are outside the pieces.
     """
     inside = [forward.root.get_submodule(name) for piece in pieces for name in modules_of(forward, piece)]
     taken = len({id(part) for inner in inside for part in inner.modules() if is_layer(part)})
     total = sum(map(is_layer, module.modules()))
     if 2 * taken < total:
         raise StaysError(
-            f"its own forward adds up layers that could be one ({taken} of {total} in all), but would have to be "
-            "rewritten, and the model would lose its class; move them into a module of their own"
+            f"its own forward sums layers that could be one ({taken} of {total} in all), but fusing them would rewrite "
+            "that forward, and the model would lose its class; move these layers into a separate module"
         )
 
 
 def regions_of(forward: Forward, opaque: Container[int]) -> Regions:
-    """What of a forward becomes convolutions, past modules that are not looked into."""
+    """The regions of a forward that become convolutions; opaque modules are not searched."""
     forward.regroup(_regions_of(forward, opaque).source)
     found = _regions_of(forward, opaque)
     return found._replace(pieces=[piece for piece in found.pieces if forward.is_safe(piece)])
@@ -70,7 +70,7 @@ def _regions_of(forward: Forward, opaque: Container[int]) -> Regions:
 
 
 def _layers(piece: Piece, forward: Forward) -> list[nn.Module | None]:
-    """The layers in a piece; None for a function that is one."""
+    """The layers in a piece; None stands for a function that acts as a layer."""
     found: list[nn.Module | None] = []
     for step in piece.steps:
         module = called(forward.root, step.key)
@@ -93,24 +93,24 @@ _LAYER_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "matmu
 
 
 def is_worth_it(piece: Piece, forward: Forward) -> bool:
-    """Whether a piece has several layers, of which norms next to their layer are no concern here."""
+    """Whether a piece has several layers. A norm next to its layer does not count; `neighbours` handles it."""
     layers = _layers(piece, forward)
     if any(module is not None and "fused_from" in vars(module) for module in layers):
-        return False  # so that fusing what is fused changes nothing
+        return False  # fusing a fused model changes nothing
     if is_chain(piece, forward):
         return sum(_weights_in(module) for module in layers) > 1
     return len(layers) > 1 or any(forward.computes_weight(step.key) for step in piece.steps)
 
 
 def _weights_in(module: nn.Module | None) -> int:
-    """Layers with a kernel in a module, or a function that is one."""
+    """The number of layers with a kernel in a module, or in a function that acts as a layer."""
     if module is None:
         return 1
     return sum(map(is_layer, module.modules())) - is_any_norm(module)
 
 
 def is_chain(piece: Piece, forward: Forward) -> bool:
-    """Whether modules are called one after the other, and nothing else is done."""
+    """Whether the piece only calls modules one after the other."""
     modules = [called(forward.root, step.key) for step in piece.steps]
     return all(len(step.inputs) == 1 for step in piece.steps) and all(
         module is not None or step.cost == 0 for step, module in zip(piece.steps, modules)
@@ -128,17 +128,17 @@ _GEOMETRY |= {"padding", "dilation", "groups", "weight", "bias"}
 
 
 def asks_for_geometry(module: nn.Module) -> bool:
-    """Whether a forward mentions what another layer in the place of one of its own would change."""
+    """Whether a forward reads attributes that change if a layer is replaced by another."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     ours = type(module).forward is nn.Sequential.forward
     return not ours and (code is None or bool(_GEOMETRY & set(code.co_names)))
 
 
 def check_dtypes(forward: Forward, like: Tensor) -> None:
-    """Checks that no dtype of the copies that are read stands in the graph of a forward, which is of another dtype.
+    """Check that the graph of a forward does not contain the dtype of the copies that are read.
 
     Raises:
-        StaysError: if one does.
+        StaysError: if it does.
     """
     given = [one for node in forward.graph.nodes for one in (*node.args, *node.kwargs.values())]
     if like.dtype != torch.float64 and any(one is torch.float64 for one in given):

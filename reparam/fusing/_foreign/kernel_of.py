@@ -1,4 +1,4 @@
-"""The kernel of any linear module: from a registered function, or read off its own forward."""
+"""The kernel of any linear module, from a registered function or from its own forward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .reading import Reader
 
 
 class _Open:
-    """A function that others may teach further types, as with `functools.singledispatch`."""
+    """A function with `register` for further types, like `functools.singledispatch`."""
 
     def __init__(self, function: Callable[[nn.Module], Kernel]) -> None:
         update_wrapper(self, function)
@@ -31,29 +31,29 @@ class _Open:
 
 @_Open
 def kernel_of(module: nn.Module) -> Kernel:
-    r"""The kernel of a linear module of anybody's: y = conv(x, W, b).
+    r"""Compute the kernel of any linear module: y = conv(x, W, b).
 
-    Any module works whose forward is affine in its one input: convolutions, linear layers, batch norms in eval mode,
-    average pools, and what is built from them by sums, differences, numbers per channel, padding and cropping. The
-    kernel is read off the forward itself, so that nothing is assumed of the class. Where the forward cannot be read,
-    or to make `fuse` replace modules of a type of one's own, register it in one line; `fuse` calls the function on a
-    float64 copy in eval mode:
+    It works for every module whose forward is affine in its one input: convolutions, linear layers, batch norms in eval
+    mode, average pools, and combinations of these by sums, differences, factors per channel, padding and cropping. The
+    kernel is read from the forward itself, so the class does not matter. For the known blocks with an activation or a
+    gate (timm's, RepVGG's, MobileOne's, DBB's, ...) it is the kernel of the convolution before these.
+
+    If a forward cannot be read, or if `fuse` should replace modules of your own type, register the type in one line:
 
         kernel_of.register(MyConv)(lambda module: Kernel(module.weight * module.gain, module.bias))
 
-    The geometry of a registered type is its `spec`, a `ConvSpec`, or its stride, padding, dilation and groups, as
-    `nn.Conv2d` has them. Of the known blocks with an activation or a gate (timm's, RepVGG's, MobileOne's, DBB's, ...)
-    it is the kernel of the convolution in front of these.
+    `fuse` calls this function on a float64 copy in eval mode. The geometry of a registered type comes from its `spec`,
+    a `ConvSpec`, or from its attributes stride, padding, dilation and groups, as in `nn.Conv2d`.
 
     Args:
-        module: in eval mode, or without batch norms on batch statistics.
+        module: a module in eval mode, or without batch norms on batch statistics.
 
     Returns:
-        W of shape (out, in / groups, \*size), of a linear layer (out, in), and b of shape (out,); differentiable, in
-        the dtype of the parameters.
+        W of shape (out, in / groups, \*size), or (out, in) for a linear layer, and b of shape (out,); differentiable,
+        in the dtype of the parameters.
 
     Raises:
-        NotLinearError: if it is not affine in its input, or its forward cannot be read.
+        NotLinearError: if the module is not affine in its input, or its forward cannot be read.
         StatisticsError: if a batch norm inside uses batch statistics.
 
     Example:
@@ -74,10 +74,10 @@ def kernel_of(module: nn.Module) -> Kernel:
 
 
 def linear_parts(module: nn.Module, like: Tensor) -> dict[str, LinearOp]:
-    """The convolutions of a module by the name that they get in it, or itself, without a name.
+    """The convolutions of a module by the names that they get in it; one with an empty name is the whole module.
 
     Raises:
-        NotLinearError: if it is not linear, or not known.
+        NotLinearError: if the module is not linear, or not known.
     """
     reader = Reader(like)
     form = None if is_registered(module) else form_of(module)

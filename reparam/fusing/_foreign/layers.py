@@ -20,7 +20,7 @@ def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift, both (C,), of a batch norm with its stored statistics, frozen or not.
 
     Raises:
-        NotLinearError: if a frozen one does something else in its forward.
+        NotLinearError: if the forward of a frozen norm does something else.
     """
     if is_norm(norm):
         return stored_scale_shift([norm])
@@ -30,10 +30,10 @@ def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _measured(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a frozen norm, by running it: DETR's and others' have their eps in the forward alone.
+    """Scale and shift of a frozen norm, found by running it: in DETR's and others' norms, eps is in the forward only.
 
     Raises:
-        NotLinearError: if it does something else than scale and shift channels.
+        NotLinearError: if it does anything but scale and shift channels.
     """
     bare = exact(norm)
     for name in bare._modules:  # the activation of timm's, which runs afterwards
@@ -41,7 +41,7 @@ def _measured(norm: nn.Module) -> tuple[Tensor, Tensor]:
     var: Tensor = bare.running_var
     for ones in ((1, 1), (1,), (1, 1, 1)):
         zeros = var.new_zeros(1, len(var), *ones)
-        far = zeros + 2.0**40  # so far that the shift takes no digits from the scale
+        far = zeros + 2.0**40  # so large that the shift costs the scale no digits
         x = numbers((2, len(var), *(k + 1 for k in ones), 3)[: len(ones) + 2], var)
         try:
             shift, high, y = (bare.forward(value) for value in (zeros, far, x))
@@ -50,11 +50,11 @@ def _measured(norm: nn.Module) -> tuple[Tensor, Tensor]:
         scale = (high - shift) / 2.0**40
         if y.shape == x.shape and (var.is_meta or torch.allclose(y, scale * x + shift, 1e-9, 1e-9)):
             return scale.flatten(), shift.flatten()
-    raise NotLinearError(f"the forward of {type(norm).__name__} is no scale and shift of channels")
+    raise NotLinearError(f"the forward of {type(norm).__name__} is not a scale and shift per channel")
 
 
 def layer_of_torch(layer: nn.Module, like: Tensor) -> LinearOp:
-    """What a layer of torch's does, in eval mode; `like` gives dtype and device to what has no parameters.
+    """The linear map of a layer of torch in eval mode; `like` has the dtype and device for layers without parameters.
 
     Raises:
         NotLinearError: if it is not linear.
@@ -68,7 +68,7 @@ def layer_of_torch(layer: nn.Module, like: Tensor) -> LinearOp:
             name for name in ("reflect", "replicate", "circular") if type(layer).__name__.lower().startswith(name[:7])
         )
         return pads_of(layer.padding, mode, like)
-    return linear_op(layer, 1, like)  # a pooling is of one channel, and does the same to every one
+    return linear_op(layer, 1, like)  # a pool of one channel stands for the same on every channel
 
 
 def pads_of(amounts: Any, mode: str, like: Tensor) -> LinearOp:
@@ -78,7 +78,7 @@ def pads_of(amounts: Any, mode: str, like: Tensor) -> LinearOp:
 
 
 def norm_op(norm: nn.Module, like: Tensor) -> LinearOp:
-    """What a norm does, and what the modules in it do afterwards (timm's norms hold their activation)."""
+    """The linear map of a norm and of the modules inside it, which run after it (timm's norms hold an activation)."""
     value = pointwise(*norm_scale_shift(norm))
     for following in norm.children():
         value = after(value, layer_of_torch(following, like))

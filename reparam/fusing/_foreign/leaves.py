@@ -1,4 +1,4 @@
-"""What is looked at as a whole: layers of torch, norms, and modules of types that somebody registered."""
+"""Modules that are read as a whole: layers of torch, norms, and modules of registered types."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .trace import is_any_norm, is_torch_layer
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _REGISTERED: dict[type, Callable[[Any], Kernel]] = {}
-"""The kernels of types that somebody registered; see `kernel_of`."""
+"""The kernels of registered types; see `kernel_of`."""
 
 
 def register(kind: type) -> Callable[[Callable[[Any], Kernel]], Callable[[Any], Kernel]]:
-    """Makes the kernel of modules of a type known, to `fuse` and to branches, by a function of such a module."""
+    """Register a function that computes the kernel of modules of a type, for `fuse` and for branches."""
 
     def known(function: Callable[[Any], Kernel]) -> Callable[[Any], Kernel]:
         _REGISTERED[kind] = function
@@ -35,12 +35,12 @@ def register(kind: type) -> Callable[[Callable[[Any], Kernel]], Callable[[Any], 
 
 
 def registered_kernel(module: nn.Module) -> Callable[[Any], Kernel] | None:
-    """The function that somebody registered for the type of a module, or None."""
+    """The function that is registered for the type of a module, or None."""
     return next((_REGISTERED[base] for base in type(module).__mro__ if base in _REGISTERED), None)
 
 
 def is_registered(module: nn.Module) -> bool:
-    """Whether somebody registered a kernel for this type."""
+    """Whether a kernel is registered for this type."""
     return registered_kernel(module) is not None
 
 
@@ -52,7 +52,7 @@ def registered_op(module: Any) -> LinearOp:
     if missing:
         raise SpecError(
             f"{type(module).__name__} is registered with kernel_of, but has no {', '.join(missing)}; give it these "
-            "attributes, as nn.Conv2d has them, or a `spec`, a ConvSpec"
+            "attributes of nn.Conv2d, or an attribute `spec` with a ConvSpec"
         )
     stride, padding, dilation, groups = (getattr(module, name) for name in _GEOMETRY)
     return conv_op(*kernel, stride, padding, dilation, groups, getattr(module, "padding_mode", "zeros"))
@@ -65,15 +65,15 @@ def op_of_spec(kernel: Kernel, spec: ConvSpec) -> LinearOp:
 
 
 def like_of(module: nn.Module) -> Tensor:
-    """An empty tensor on the device of a module and of the highest precision in it."""
+    """An empty tensor on the device of a module, in the highest precision in it."""
     found = [tensor for tensor in [*module.parameters(), *module.buffers()] if tensor.is_floating_point()]
     if found:
         return found[0].new_empty(0, dtype=reduce(torch.promote_types, (tensor.dtype for tensor in found)))
-    raise NotLinearError(f"{type(module).__name__} has no parameters, so that there is nothing to fuse")
+    raise NotLinearError(f"{type(module).__name__} has no parameters, so there is nothing to fuse")
 
 
 def check_inside(module: nn.Module) -> None:
-    """Checks that what is in a module runs as its class says, where it is read by name.
+    """Check that the modules inside a module run the forward of their class, because they are read by name.
 
     Raises:
         NotLinearError: if a module inside has hooks or another forward; it is named.
@@ -84,6 +84,6 @@ def check_inside(module: nn.Module) -> None:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is looked at as a whole."""
+    """Whether a module is read as a whole."""
     whole = is_any_norm(module) or is_torch_layer(module) or equation_of(module) is not None
     return whole or is_registered(module) or isinstance(module, Branch)

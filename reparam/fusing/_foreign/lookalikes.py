@@ -1,4 +1,4 @@
-"""What says of itself that it can be fused."""
+"""Modules with a method that says they can be fused."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NOT_LINEAR = linear_op.dispatch(object)
 
 
 def says_it_fuses(module: nn.Module) -> bool:
-    """Whether a module has one of the usual methods, and several linear layers to use it on.
+    """Whether a module has one of the usual methods for fusing, and several linear layers to fuse.
 
-    One with an activation inside can be no layer as a whole. It is meant if no part of it has such a method, and it is
-    not the inference form of a known class.
+    A module with an activation inside cannot become one layer. It still counts if no part of it has such a method and
+    it is not the inference form of a known class.
     """
     if not _has_a_method(module) or not _is_several(module) or _keeps_itself(module):
         return False
@@ -41,11 +41,11 @@ def _is_several(module: nn.Module) -> bool:
 
 
 def _keeps_itself(module: nn.Module) -> bool:
-    """Whether the `fuse` of a class leaves the module in its place, tried out on a copy without numbers."""
+    """Whether the `fuse` of a class keeps the module in its place, tried on a copy on the meta device."""
     try:
         blank = copied_with(module, lambda tensor: tensor.to("meta"))
         return blank.fuse() is blank
-    except Exception:  # a foreign method may raise anything; not every one of them works without numbers
+    except Exception:  # a foreign method may raise anything, and not all work on the meta device
         return False
 
 

@@ -1,8 +1,8 @@
-"""Batch norms outside of blocks, and the layers next to them that can take them in.
+"""Batch norms outside blocks, and the neighboring layers that they can be merged into.
 
-A norm goes into the layer before it if it is all that looks at what this layer makes, or into the layers after it if
-they are all that look at what the norm makes and pad nothing. This is read off the graph of the whole forward, as far
-as it can be traced, so that nothing is assumed of names or of the order of registration.
+A norm is merged into the layer before it if nothing else reads that layer's output. It is merged into the layers after
+it if nothing else reads the norm's output and these layers do not pad. Both are read from the graph of the whole
+forward, as far as it can be traced; names and the order of registration do not matter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .trace import Leaf, called, graphs, is_any_norm
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to know of the norms of a model."""
+    """Which norms of a model can be merged, and which cannot."""
 
     neighbours: tuple[Neighbours, ...]
     left: Mapping[int, str]
@@ -31,11 +31,11 @@ class Found:
 
 
 def find_neighbours(model: nn.Module, taken: Container[int]) -> Found:
-    """The norms of a model in eval mode that can be taken in, and why others cannot.
+    """Find the norms of a model in eval mode that can be merged, and why others cannot.
 
     Args:
-        model: any.
-        taken: ids of modules that become something else anyway, so that they are neither norms nor layers here.
+        model: any model.
+        taken: ids of modules that are replaced anyway, and so count neither as norms nor as layers here.
     """
 
     def leaf(module: nn.Module) -> bool:
@@ -56,10 +56,10 @@ def find_neighbours(model: nn.Module, taken: Container[int]) -> Found:
 
 
 def _look(model: nn.Module, leaf: Leaf) -> tuple[tuple[tuple[nn.Module, Graph | None], ...], Used]:
-    """Graphs of a model, and what code without a graph uses.
+    """Graphs of a model, and the modules used by code that cannot be traced.
 
-    What it uses is traced on its own, so that nothing reaches across its borders; so are modules with norms in them
-    that are called more than once.
+    The latter are traced separately, so no merge crosses their borders. So are modules with norms inside that are
+    called more than once.
     """
     walls: set[int] = set()
     hidden: set[int] = set()
@@ -81,26 +81,26 @@ def _look(model: nn.Module, leaf: Leaf) -> tuple[tuple[tuple[nn.Module, Graph | 
 
 
 def _called_often(model: nn.Module, calls: Counter[int]) -> Iterator[nn.Module]:
-    """Modules around norms that run more than once."""
+    """Modules with norms inside that run more than once."""
     for module in model.modules():
         if any(is_any_norm(child) and calls[id(child)] > 1 for child in module.children()):
             yield module
 
 
 def _count(whole: Iterable[tuple[nn.Module, Graph | None]], used: Iterable[int]) -> Counter[int]:
-    """How often each module is used, by its id."""
+    """How often each module is used, by id."""
     calls: Counter[int] = Counter(used)
     for root, graph in whole:
         for node in graph.nodes if graph else ():
             if (module := called(root, node)) is not None:
                 calls[id(module)] += 1
-            elif node.op == "get_attr":  # a parameter that is looked at past its module must stay as it is
+            elif node.op == "get_attr":  # a parameter that is read directly must not change
                 calls[id(root.get_submodule(str(node.target).rpartition(".")[0]))] += 2
     return calls
 
 
 def attention_norms(model: nn.Module) -> Iterator[Neighbours]:
-    """Those of timm's NextViT blocks, where heads, transposes and a mean lie between norms and linear layers."""
+    """The norms of timm's NextViT blocks, with heads, transposes and a mean between them and the linear layers."""
     for block in model.modules():
         norm, attention = block._modules.get("norm1"), block._modules.get("e_mhsa")
         q, k, v, inner = (attention._modules.get(name) if attention else None for name in ("q", "k", "v", "norm"))

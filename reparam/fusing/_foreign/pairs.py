@@ -1,4 +1,4 @@
-"""A batch norm and the layers next to it in a graph: whether these can take it in, and why not."""
+"""Decide whether a batch norm can be merged into the layers next to it in a graph, and if not, why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .turned import axes_of, turned_axes
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A norm, and the layers that take it in."""
+    """A norm, and the layers that it is merged into."""
 
     norm: nn.Module
     layers: tuple[nn.Module, ...]
@@ -33,7 +33,7 @@ class Neighbours:
 
 
 class Search:
-    """Looks through one graph after the other, and takes every norm that it finds a place for as gone."""
+    """Search one graph after the other; a norm that can be merged counts as gone from then on."""
 
     root: nn.Module
 
@@ -44,12 +44,12 @@ class Search:
         self.left: dict[int, str] = {}
 
     def add(self, found: Neighbours) -> None:
-        """Takes a norm for gone."""
+        """Count a norm as gone."""
         self.gone.add(id(found.norm))
         self.found.append(found)
 
     def all_in(self, root: nn.Module, graph: Graph) -> None:
-        """The norms in one graph, in the order in which they run."""
+        """Search the norms in one graph, in the order in which they run."""
         self.root = root
         for node in graph.nodes:
             norm = called(root, node)
@@ -64,7 +64,7 @@ class Search:
                 self.left[id(norm)] = why or f"{before}; {after}"
 
     def in_source(self, root: nn.Module, used: Used) -> None:
-        """The norms in a forward that only its source is known of, after the layer that they follow there."""
+        """Search the norms that follow a layer in a forward of which only the source can be read."""
         self.root = root
         for layer, norm in handed_on(root, used, self._passes):
             if (
@@ -76,22 +76,20 @@ class Search:
                 continue
             why = self._why_norm_stays(norm) or self._why_not(layer, layer._forward_hooks)
             if why or not _makes_channels(layer, norm):
-                self.left[id(norm)] = why or "what it follows makes other channels than it normalises"
+                self.left[id(norm)] = why or "the layer before it makes other channels than it normalizes"
             else:
                 self.add(Neighbours(norm, (layer,), before=False))
 
     def blame(self, root: nn.Module) -> None:
-        """Says of norms that are in no graph in which module they are."""
+        """Record why norms outside every graph stay, with the module around them."""
         for norm in filter(is_any_norm, root.children()):
-            why = (
-                f"the forward of {_kind(root)} around it cannot be traced, so that nothing is known of what runs there"
-            )
+            why = f"the forward of {_kind(root)} around it cannot be traced, so it is not known what runs next to it"
             if id(norm) not in self.gone:
                 self.left.setdefault(id(norm), why)
 
     def _why_it_stays(self, norm: Any, node: Node) -> str:
         if len(node.args) != 1 or node.kwargs:
-            return "it is not called with one input alone"
+            return "it is called with more than one input, or by keyword"
         return self._why_norm_stays(norm)
 
     def _why_norm_stays(self, norm: Any) -> str:
@@ -103,16 +101,16 @@ class Search:
         if self.calls[id(norm)] != 1:
             return "it is used more than once, or by code that cannot be traced"
         if norm._forward_pre_hooks:
-            return "it has a forward pre-hook, which sees what goes in"
+            return "it has a forward pre-hook, which sees its input"
         try:
-            norm_scale_shift(norm)  # which a frozen one of somebody's may not be
+            norm_scale_shift(norm)  # another library's frozen norm may compute something else
         except NotLinearError as error:
             return str(error)
         return ""
 
     def _layer_before(self, node: Node, norm: nn.Module) -> Neighbours | str:
         source: Any = node.args[0]
-        turned = None  # the axis that becomes that of the channels
+        turned = None  # the axis that becomes the channel axis
         while isinstance(source, Node) and len(_readers(source)) == 1:
             axes = turned_axes(source, norm)
             if axes is None and not self._does_nothing(source):
@@ -122,44 +120,44 @@ class Search:
             return "nothing runs before it"
         layer = called(self.root, source)
         if layer is None or not _is_layer(layer):
-            return f"it follows {self._words(source)}, no layer that could take it in"
+            return f"it follows {self._words(source)}, not a layer that it can be merged into"
         if len(_readers(source)) != 1:
-            return f"what it follows, {self._words(source)}, is also used without it"
+            return f"the layer before it, {self._words(source)}, is also used without it"
         why = self._why_not(layer, layer._forward_hooks)
         if why or not _makes_channels(layer, norm, turned):
-            return f"what it follows, {self._words(source)}, {why or 'makes other channels than it normalises'}"
+            return f"the layer before it, {self._words(source)}, {why or 'makes other channels than it normalizes'}"
         return Neighbours(norm, (layer,), before=False)
 
     def _layers_after(self, node: Node, norm: nn.Module) -> Neighbours | str:
         source = node.args[0]
         if any(not isinstance(part, nn.Identity) for part in norm.children()):
-            return "the activation that it holds runs before what follows"
+            return "its own activation runs before the next layer"
         if norm._forward_hooks:
-            return "it has a forward hook, which sees what comes out"
+            return "it has a forward hook, which sees its output"
         if not isinstance(source, Node) or any(changes_in_place(self.root, user) for user in source.users):
-            return "what goes in is overwritten"
+            return "its input is overwritten in place"
         layers: list[nn.Module] = []
         for user, pooled in self._users(node):
             layer = called(self.root, user)
             if layer is None or not _is_layer(layer):
-                return f"it is followed by {self._words(user)}, no layer that could take it in"
+                return f"it is followed by {self._words(user)}, not a layer that it can be merged into"
             why = self._why_not(layer, None) or _why_no_pixels(layer, norm, pooled)
             if why:
-                return f"what follows it, {self._words(user)}, {why}"
+                return f"the layer after it, {self._words(user)}, {why}"
             layers.append(layer)
         return Neighbours(norm, tuple(layers), before=True) if layers else "nothing follows it"
 
     def _why_not(self, layer: nn.Module, hooks: Any) -> str:
-        """Why a layer cannot take a norm in."""
+        """Why a norm cannot be merged into a layer; empty if it can."""
         if id(layer) in self.taken:
-            return "becomes another layer anyway"
+            return "is replaced by another layer anyway"
         if self.calls[id(layer)] != 1:
-            return "is also used without it, or its weight is, or by code that cannot be traced"
+            return "is also used without it, or its weight is, or code that cannot be traced uses it"
         if layer._forward_pre_hooks or hooks:
-            return "has a hook, which sees what comes between"
+            return "has a hook, which sees the value between the two"
         plain = is_torch_layer(layer) or is_same_conv(layer)
         if not isinstance(layer, Branch) and not (plain and "weight" in layer._parameters):
-            return "is not torch's own, or works out its weight"
+            return "is not a layer of torch, or computes its weight"
         return ""
 
     def _words(self, node: Node) -> str:
@@ -170,7 +168,7 @@ class Search:
         return known.get(node.op, str(getattr(node.target, "__name__", node.target)))
 
     def _users(self, node: Node, pooled: bool = False) -> Iterator[tuple[Node, bool]]:
-        """What uses a value, past what does nothing or takes the mean over the image, and whether that was done."""
+        """The users of a value, past nodes that do nothing or average over the image, and whether they average."""
         for user in _readers(node):
             if self._does_nothing(user):
                 yield from self._users(user, pooled)
@@ -185,7 +183,7 @@ class Search:
         return module is not None and (self._passes(module) or (of_pixels and _is_unhooked(module)))
 
     def _passes(self, module: nn.Module) -> bool:
-        """Whether a module returns what it is given."""
+        """Whether a module returns its input unchanged."""
         if not _is_unhooked(module):
             return False
         if id(module) in self.gone:
@@ -193,7 +191,7 @@ class Search:
         return is_torch_layer(module) and isinstance(module, (nn.Identity, _DropoutNd))
 
     def _pools(self, node: Node) -> bool:
-        """Whether a node takes the mean over each channel, which a scale and shift may as well follow as precede."""
+        """Whether a node averages over each channel; a scale and shift can be before or after that."""
         if node.op == "call_method" and node.target == "mean":
             axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             return axes in ((2, 3), [2, 3], (-2, -1), [-2, -1])
@@ -214,12 +212,12 @@ def _kind(module: nn.Module) -> str:
 
 
 def is_same_conv(module: nn.Module) -> bool:
-    """timm's convolution that pads by the size of its input, as TensorFlow's do."""
+    """Whether it is timm's convolution whose padding depends on the input size, as in TensorFlow."""
     return isinstance(module, nn.Conv2d) and type(module).__name__ == "Conv2dSame"
 
 
 def _readers(node: Node) -> list[Node]:
-    """What uses the numbers of a value; its shape is not changed by a norm."""
+    """The nodes that use the values of a node; a norm does not change shapes."""
     return [user for user in node.users if not _looks_at_shape(user)]
 
 
@@ -234,7 +232,7 @@ def _flattens(node: Node) -> bool:
 
 
 def _makes_channels(layer: nn.Module, norm: Any, turned: int | None = None) -> bool:
-    """Whether a norm counts what a layer makes: of a linear layer's images, it would count another axis."""
+    """Whether the channels of a norm are those of a layer; on images from a linear layer they are another axis."""
     if not isinstance(layer, nn.Linear):
         return turned in (None, 1)
     last = _is_of_vectors(norm) if turned is None else turned == axes_of(norm) - 1
@@ -246,12 +244,12 @@ def _is_of_vectors(norm: nn.Module) -> bool:
 
 
 def _why_no_pixels(layer: nn.Module, norm: nn.Module, pooled: bool) -> str:
-    """Why not each input of a layer is a value that the norm made; empty if each is one."""
-    if isinstance(layer, nn.Linear):  # of vectors: the channels that the norm counts must be their entries
+    """Why some inputs of a layer are not values from the norm; empty if all are."""
+    if isinstance(layer, nn.Linear):  # the norm's channels must be the entries of its vectors
         fits = (pooled or _is_of_vectors(norm)) and layer.in_features == norm.num_features
-        return "" if fits else "does not run over the channels that it normalises"
+        return "" if fits else "does not act on the channels that it normalizes"
     if isinstance(layer, _ConvTransposeNd):
-        return "spreads its input out"
+        return "is transposed and inserts zeros between pixels"
     pads = layer.spec.pads if isinstance(layer, Branch) else _pads_of(layer)
     return "pads its input" if any(map(any, pads)) or is_same_conv(layer) else ""
 

@@ -1,4 +1,4 @@
-"""What becomes of the modules of a model when it is fused: all of it is worked out before anything is changed."""
+"""The plan of fusing: what becomes of each module of a model, computed before anything is changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .pairs import Neighbours
 from .rewriting import InPlace, Rewriting
 
 Keep = Callable[[nn.Module], nn.Module]
-"""Makes what is kept of a module: a copy, or the module itself."""
+"""Returns what to keep for a module: a copy, or the module itself."""
 Make = Callable[[Keep], nn.Module]
 
 
@@ -36,10 +36,10 @@ class Edit:
 
     block: ForeignBlock
     sets: Mapping[str, Callable[[Keep], Any]]
-    """What makes the values of attributes."""
+    """Callables that make the values of attributes."""
 
     def apply(self, module: nn.Module, keep: Keep) -> None:
-        """Brings the block, or a copy of it, into its inference form."""
+        """Give the block, or a copy of it, its inference form."""
         for name in {name for names in self.block.swallows.values() for name in names}:
             delattr(module, name)
         for name, make in self.sets.items():
@@ -48,28 +48,28 @@ class Edit:
 
 @dataclass
 class Plan:
-    """What is put where."""
+    """Which modules are replaced by what."""
 
     instead: dict[int, Make] = field(default_factory=dict)
-    """By the id of the module."""
+    """What replaces a module, by its id."""
     edits: list[Edit] = field(default_factory=list)
     around: dict[int, Make] = field(default_factory=dict)
-    """As `instead`, of modules that keep parts in which others are replaced; the outer ones first."""
+    """As `instead`, for modules that keep parts with replaced modules inside; outer ones first."""
 
     def makes(self) -> dict[int, Make]:
-        """What is made for what, inner modules before those around them."""
+        """All replacements, inner modules before outer ones."""
         return {**self.instead, **dict(reversed(self.around.items()))}
 
     def fill(self, memo: dict[int, Any]) -> None:
-        """Makes a deepcopy with this memo put everything in its place, but for the edits."""
+        """Fill the memo of a deepcopy so that it puts every replacement in place, except for edits."""
         for edit in self.edits:
-            memo.update((id(part), nn.Identity()) for part in edit.block.gone)  # no copies for nothing
+            memo.update((id(part), nn.Identity()) for part in edit.block.gone)  # saves copies that are not used
         for key, make in self.makes().items():
             memo[key] = make(partial(copy.deepcopy, memo=memo))
 
 
 def add_foreign(plan: Plan, blocks: Iterable[ForeignBlock]) -> None:
-    """Adds what foreign blocks become."""
+    """Add the replacements of foreign blocks to a plan."""
     for block in blocks:
         layers = {conv: layer_of(value, block, conv) for conv, value in block.values.items()}
         if isinstance(block.form, InferenceForm):
@@ -88,7 +88,7 @@ def add_foreign(plan: Plan, blocks: Iterable[ForeignBlock]) -> None:
 
 
 def given(module: nn.Module, keep: Keep) -> nn.Module:
-    """Makes nothing of its own."""
+    """A `Make` that keeps the module."""
     return module
 
 
@@ -111,7 +111,7 @@ def _value(value: Any, keep: Keep) -> Any:
 
 
 def layer_of(value: LinearOp, block: ForeignBlock, conv: str) -> nn.Module:
-    """The plain layer of a value in float64, rounded once to what the parts of the block are."""
+    """The plain layer of a float64 value, rounded once to the dtype of the block's parts."""
     parts = block.parts(conv)
     like = _like(parts)
     weight, bias = _placed(value.kernel, like)
@@ -126,12 +126,12 @@ def layer_of(value: LinearOp, block: ForeignBlock, conv: str) -> nn.Module:
 
 def _in_place_of(module: nn.Module, layer: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     layer.requires_grad_(any(parameter.requires_grad for part in parts for parameter in part.parameters()))
-    layer.fused_from = type(module).__name__  # type: ignore[assignment]  # torch's class declares no such attribute
+    layer.fused_from = type(module).__name__  # type: ignore[assignment]  # not declared by torch's class
     return layer.train(module.training)
 
 
 def _like(parts: Iterable[nn.Module]) -> Tensor:
-    """The weight that tells dtype, device and memory format: one in channels last, if there is any."""
+    """The weight that decides dtype, device and memory format: one in channels last, if any."""
     found = [parameter for part in parts for parameter in part.parameters()]
     weights = [parameter for parameter in found if parameter.dim() > 1] or found
     return next(filter(_is_channels_last, weights), weights[0])
@@ -150,7 +150,7 @@ def _placed(kernel: Kernel, like: Tensor) -> Kernel:
 
 @dataclass
 class _Layer:
-    """A layer that takes norms in: its kernel in float64, and how it is built again."""
+    """A layer that norms are merged into: its kernel in float64, and a function that builds the new layer."""
 
     kernel: Kernel
     groups: int
@@ -159,7 +159,7 @@ class _Layer:
 
 @torch.no_grad()
 def add_neighbours(plan: Plan, neighbours: Iterable[Neighbours]) -> None:
-    """Adds the layers that take norms in, and what stays of these norms."""
+    """Add to a plan the layers that norms are merged into, and what remains of these norms."""
     layers: dict[int, _Layer] = {}
     for found in neighbours:
         scale, shift = norm_scale_shift(exact(found.norm))
@@ -175,7 +175,7 @@ def add_neighbours(plan: Plan, neighbours: Iterable[Neighbours]) -> None:
 
 
 def _without_norm(norm: nn.Module, keep: Keep) -> nn.Module:
-    """The activation of timm's norms, under its name; nothing of others."""
+    """What remains of a merged norm: the activation of timm's norms, under its name; an identity for others."""
     parts = {name: keep(part) for name, part in norm.named_children() if not isinstance(part, nn.Identity)}
     left = nn.Sequential(OrderedDict(parts)) if parts else nn.Identity()
     return left.train(norm.training)

@@ -1,4 +1,4 @@
-"""What a forward is as linear maps of its input, read off its graph step by step."""
+"""Read a forward as linear maps of its input, step by step along its graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reader:
     """Reads the modules of one model, each once.
 
     Args:
-        like: gives dtype and device to what has no parameters.
+        like: a tensor with the dtype and device for modules without parameters.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -40,7 +40,7 @@ class Reader:
         self._leaves: dict[int, LinearOp | ReparamError] = {}
 
     def forward_of(self, module: nn.Module) -> Forward:
-        """What a module does itself, with its parts as steps.
+        """The forward of a module, with the modules that it calls as steps.
 
         Raises:
             NotLinearError: if its forward cannot be traced.
@@ -53,7 +53,7 @@ class Reader:
         return _or_raise(self._forwards[id(module)])
 
     def apply(self, module: nn.Module, value: LinearOp) -> LinearOp:
-        """What a module makes of a value.
+        """Apply a module to a value.
 
         Raises:
             NotLinearError: if it is not linear, or its forward cannot be traced.
@@ -67,10 +67,10 @@ class Reader:
         return self.forward_of(module).apply(value)
 
     def call(self, module: nn.Module, names: tuple[str, ...], *values: Any) -> LinearOp:
-        """What a module makes of several values, given by keyword.
+        """Apply a module to several values, passed by keyword.
 
         Raises:
-            NotLinearError: as `apply`.
+            NotLinearError: as in `apply`.
         """
         forward = Forward(self, module, names)
         return forward.run(
@@ -78,7 +78,7 @@ class Reader:
         )
 
     def cost(self, module: nn.Module) -> Fraction | None:
-        """Multiply-adds of a linear module for each pixel of its input, as it stands; None for a leaf, which tells."""
+        """Multiply-adds of an unfused linear module per pixel of its input; None for a leaf, which reports its own."""
         if isinstance(module, nn.PixelUnshuffle):
             return Fraction(0)
         return None if is_leaf(module) else self.forward_of(module).cost()
@@ -105,7 +105,7 @@ class Reader:
 
 
 def _with_shift(op: LinearOp) -> LinearOp:
-    """What is known of the bias once there are numbers; one without is taken for zero, as nothing is run there."""
+    """Check whether the bias differs from zero; on the meta device, where values are unknown, assume it does not."""
     bias = op.kernel.bias
     return op._replace(shifts=op.shifts and not bias.is_meta and bool(bias.detach().any()))
 
@@ -117,12 +117,12 @@ def _or_raise(found: Any) -> Any:
 
 
 class Forward:
-    """The forward of a module as steps, between which only the forward itself is looked into.
+    """The forward of a module as steps; the modules that it calls are read as a whole.
 
     Args:
-        reader: reads what the steps call.
+        reader: reads the modules that the steps call.
         root: the module.
-        given: arguments with a default that are given.
+        given: names of arguments with a default that callers pass.
     """
 
     def __init__(self, reader: Reader, root: nn.Module, given: Sequence[str] = ()) -> None:
@@ -140,7 +140,7 @@ class Forward:
 
     @property
     def inputs(self) -> list[Node]:
-        """The arguments that are no defaults."""
+        """The arguments without a default."""
         return [node for node in self.graph.nodes if node.op == "placeholder" and node not in self._known]
 
     @property
@@ -148,7 +148,7 @@ class Forward:
         """The one value that is returned.
 
         Raises:
-            NotLinearError: if there are several, or one that does not depend on the input.
+            NotLinearError: if there are several, or if it does not depend on the input.
         """
         value = self.output.args[0]
         if not isinstance(value, Node) or value in self._known:
@@ -160,15 +160,15 @@ class Forward:
         return list(self.output.all_input_nodes)
 
     def apply(self, value: LinearOp) -> LinearOp:
-        """What the module makes of a value as its one input."""
+        """Apply the module to a value as its only input."""
         inputs = self.inputs
         if len(inputs) != 1:
             more = inputs[1].target if inputs else "nothing"
-            raise NotLinearError(f"{type(self.root).__name__} depends on {more!r} as well")
+            raise NotLinearError(f"{type(self.root).__name__} depends on {more!r} as well, but must have one input")
         return self.run({inputs[0]: value})
 
     def run(self, known: dict[Any, Any]) -> LinearOp:
-        """What the module makes of values of its inputs."""
+        """Apply the module to values of its inputs."""
         for step in self.steps:
             if step.apply is not None and all(key in known for key in step.inputs):
                 known[step.key] = applied(step, known)
@@ -177,7 +177,7 @@ class Forward:
         return known[self.result]
 
     def cost(self) -> Fraction:
-        """Multiply-adds for each pixel of the input, as the module stands."""
+        """Multiply-adds of the unfused module per pixel of its input."""
         total = Fraction(0)
         known: dict[Any, Any] = {self.inputs[0]: the_input(torch.empty(0, device="meta"))}
         for step in self.steps:
@@ -195,7 +195,7 @@ class Forward:
         return total
 
     def regroup(self, source: Mapping[Any, Any]) -> None:
-        """Adds up first what is affine in one value: a + b(y) + c(y) becomes a + (b(y) + c(y)).
+        """Reorder sums so that terms affine in the same value come together: a + b(y) + c(y) = a + (b(y) + c(y)).
 
         Args:
             source: the value that each value is affine in.
@@ -204,7 +204,7 @@ class Forward:
         for node in list(self.graph.nodes):
             inner = {other for other in node.users if _summands(other)}
             if not _summands(node) or (inner and len(node.users) == 1):
-                continue  # no sum, or part of a larger one
+                continue  # not a sum, or part of a larger one
             groups: dict[Any, list[Node]] = {}
             for leaf in _leaves(node):
                 groups.setdefault(source.get(leaf, leaf), []).append(leaf)
@@ -232,7 +232,7 @@ class Forward:
         return self.graph.call_function(operator.add, (a, b))
 
     def is_safe(self, piece: Any) -> bool:
-        """Whether nothing writes into what a piece reads between its first reading and its output."""
+        """Whether no write changes the inputs of a piece between its first step and its output."""
         nodes = list(self.graph.nodes)
         place = {node: index for index, node in enumerate(nodes)}
         read = [piece.source, *(step.key for step in piece.steps)]
@@ -241,18 +241,18 @@ class Forward:
         return not any(node not in piece.gone and self._may_write(node, read) for node in between)
 
     def _may_write(self, node: Node, values: Sequence[Any]) -> bool:
-        """Whether a node writes into one of some values, itself or by what is in a module that it calls."""
+        """Whether a node may write into one of these values, itself or by a module that it calls."""
         module = called(self.root, node)
         inside = module is not None and any(getattr(part, "inplace", False) for part in module.modules())
         return (inside or changes_in_place(self.root, node)) and any(one in values for one in node.all_input_nodes)
 
     def no_steps(self) -> list[Node]:
-        """Nodes that are no steps: numbers, and lists that steps take apart."""
+        """Nodes that are not steps: constants, and lists that steps take apart."""
         steps = {step.key for step in self.steps}
         return [node for node in self.graph.nodes if node not in steps and node.op not in ("placeholder", "output")]
 
     def has_own(self, piece: Any) -> bool:
-        """Whether a piece is made of parameters of the module itself as well."""
+        """Whether a piece also depends on the module's own parameters."""
         steps = {step.key for step in piece.steps}
         return any(node.op == "get_attr" and self._feeds(node, steps) for node in self.graph.nodes)
 
@@ -260,7 +260,7 @@ class Forward:
         return any(user in steps or (user in self._known and self._feeds(user, steps)) for user in node.users)
 
     def computes_weight(self, node: Any) -> bool:
-        """Whether a function's weight is worked out of several numbers in each forward, as adapters' is."""
+        """Whether the weight of a function is computed from several tensors in each forward, as in adapters."""
         weight = node.args[1] if node.op == "call_function" and node.target in WEIGHED and len(node.args) > 1 else None
         sources, waiting = set(), [weight]
         while waiting:
@@ -284,7 +284,7 @@ class Forward:
                 yield self._step(node)
 
     def _follow_writes(self) -> None:
-        """Makes what reads a value after something was written into it read what was written, in the same tensor."""
+        """Replace in-place writes: later readers of the value read the result of the write."""
         nodes = list(self.graph.nodes)
         depends: set[Node] = set()
         self._writes = False
@@ -304,7 +304,7 @@ class Forward:
                 target.replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
     def _is_taken_apart(self, node: Node) -> bool:
-        """Whether a node makes no value, but a list of them that others take apart."""
+        """Whether a node makes a list of values, which other nodes take apart."""
         return bool(node.users) and _makes_list(node) and all(_takes_apart(user) for user in node.users)
 
     def _step(self, node: Node) -> Step:
@@ -336,10 +336,10 @@ class Forward:
             return Step(node, keys, partial(_refuse, str(error)))
 
     def _check_call(self, node: Node) -> None:
-        """Checks that a module is called on one value alone."""
+        """Check that a module is called on a single value."""
         given = [*node.args, *node.kwargs.values()]
         if len(given) != 1 or not isinstance(given[0], Node) or given[0] in self._known:
-            raise NotLinearError(f"{node.target!r} is not called with one value alone")
+            raise NotLinearError(f"{node.target!r} is called with more than one value")
 
     def _work_out(self, node: Node, inputs: list[Node], *values: LinearOp) -> Any:
         known = dict(zip(inputs, values))
@@ -356,7 +356,7 @@ class Forward:
         kwargs: Any = map_arg(node.kwargs, value_of)
         made = table[node.target](*args, **kwargs)
         if not isinstance(made, LinearOp) and not _makes_list(node):
-            raise NotLinearError(f"{getattr(node.target, '__name__', node.target)} makes no value")
+            raise NotLinearError(f"{getattr(node.target, '__name__', node.target)} does not return a value")
         return made
 
     def _attribute(self, target: str) -> Any:
@@ -370,7 +370,7 @@ class Forward:
         return value.to(like.device, like.dtype) if is_number else value
 
     def _constant(self, node: Node) -> Any:
-        """What a node makes of numbers, in the precision of all others."""
+        """Compute a node whose inputs are constants, in the reader's precision."""
         args: Any = map_arg(node.args, self._known.__getitem__)
         kwargs: Any = map_arg(node.kwargs, self._known.__getitem__)
         layer = called(self.root, node)
@@ -387,7 +387,7 @@ class Forward:
 
 
 def _summands(node: Node) -> list[Any]:
-    """What a node adds up, if it does nothing else."""
+    """The terms of a node that is a plain sum."""
     name = getattr(node.target, "__name__", node.target)
     if node.op not in ("call_function", "call_method") or name not in ("add", "iadd", "add_") or node.kwargs:
         return []
@@ -395,12 +395,12 @@ def _summands(node: Node) -> list[Any]:
 
 
 def _is_part(node: Node) -> bool:
-    """Whether a node is a sum that is read once."""
+    """Whether a node is a sum with a single reader."""
     return bool(_summands(node)) and len(node.users) == 1
 
 
 def _leaves(node: Node) -> list[Node]:
-    """What a sum of sums adds up, sums that are used elsewhere as one."""
+    """The terms of a nested sum; a sum that is used elsewhere counts as one term."""
     return [leaf for one in _summands(node) for leaf in (_leaves(one) if _is_part(one) else [one])]
 
 
@@ -421,7 +421,7 @@ _VIEWS = (
     "squeeze",
     "expand",
 )
-"""What hands out parts of a value's own memory."""
+"""Functions that return views of a value's memory."""
 
 
 def _makes_list(node: Node) -> bool:

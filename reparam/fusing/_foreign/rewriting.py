@@ -1,4 +1,4 @@
-"""Forwards with convolutions in place of what they replace."""
+"""Rewrite forwards so that they call the convolutions instead of the replaced layers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Keep = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class InPlace:
-    """Layers that follow each other in a forward that stays: the first is replaced, the others do nothing."""
+    """Consecutive layers in a forward that stays: the first is replaced, the others become identities."""
 
 
 @dataclass(frozen=True)
 class Rewriting:
-    """A module whose forward calls its convolutions where its branches ran."""
+    """A module whose new forward calls convolutions instead of its branches."""
 
     forward: Forward
     pieces: Mapping[str, Piece]
 
     def calls(self) -> list[str]:
-        """The names of the modules that are still called."""
+        """The names of the modules that the new forward still calls."""
         nodes = self._graph().nodes
         return list(
             dict.fromkeys(
@@ -57,7 +57,7 @@ class Rewriting:
         return graph
 
     def _ask_of_another(self, twins: Mapping[Node, Node], piece: Piece, conv: Node) -> None:
-        """Makes what asks for the dtype or device of a value that goes ask it of what is there instead."""
+        """Redirect reads of the dtype or device of a removed value to the value that replaces it."""
         place = {node: index for index, node in enumerate(self.forward.graph.nodes)}
         node: Any
         for node in self.forward.no_steps():
@@ -66,12 +66,12 @@ class Rewriting:
                 twins[node].replace_input_with(twins[node.args[0]], conv if later else twins[piece.source])
 
     def make(self, module: nn.Module, layers: Mapping[str, nn.Module], keep: Keep) -> nn.Module:
-        """The module in its new form: a row of modules if nothing else is left of the forward, else its graph.
+        """Build the new module: an `nn.Sequential` if its forward only calls modules in a row, else a `GraphModule`.
 
         Args:
-            module: of the user's.
-            layers: the convolutions, by their names.
-            keep: makes what is kept of a part: a copy, or the part itself.
+            module: the user's module.
+            layers: the convolutions, by name.
+            keep: returns what to keep for a part: a copy, or the part itself.
         """
         graph = self._graph()
         parts = {name: keep(module.get_submodule(name)) for name in self.calls()} | dict(layers)
@@ -102,7 +102,7 @@ def _attribute(module: nn.Module, root: nn.Module, name: str) -> Any:
 
 
 def _row(graph: Graph) -> list[str] | None:
-    """The names of the modules that are called one after the other, if the graph does nothing else."""
+    """The names of the modules that the graph calls one after the other, if it does nothing else."""
     names, last = [], None
     for node in graph.nodes:
         if node.op == "placeholder" and last is None:
@@ -116,7 +116,7 @@ def _row(graph: Graph) -> list[str] | None:
 
 
 def name_pieces(forward: Forward, pieces: Sequence[Piece]) -> dict[str, Piece]:
-    """Names for the convolutions: `conv`, `conv2`, ..., those that the module has for something else left out."""
+    """Name the convolutions `conv`, `conv2`, ..., without names that the module uses otherwise."""
     known = next((name for part, name in CONV_NAMES.items() if part in forward.root._modules), None)
     gone = {str(key.target) for piece in pieces for key in piece.gone}
     stays = {str(node.target).partition(".")[0] for node in forward.graph.nodes if str(node.target) not in gone}

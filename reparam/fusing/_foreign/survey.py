@@ -1,4 +1,4 @@
-"""What there is to fuse in a model, beside the blocks of this library."""
+"""Find everything to fuse in a model besides the blocks of this library."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .trace import is_any_norm
 
 @dataclass(frozen=True)
 class Survey:
-    """Foreign blocks by dotted name, and norms that their neighbours can take in."""
+    """Foreign blocks by dotted name, and norms that can be merged into neighboring layers."""
 
     blocks: Mapping[str, ForeignBlock]
     neighbours: tuple[Neighbours, ...]
     names: Mapping[int, str]
     """Dotted names by the ids of modules."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Why a module stays whose type somebody registered with `kernel_of`, by dotted name."""
+    """Why a module of a type registered with `kernel_of` stays, by dotted name."""
     find_left: Callable[[], Mapping[str, str]] = dict
-    """Works `left` out, which may take a trace of the whole model."""
+    """Computes `left`, which may need a trace of the whole model."""
     apart: Mapping[str, str] = field(default_factory=dict)
-    """Why a part that could be one convolution is cheaper as it is, by dotted name."""
+    """Why a part that could be one convolution is cheaper unfused, by dotted name."""
 
     @cached_property
     def left(self) -> Mapping[str, str]:
-        """Why a part that looks like branches or like a norm before or after a layer stays as it is, by dotted name."""
+        """Why a part that looks like branches, or like a norm next to a layer, is not changed, by dotted name."""
         return self.find_left()
 
 
 def survey(model: nn.Module, batch_norms: bool, stays: Container[int] = ()) -> Survey:
-    """Looks for foreign blocks, and, if asked for, for norms outside of blocks that can be taken in.
+    """Find foreign blocks and, with `batch_norms`, norms outside blocks that can be merged.
 
-    Modules whose ids are in `stays` are in no block.
+    Modules whose ids are in `stays` are left alone.
     """
     blocks, refusals, apart = find_foreign(model, stays)
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
@@ -59,7 +59,7 @@ def survey(model: nn.Module, batch_norms: bool, stays: Container[int] = ()) -> S
 
 
 def _around(model: nn.Module, taken: Container[int]) -> Found:
-    """What there is to know of the norms outside of blocks, looked at in a copy in eval mode."""
+    """Examine the norms outside blocks, in a copy in eval mode."""
     shadow = shared_eval(model)
     originals = {id(twin): module for twin, module in zip(shadow.modules(), model.modules())}
     found = find_neighbours(shadow, {twin for twin, module in originals.items() if id(module) in taken})

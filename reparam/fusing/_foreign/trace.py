@@ -1,4 +1,4 @@
-"""What a forward does, as a graph: traced by torch.fx, with torch's own layers as leaves."""
+"""Trace a forward to a graph with torch.fx, with torch's own layers as leaves."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Leaf = Callable[[nn.Module], bool]
 
 
 class _Value(Proxy):
-    """A value that is not there yet, into which a forward may write."""
+    """A traced value that a forward may write into."""
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
 class ForwardTracer(Tracer):
-    """Traces into every module but the leaves, and knows in which module it was when the tracing failed."""
+    """Traces into every module except the leaves, and knows in which module a trace failed."""
 
     def __init__(self, is_leaf: Leaf) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class ForwardTracer(Tracer):
         self.failed_in: nn.Module | None = None
 
     def graph_of(self, module: nn.Module, given: Container[str] = ()) -> Graph:
-        """The graph of a forward with its default arguments, but for those that are given.
+        """Trace a forward; arguments with a default keep it, unless they are in `given`.
 
         Raises:
-            Exception: whatever the forward raises on values that are not there yet.
+            Exception: whatever the forward raises on traced values.
         """
         parameters = inspect.signature(module.forward).parameters.items()
         defaults = {name: one.default for name, one in parameters if one.default is not one.empty and name not in given}
@@ -48,7 +48,7 @@ class ForwardTracer(Tracer):
         return _Value(node, self)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Further arguments, which a caller may hand on, are none."""
+        """Treat `*args` and `**kwargs` as empty."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         none: dict[int, Any] = {1: (), 2: {}}
         for index, proxy in enumerate(args):
@@ -64,7 +64,7 @@ class ForwardTracer(Tracer):
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if not self._is_leaf(m) and (why := why_hooked(m)):
             raise NotLinearError(why)
-        try:  # without hooks, which are nobody's business to run now
+        try:  # without hooks, which must not run in a trace
             return super().call_module(m, m.forward, args, kwargs)
         except Exception:
             self.failed_in = self.failed_in or m
@@ -72,7 +72,7 @@ class ForwardTracer(Tracer):
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
-    """Whether it is a norm of torchvision, detectron2, timm or DETR whose affine is frozen too, no `_BatchNorm`."""
+    """Whether it is a norm of torchvision, detectron2, timm or DETR with a frozen affine, which is no `_BatchNorm`."""
     names = ("weight", "bias", "running_mean", "running_var")
     return "FrozenBatchNorm" in type(module).__name__ and all(
         name in module._buffers or name in module._parameters for name in names
@@ -80,14 +80,14 @@ def is_frozen_norm(module: nn.Module) -> bool:
 
 
 def is_any_norm(module: nn.Module) -> bool:
-    """Whether it normalises with running statistics per channel: see `is_norm`, and `is_frozen_norm`."""
+    """Whether it normalizes with running statistics per channel: see `is_norm` and `is_frozen_norm`."""
     return (is_norm(module) or is_frozen_norm(module)) and not why_replaced(module)
 
 
 def is_torch_layer(module: nn.Module) -> bool:
-    """Whether it runs a forward of `torch.nn`, and does not merely hold other modules.
+    """Whether it runs a forward of `torch.nn`, and is not only a container of modules.
 
-    A layer that quantizes its weight first, of `torch.ao`, is none: its weight is not what runs.
+    A layer of `torch.ao` that quantizes its weight first does not count: its weight is not what runs.
     """
     forward = type(module).forward
     holder = forward in (nn.Sequential.forward, nn.Module.forward)  # lists and dicts of modules have no forward
@@ -99,17 +99,16 @@ def is_torch_layer(module: nn.Module) -> bool:
 def graphs(
     model: nn.Module, is_leaf: Leaf, walls: Container[int] = (), hidden: Container[int] = ()
 ) -> Iterator[tuple[nn.Module, Graph | None]]:
-    """Graphs that together show as much of a model as can be traced, each with the module whose forward it is.
+    """Trace as much of a model as possible, in several graphs, each with the module whose forward it is.
 
-    Where a forward cannot be traced, because it looks at values or shapes, there is None in place of a graph, and the
-    parts of the module are traced on their own. So is a module with forward hooks, which see what goes in and comes
-    out.
+    A forward that looks at values or shapes cannot be traced: it has None instead of a graph, and the modules inside
+    are traced separately. So are modules with forward hooks, since these see inputs and outputs.
 
     Args:
-        model: any.
-        is_leaf: whether a module is looked at as a whole.
-        walls: ids of modules that are to be traced on their own as well.
-        hidden: ids of modules whose graph would not be what runs.
+        model: any model.
+        is_leaf: whether a module is read as a whole.
+        walls: ids of further modules to trace separately.
+        hidden: ids of modules whose graph would differ from what runs.
     """
 
     def closed(module: nn.Module) -> bool:
@@ -128,7 +127,7 @@ def graphs(
 
 
 def _trace_past(root: nn.Module, is_leaf: Leaf, closed: Leaf) -> tuple[Graph | None, Leaf]:
-    """The graph of a module, past parts that cannot be traced, and what tells these parts."""
+    """The graph of a module with untraceable parts as leaves, and a predicate for these parts."""
     opaque: set[type] = set()
 
     def alone(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Axes that are turned in front of a norm, which counts the second one."""
+"""Permutations of axes before a norm, whose channels are the second axis."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _AXES: dict[Any, int] = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5
 
 
 def axes_of(norm: nn.Module) -> int:
-    """How many axes there are in front of a norm, if any are turned there; 0 if that is not known."""
+    """The number of axes of a norm's input, needed if they are permuted before it; 0 if unknown."""
     return _AXES.get(kind_before(norm), 0)
 
 
 def turned_axes(node: Node, norm: nn.Module) -> Sequence[int] | None:
-    """Which axis becomes each of those in front of a norm, if a node does nothing but turn them."""
+    """The permutation of a node that only permutes axes before a norm; None for other nodes."""
     count = axes_of(norm)
     if not count or getattr(node.target, "__name__", node.target) not in ("permute", "transpose"):
         return None

@@ -1,4 +1,4 @@
-"""How many channels the values of a forward have, as far as the layers that take them tell."""
+"""The number of channels of the values in a forward, as far as the layers that read them determine it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .trace import called
 
 
 def widths_of(root: nn.Module, graph: Graph) -> dict[Node, int]:
-    """Channels of values, by the node that makes them; of others it is not known."""
+    """Channels of values by node, where known."""
     found: dict[Node, int] = {}
     for node in reversed(graph.nodes):
         for user in node.users:
@@ -42,7 +42,7 @@ def _keeps_channels(node: Node) -> bool:
 
 
 def _parts_of(root: nn.Module, node: Any, found: dict[Node, int]) -> int | None:
-    """Channels of what a node splits into parts of known channels."""
+    """Channels of a value that a node splits into parts with known channels."""
     if node.target is operator.getitem and isinstance(node.args[1], tuple) and len(node.args[1]) > 1:
         part: Any = node.args[1][1]
         last = isinstance(part, slice) and isinstance(part.start, int) and part.stop is None and part.start > 0

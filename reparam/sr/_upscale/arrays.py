@@ -32,9 +32,9 @@ def planes_of(image: Any) -> Tensor:
 
         image, _ = from_pil(image)
     if isinstance(image, Tensor):
-        wanted, fits, channels = "a tensor is (C, H, W) or (N, C, H, W)", image.ndim in (3, 4), image.shape[-3:-2]
+        wanted, fits, channels = "a tensor is (C, H, W) or (N, C, H, W)", image.ndim in (3, 4), [*image.shape][-3:-2]
     elif isinstance(image, np.ndarray):
-        wanted, fits, channels = "an array is (H, W) or (H, W, C)", image.ndim in (2, 3), image.shape[2:] or (1,)
+        wanted, fits, channels = "an array is (H, W) or (H, W, C)", image.ndim in (2, 3), [*image.shape, 1][2:3]
     else:
         raise SpecError(f"an image is a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
     if not fits or channels[0] not in (1, 2, 3, 4) or 0 in image.shape:
@@ -47,7 +47,7 @@ def planes_of(image: Any) -> Tensor:
         )
     if isinstance(image, Tensor):
         return image.detach().reshape(-1, *image.shape[-3:])
-    native = np.require(image, image.dtype.newbyteorder("="), "CW")
+    native = np.require(image, image.dtype.newbyteorder("="), ["C", "W"])
     return torch.from_numpy(native).reshape(*image.shape[:2], -1).permute(2, 0, 1)[None]
 
 

@@ -1,4 +1,4 @@
-"""What a forward does that cannot be traced, as far as its source tells."""
+"""Find out from the source what a forward does that cannot be traced."""
 
 from .flows import handed_on
 from .reads import readers

@@ -1,4 +1,4 @@
-"""Which names in a function mean what it is given."""
+"""Bind the arguments of a call to names in a function."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Bound(NamedTuple):
 
     names: dict[str, Things]
     empty: set[str]
-    """Those of `*args` and `**kwargs` that hold nothing."""
+    """The names of `*args` and `**kwargs` that are empty."""
     rest: Things
-    """What these hold."""
+    """The contents of `*args` and `**kwargs`."""
 
 
 def bind(
@@ -26,14 +26,14 @@ def bind(
     defaults: Mapping[str, Things],
     spread: Things,
 ) -> Bound:
-    """Binds the arguments of a call to names.
+    """Bind the arguments of a call to names.
 
     Args:
-        wanted: the arguments of the function.
-        args: those by position.
-        named: those by keyword; a `**` among them says that there may be others.
-        defaults: of arguments that are certainly not given.
-        spread: what is in `**things`: each argument that is not given may be any of it.
+        wanted: the parameters of the function.
+        args: the positional arguments.
+        named: the keyword arguments; with a `**` among them, there may be others.
+        defaults: defaults of parameters that are certainly not passed.
+        spread: the contents of `**things`; each parameter that is not passed may be any of them.
     """
     places = [arg.arg for arg in [*wanted.posonlyargs, *wanted.args]]
     keywords = [arg.arg for arg in wanted.kwonlyargs]

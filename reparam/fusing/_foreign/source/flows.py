@@ -1,7 +1,7 @@
-"""What a forward that cannot be traced hands from one of its modules to the next, worked out from its source.
+"""Find out from its source which outputs an untraceable forward passes from one of its modules to the next.
 
-A name stands for the modules whose outputs it may hold at that line: both branches of a condition are followed, and
-loops until nothing changes. What is done with a value other than calling a module on it alone counts as read by others.
+A name stands for the modules whose outputs it may hold at that line. Both branches of a condition are followed, and
+loops until nothing changes. Any use of a value except as the only argument of a module counts as a read by others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .trees import sources_of
 from .uses import Used
 
 Values = frozenset[ast.Call | None]
-"""Calls of modules, whose outputs a value may be; None for any other value."""
+"""The calls of modules whose output a value may be; None for any other value."""
 _OTHER: Values = frozenset([None])
 _NOT_FOLLOWED = (ast.Try, ast.Match, ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal, ast.Delete)
 
@@ -26,12 +26,12 @@ _NOT_FOLLOWED = (ast.Try, ast.Match, ast.Yield, ast.YieldFrom, ast.Await, ast.Gl
 def handed_on(
     module: nn.Module, used: Used, passes: Callable[[nn.Module], bool]
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Pairs of modules in a forward of which the second gets all that the first makes, and nothing else.
+    """Pairs of modules in a forward, of which the second gets every output of the first and nothing else.
 
     Args:
-        module: whose forward it is.
-        used: what forwards use, this one among them.
-        passes: whether a module does nothing to what it is given.
+        module: the module with this forward.
+        used: the modules that forwards use, this one included.
+        passes: whether a module returns its input unchanged.
     """
     function = inspect.unwrap(type(module).forward)
     nodes = sources_of(function.__code__) if isinstance(function, FunctionType) else []
@@ -65,7 +65,7 @@ class _Flow:
         self.jumps: list[dict[str, Values]] = []
 
     def run(self) -> None:
-        """Follows the whole function."""
+        """Follow the whole function."""
         self._lines(self.node.body)
 
     def _read(self, values: Values, by: ast.Call | None = None) -> None:
@@ -117,7 +117,7 @@ class _Flow:
 
     def _assign(self, targets: list[ast.expr], values: Values) -> None:
         alone = len(targets) == 1 and isinstance(targets[0], ast.Name)
-        if not alone:  # taken apart, or put somewhere
+        if not alone:  # unpacked, or stored somewhere
             self._read(values)
         for target in targets:
             for part in ast.walk(target):
@@ -129,7 +129,7 @@ class _Flow:
                 self._other(target)
 
     def _other(self, node: ast.AST) -> None:
-        """All that is in any other piece of source is read by others."""
+        """Count all values in any other piece of source as read by others."""
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
                 self._read(self._value(child))
@@ -154,7 +154,7 @@ class _Flow:
         return _OTHER
 
     def _module(self, node: ast.expr) -> nn.Module | None:
-        """The module that `self.name` is; None for anything else."""
+        """The module that `self.name` denotes; None for anything else."""
         if self.known.me is None or not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
             return None
         found = self.known.value(node)
@@ -174,5 +174,5 @@ class _Flow:
 
 
 def _joined(ways: list[dict[str, Values]]) -> dict[str, Values]:
-    """What names may be after any of these ways; a name that one of them does not set is unknown there."""
+    """What names may hold after any of these paths; a name that one path does not set is unknown."""
     return {name: frozenset().union(*(way.get(name, _OTHER) for way in ways)) for way in ways for name in way}

@@ -1,6 +1,6 @@
-"""What is known of conditions in source: options that are not given, and attributes as they stand now.
+"""Evaluate conditions in source from default arguments and the present values of attributes.
 
-As a trace has it: a forward is followed as it runs now, in eval mode, with its default arguments.
+As in a trace, a forward is followed as it runs now: in eval mode and with its default arguments.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 from torch import nn
 
 UNKNOWN: Any = object()
-"""In place of a value."""
+"""Stands for a value that is not known."""
 PLAIN = (bool, int, float, str, type(None))
 
 
 class Changed(NamedTuple):
-    """Names and attributes that may mean something else than at the start of a function."""
+    """Names and attributes that may change within a function."""
 
     names: set[str]
     attributes: set[str]
 
 
 def assigned_in(node: ast.AST) -> Changed:
-    """What a function assigns to, and the arguments of functions in it."""
+    """The names that a function assigns to, and the arguments of functions inside it."""
     parts = list(ast.walk(node))
     names = {part.id for part in parts if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Load)}
     inner = [part.args for part in parts if isinstance(part, (ast.Lambda, ast.FunctionDef)) and part is not node]
@@ -35,11 +35,11 @@ def assigned_in(node: ast.AST) -> Changed:
 
 
 class Known:
-    """What expressions in a function are, as far as that is known.
+    """The values of expressions in a function, where known.
 
     Args:
         names: the values of arguments.
-        me: the module that is `self`, by that name; None if there is none.
+        me: the name of `self` and its module; None if there is none.
         stored: attributes that a forward may change.
     """
 
@@ -47,12 +47,12 @@ class Known:
         self.names, self.me, self.stored = names, me, stored
 
     def truth(self, node: ast.AST) -> bool | None:
-        """Whether a condition holds; None if that is not known."""
+        """Whether a condition holds; None if unknown."""
         value = self.value(node)
         return None if value is UNKNOWN else bool(value)
 
     def value(self, node: ast.AST) -> Any:
-        """A number, a string, a module or None."""
+        """The value of an expression that is a number, a string, a module or None."""
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.Name):

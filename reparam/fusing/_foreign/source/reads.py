@@ -1,4 +1,4 @@
-"""Which layers' numbers are read by code that is not their own, so that they must stay what they are."""
+"""Find layers whose weights are read by other code, so that they must not be replaced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .uses import ModuleUses
 
 
 def readers(model: nn.Module) -> dict[int, str]:
-    """By the id of a layer, the name of a module whose forward or `train` reads its numbers, in either mode."""
+    """For each layer, by id, the name of a module whose forward or `train` reads its weights, in either mode."""
     modes = {module: module.training for module in model.modules()}
     found: dict[int, str] = {}
     try:
@@ -29,7 +29,7 @@ def readers(model: nn.Module) -> dict[int, str]:
 
 def _read_by(module: nn.Module) -> set[int]:
     uses = ModuleUses(set())
-    with suppress(Exception):  # code that is written in a way that is not thought of: what was found is true
+    with suppress(Exception):  # unexpected code: what was found so far is still true
         uses.forward_of(module, True)
         if type(module).train is not nn.Module.train:
             uses.call(MethodType(type(module).train, module), [], {})

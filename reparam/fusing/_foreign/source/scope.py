@@ -22,7 +22,7 @@ _HARMLESS = {"len", "isinstance", "hasattr", "type", "id", "callable", "print", 
 
 
 class Uses(Protocol):
-    """What keeps the book of the modules that are used."""
+    """The part of `ModuleUses` that a scope needs."""
 
     stored: set[str]
 
@@ -61,10 +61,10 @@ class Scope(ast.NodeVisitor):
         self.known = Known(fixed_names, (me, self.me[0]) if is_module else None, uses.stored)
 
     def run(self) -> Things:
-        """What the function may return."""
+        """Follow the function; returns what it may return."""
         node = self.node
         again = any(isinstance(part, _LOOPS) for part in ast.walk(node) if part is not node)
-        for _ in range(2 if again else 1):  # a loop may use in its first lines what it names in its last
+        for _ in range(2 if again else 1):  # a loop may first use names that it assigns in its last lines
             for line in node.body if isinstance(node.body, list) else [ast.Return(node.body)]:
                 self.visit(line)
         return self.returned
@@ -74,7 +74,7 @@ class Scope(ast.NodeVisitor):
 
     def generic_visit(self, node: ast.AST) -> Things:
         found = [thing for child in ast.iter_child_nodes(node) for thing in self.visit(child)]
-        if isinstance(node, _OPERATIONS):  # which run methods of objects
+        if isinstance(node, _OPERATIONS):  # operators run methods of objects
             self.uses.lose(thing for thing in found if isinstance(thing, Instance))
         return found
 
@@ -93,7 +93,7 @@ class Scope(ast.NodeVisitor):
         return [found for thing in self.visit(source) for found in self.uses.attribute(thing, node.attr)]
 
     def _inherited(self, thing: Any, name: str) -> Things:
-        """`super().name`, of the class in which the function was written."""
+        """`super().name`, from the class that the function was written in."""
         here = next((cell for cell in self.function.__closure__ or () if inspect.isclass(cell.cell_contents)), None)
         mro = (thing.kind if isinstance(thing, Instance) else type(thing)).__mro__
         after = mro[mro.index(here.cell_contents) + 1 :] if here and here.cell_contents in mro else ()
@@ -135,7 +135,7 @@ class Scope(ast.NodeVisitor):
 
     def visit_List(self, node: ast.List | ast.Set) -> Things:
         found = [thing for part in node.elts for thing in self.visit(part)]
-        return [tuple(found)] if found else []  # of which nobody knows what moves to where
+        return [tuple(found)] if found else []  # its elements may be moved, so places are unknown
 
     visit_Set = visit_List
 
@@ -206,7 +206,7 @@ class Scope(ast.NodeVisitor):
                 self._bind(target, thing.slots[index] if fits else self.uses.members(thing))
 
     def _keep(self, target: ast.Attribute, things: Things) -> bool:
-        """Puts things into an object of a class of somebody's own, while it is made."""
+        """Store things in an object of a user's class, while it is created."""
         owners = self.visit(target.value)
         plain = all(isinstance(one, Instance) and not hasattr(one.kind, target.attr) for one in owners)
         if self.function.__name__ != "__init__" or not plain:
@@ -272,7 +272,7 @@ class Scope(ast.NodeVisitor):
 
 
 def _values(names: Mapping[str, Things]) -> Iterator[tuple[str, Any]]:
-    """The names that mean one value."""
+    """The names that have a single possible value."""
     for name, things in names.items():
         if len(things) == 1 and isinstance(things[0], Fixed):
             yield name, things[0].value

@@ -1,4 +1,4 @@
-"""What an expression in source may mean, as far as that matters to who uses which module."""
+"""The possible values of expressions in source, as far as they matter for who uses which module."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Things = list[Any]
 """Modules, functions, and lists, tuples and dicts of these."""
 
 OF_TENSORS = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad")
-"""What may be asked of a weight without reading its numbers."""
+"""Attributes of a weight that can be read without reading its values."""
 
 
 class Numbers:
-    """The parameters of a module, of which only dtype and device are asked for."""
+    """The parameters of a module, if only their dtype and device are read."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
 
 class Row(tuple):
-    """A tuple of which it is known what each of its places may mean."""
+    """A tuple with known possible values for each place."""
 
     slots: list[Things]
 
@@ -37,7 +37,7 @@ class Row(tuple):
 
 
 class Fixed:
-    """A number, a string, True, False or None, that is given to a function."""
+    """A number, a string, True, False or None that is passed to a function."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -47,12 +47,12 @@ _FIXED: dict[tuple[type, Any], Fixed] = {}
 
 
 def fixed(value: Any) -> Fixed:
-    """The same object for the same value, so that calls with it can be told from others."""
+    """The same object for the same value, so that calls can be told apart by their arguments."""
     return _FIXED.setdefault((type(value), value), Fixed(value))
 
 
 class Instance:
-    """An object of a class of somebody's own, which a forward makes."""
+    """An object of a user's class that a forward creates."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
@@ -60,7 +60,7 @@ class Instance:
 
 
 def handed_out() -> None:
-    """Stands for methods that hand out what is in a container."""
+    """Stands for methods that return the contents of a container."""
 
 
 def hands_out(things: Things, in_pairs: bool) -> MethodType:
@@ -82,7 +82,7 @@ _KINDS = (nn.Module, FunctionType, MethodType, partial, ModuleType, Numbers, Ins
 
 
 def relevant(values: Iterable[Any]) -> Things:
-    """Those that may lead to a module."""
+    """The values that may lead to a module."""
     return [value for value in values if isinstance(value, _KINDS) or (isinstance(value, CONTAINERS) and inside(value))]
 
 
@@ -96,7 +96,7 @@ def key_of(things: Things) -> Any:
 
 
 def cells(function: FunctionType) -> dict[str, Things]:
-    """What a function has from the function that it was made in."""
+    """The variables that a function closes over."""
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         try:
@@ -107,7 +107,7 @@ def cells(function: FunctionType) -> dict[str, Things]:
 
 
 def at(place: ast.expr, thing: Any, members: Things) -> Things:
-    """What stands in a place of a container, or in a slice: all of it, if it is not known which place."""
+    """The values at an index or slice of a container; all of them, if the index is unknown."""
     if type(thing) not in (nn.Sequential, nn.ModuleList):
         return members
     try:  # numbers, as they stand there

@@ -1,9 +1,9 @@
-"""Which modules a forward that cannot be traced gets hold of, worked out from its source.
+"""Find out from its source which modules an untraceable forward uses.
 
-A batch norm may go into a layer inside of a part only if the part is used as a whole. Where a forward cannot be traced,
-its source still says which modules it calls: `self.p(x)` uses p as a whole, `self.p[0](x)` uses the first part of p
-without the others. Names stand for the modules that they may mean, and loops, containers, methods and functions are
-followed. A module that is handed on to code that is not known may be used in any way, and so may all parts of it.
+A batch norm may be merged into a layer inside a part only if the part is used as a whole. If a forward cannot be
+traced, its source still says which modules it calls: `self.p(x)` uses p as a whole, `self.p[0](x)` uses the first part
+of p without the others. Names stand for the modules that they may hold; loops, containers, methods and functions are
+followed. A module that is passed to unknown code may be used in any way, and so may all its parts.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from .things import (
 from .trees import sources_of
 
 _ONLY_ASK = ("inspect", "logging", "warnings")
-"""Modules of Python that call nothing of what they are given."""
+"""Python modules whose functions do not call their arguments."""
 
 
 class Used(NamedTuple):
-    """What forwards use, by id."""
+    """What forwards use, by the ids of modules."""
 
     modules: dict[int, nn.Module]
-    """What they call, and what they look into."""
+    """The modules that they call, and those that they look into."""
     otherwise: set[int]
-    """What is called with other arguments than its forward asks for."""
+    """Modules that are called with other than the required arguments."""
     sites: dict[int, set[ast.AST]]
-    """Where a module is called, of those with which nothing else is done."""
+    """The places where a module is called, for modules that are only called."""
     stored: set[str]
     """The names of attributes that are assigned to."""
 
 
 def used_modules(modules: Iterable[nn.Module], before: Used | None = None) -> Used:
-    """What the forwards of these modules use; `before` is what some of them were found to use."""
+    """Find what the forwards of these modules use; `before` holds earlier results for some of them."""
     modules, known = list(modules), -1
     otherwise, stored = (set(before.otherwise), set(before.stored)) if before else (set[int](), set[str]())
-    while known != len(otherwise) + len(stored):  # what is given otherwise, or changed, shows after it is needed
+    while known != len(otherwise) + len(stored):  # such calls and assignments may turn up after they matter
         known, uses = len(otherwise) + len(stored), ModuleUses(stored)
         for module in modules:
             try:
                 uses.forward_of(module, id(module) not in otherwise)
-            except Exception:  # code that is written in a way that is not thought of here
+            except Exception:  # unexpected code
                 uses.lose([module])
         otherwise = otherwise | uses.otherwise
     sites = {key: where for key, where in uses.sites.items() if key not in uses.looked}
@@ -82,7 +82,7 @@ class ModuleUses:
         self._made: dict[Any, Instance] = {}
 
     def lose(self, things: Iterable[Any]) -> None:
-        """Takes all that is in these for used, as nothing is known of where they go."""
+        """Count everything inside these things as used, because it is unknown where they go."""
         for thing in things:
             if isinstance(thing, Numbers):
                 self.lose([thing.module])
@@ -95,12 +95,12 @@ class ModuleUses:
                 self.lose(inside(thing))
 
     def _look(self, module: nn.Module) -> None:
-        """Something is done with it that is not a call."""
+        """Record that a module is used other than by a call."""
         self.used[id(module)] = module
         self.looked.add(id(module))
 
     def forward_of(self, module: nn.Module, with_defaults: bool) -> None:
-        """Follows what a module does, with the default arguments of its forward, or with any."""
+        """Follow the forward of a module, with its default arguments or with any."""
         if type(module).forward is not nn.Module.forward:  # lists and dicts of modules have none
             given: dict[str, Things] = {} if with_defaults else {"**": []}
             self.lose(self._call_function(MethodType(type(module).forward, module), [], given))
@@ -108,14 +108,14 @@ class ModuleUses:
             self.lose([module])
 
     def members(self, thing: Any) -> Things:
-        """What is in a container."""
+        """The contents of a container."""
         own = isinstance(thing, nn.Module) and not isinstance(thing, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
         if own or isinstance(thing, Instance):
-            self.lose([thing])  # a class of somebody's own, which may hand out anything
+            self.lose([thing])  # a user's class, which may return anything
         return inside(thing)
 
     def attribute(self, thing: Any, name: str) -> Things:
-        """What `thing.name` may mean."""
+        """The possible values of `thing.name`."""
         if isinstance(thing, nn.Module):
             return self._of_module(thing, name)
         if isinstance(thing, Numbers):
@@ -129,7 +129,7 @@ class ModuleUses:
         return relevant([vars(thing).get(name)]) if isinstance(thing, ModuleType) else []
 
     def _of_class(self, thing: Any, name: str) -> Things:
-        """An attribute of a class of somebody's own, or of an object of it."""
+        """The possible values of an attribute of a user's class, or of an object of it."""
         kind, own = (thing, []) if isinstance(thing, type) else (thing.kind, thing.kept.get(name, []))
         value = inspect.getattr_static(kind, name, None)
         if isinstance(value, property) and kind is not thing:
@@ -149,7 +149,7 @@ class ModuleUses:
         own = not _is_torchs(value)
         if name in module._parameters or name in module._buffers or isinstance(value, Tensor):
             self._look(module)
-            self.read.add(id(module))  # its numbers are
+            self.read.add(id(module))  # its values are read
             return []
         if name in ("forward", "__call__"):
             return [module]
@@ -163,12 +163,12 @@ class ModuleUses:
             return [value.__func__]
         if isinstance(value, FunctionType) and name not in vars(module):
             return [MethodType(value, module)]
-        if not isinstance(value, type):  # an object of somebody's own may hold modules
+        if not isinstance(value, type):  # a user's object may hold modules
             self.lose(relevant(getattr(value, "__dict__", {}).values()) if not relevant([value]) else [])
         return relevant([value])
 
     def call(self, function: Any, args: list[Things], named: dict[str, Things], site: ast.AST | None = None) -> Things:
-        """What a call may return."""
+        """Follow a call; returns what it may return."""
         if isinstance(function, type):
             return self._make(function, args, named)
         if isinstance(function, Instance):
@@ -188,7 +188,7 @@ class ModuleUses:
         return []
 
     def _make(self, kind: type, args: list[Things], named: dict[str, Things]) -> Things:
-        """An object of a class, if it is written in Python and no module."""
+        """Create an object of a class that is written in Python and is not a module."""
         key = (kind, tuple(map(key_of, args)), tuple((name, key_of(things)) for name, things in named.items()))
         if key not in self._made:
             made = self._made[key] = Instance(kind)
@@ -235,7 +235,7 @@ class ModuleUses:
 
 
 def _defaults(function: FunctionType, args: list[Things], named: dict[str, Things]) -> dict[str, Things]:
-    """What arguments are that are not given; nothing is known of them if any might be given by `*` or `**`."""
+    """The defaults of arguments that are not passed; none if `*` or `**` might pass them."""
     if "**" in named:
         return {}
     parameters = enumerate(inspect.signature(function).parameters.values())
@@ -253,12 +253,12 @@ def _is_torchs(function: Any) -> bool:
 
 
 def _is_library(function: Any) -> bool:
-    """Whether it is of torch or of Python, whose source is not followed."""
+    """Whether it belongs to torch or Python, whose source is not followed."""
     return _is_torchs(function) or _room(function) in sys.stdlib_module_names
 
 
 def _called_by_torch(function: Any, given: Things) -> Things:
-    """What a function of torch's calls, if it is known to do nothing else with modules."""
+    """What a function of torch calls, if it is known to do nothing else with modules."""
     modules = [thing for thing in given if isinstance(thing, nn.Module)]
     if function is nn.Sequential.forward:
         return inside(modules[0])
