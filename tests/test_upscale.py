@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from reparam.deploy._prelu import without_prelu
 from reparam.deploy._receptive import Locality, locality
 from reparam.deploy._runners import run_onnxruntime
 from reparam.sr._upscale import files
-from reparam.sr._upscale.color import bicubic, coloring
+from reparam.sr._upscale.color import bicubic, join, split
 from reparam.sr._upscale.tiled import Tiled
 from reparam.sr._upscale.tiles import spans
 
@@ -496,6 +497,65 @@ def test_a_scale_that_is_not_that_of_the_output():
             upscaler(PHOTO[:9, :8])
 
 
+# Flat images
+
+
+class Odd(nn.Module):
+    scale = 1
+
+    def __init__(self, function, colors=3):
+        super().__init__()
+        self.function, self.colors, self.weight = function, colors, nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.function(x) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("function", "colors", "match"),
+    [
+        (
+            lambda x: x.clamp(51, 255),
+            3,
+            r"Odd makes \[\[51.0, .*It is off by 50.750, by 0.000 if it takes and gives 0 to 255",
+        ),
+        (lambda x: x.clamp(-1, 0.5), 3, "off by 0.250, by .*, by 0.000 for -1 to 1, and by"),
+        (
+            lambda x: x.flip(1),
+            3,
+            r"\[\[0.75, 0.5, 0.25\], .* of flat images of \[\[0.25, .* by 0.000 if its results are BGR",
+        ),
+        (lambda x: x * 219 / 255 + 16 / 255, 1, r"Odd makes \[\[0.277\], \[0.707\]\] of .* It is off by 0.043"),
+        (lambda x: x + 0.05 * (torch.arange(x.shape[3]) % 2 - 0.5), 3, "Odd makes .*It is off by 0.025"),
+    ],
+)
+def test_what_does_not_keep_flat_images_is_told(function, colors, match):
+    with pytest.warns(UserWarning, match=match) as found:
+        Upscaler(Odd(function, colors), engine="torch", tile=0)
+    assert found[0].filename == __file__ and len(found) == 1
+
+
+def test_an_untrained_network_and_its_file_are_told_of(nets, tmp_path):
+    export(nets["repsr_m2c8_x2"], tmp_path / "net.onnx")
+    for model, name in ((nets["repsr_m2c8_x2"], "RepSR"), (tmp_path / "net.onnx", "net.onnx")):
+        with pytest.warns(UserWarning, match=rf"{name} makes .* of flat images of .* Train it, or give it a forward"):
+            Upscaler(model)
+
+
+@pytest.mark.parametrize("name", [name for name in list_models(pretrained=True) if "m4c16" in name])
+def test_trained_networks_keep_flat_images(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Upscaler(name, engine="torch")
+
+
+@pytest.mark.parametrize("function", [lambda x: x / 0, lambda x: x.reshape(1, 3, 5, 5), lambda x: x + 0.009])
+def test_flat_images_that_say_nothing(function):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Upscaler(Odd(function), engine="torch", tile=0)
+
+
 # The network on images
 
 
@@ -523,11 +583,10 @@ def test_a_luma_network_gets_y_and_gives_it(nets):
 @pytest.mark.parametrize(("channels", "colors"), [(1, 1), (1, 3), (2, 1), (2, 3), (3, 1), (3, 3), (4, 1), (4, 3)])
 @pytest.mark.parametrize("scale", [2, 3])
 def test_constant_images_stay_what_they_are(channels, colors, scale):
-    way = coloring(channels, colors, scale)
     x = torch.tensor([0.2, 0.7, 0.4, 1.0])[None, :channels, None, None].expand(1, channels, 4, 5)
-    asked = way.split(x)
+    asked = split(x, colors)
     assert asked.shape == (1, colors, 4, 5) and asked.dtype == torch.float32
-    large = way.join(asked.repeat_interleave(scale, 2).repeat_interleave(scale, 3), x)
+    large = join(asked.repeat_interleave(scale, 2).repeat_interleave(scale, 3), x, colors, scale)
     assert large.shape == (1, channels, 4 * scale, 5 * scale)
     assert (large - x[:, :, :1, :1]).abs().max() < 1e-6
 
@@ -852,13 +911,13 @@ def test_bad_images_and_networks(nets, doubling):
         (torch.full((1, 2, 2), -1.0), "must be of 0 to 1, but got -1 to -1"),
         (torch.rand(0, 3, 4, 4), r"not empty, but got \(0, 3, 4, 4\)"),
         (np.zeros((1, 2, 3, 4)), r"not empty, but got \(1, 2, 3, 4\)"),
-        (torch.rand(3, 4), r"\(C, H, W\) or \(N, C, H, W\), but got \(3, 4\)"),
+        (torch.rand(3, 4), r"\(C, H, W\) or \(N, C, H, W\) with C of 1 to 4, and not empty, but got \(3, 4\)"),
         (
             Image.new("I", (3, 4), 70_000),
-            "the image holds 70000 to 70000, and read are images of PIL of at most 16 bits",
+            "the image of mode I holds 70000 to 70000 and PIL's images are read of 8 and 16 bits",
         ),
         ([1, 2], "a PIL.Image, a numpy array or a tensor, but got list"),
-        (Image.new("F", (3, 4)), "pass a numpy array of 0 to 1"),
+        (Image.new("F", (3, 4)), "pass a numpy array, uint16 or floats of 0 to 1"),
     ):
         with pytest.raises(SpecError, match=match):
             doubling(image)

@@ -32,7 +32,7 @@ PIXELS = np.zeros((24, 32, 3), np.uint8)
 
 def write_picture(pixels: np.ndarray, path: Path) -> None:
     photo = Photo(path, pyvips.Image.new_from_array(pixels), 1, [])
-    photo.write([pixels.transpose(2, 0, 1)[None]], path, 1)
+    photo.write([torch.from_numpy(pixels).permute(2, 0, 1)[None]], path, 1)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from ..files._finder import read_file
 from ..fusing._swap import swap_convs
 from ..sr._quantize.pictures import listed, pixels_of
 from ..sr._upscale.arrays import floats_of, planes_of
-from ..sr._upscale.color import coloring
+from ..sr._upscale.color import split
 
 Build = Callable[[Mapping[str, Any]], nn.Module]
 """Builds a network of a training codebase from its section of options."""
@@ -121,4 +121,4 @@ def _crops_of(model: nn.Module, folder: str | os.PathLike[str]) -> Iterator[Tens
         planes = planes_of(pixels_of(image))
         top, left = (max(0, (length - _SIZE) // 2) for length in planes.shape[2:])
         part = floats_of(planes[..., top : top + _SIZE, left : left + _SIZE])
-        yield coloring(part.shape[1], colors, scale=1).split(part).to(device)
+        yield split(part, colors).to(device)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from .._upscale.arrays import numpy_of, planes_of
+from .._upscale.arrays import planes_of
 from .._upscale.reader import file_reader
 
 Images = str | os.PathLike[str] | Iterable[Any]
@@ -30,17 +31,17 @@ def listed(images: Images) -> list[Any]:
         raise FileNotFoundError(f"there is no folder {folder}")
     files = file_reader()
     if not (found := files.images_in(folder)[0]):
-        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(files.READ)})")
+        raise FileNotFoundError(f"no image in {folder} (looked for {', '.join(files.SUFFIXES)})")
     return found
 
 
 def _each(image: Any) -> list[Any]:
-    """The images of a batch, as arrays (H, W, C)."""
-    return [image] if _is_path(image) else [one.transpose(1, 2, 0) for one in numpy_of(planes_of(image))]
+    """The images of a batch, as tensors (C, H, W)."""
+    return [image] if _is_path(image) else [*planes_of(image)]
 
 
-def pixels_of(image: Any) -> np.ndarray:
-    """The pixels (H, W, C) of an item of `listed`."""
+def pixels_of(image: Any) -> np.ndarray | Tensor:
+    """The pixels of an item of `listed`: an array (H, W, C) of a file, a tensor (C, H, W) of an image."""
     return file_reader().read_picture(Path(image)) if _is_path(image) else image
 
 

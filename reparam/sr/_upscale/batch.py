@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import ReparamError, SpecError
 from ...files._writing import check_targets
-from .files import FORMATS, READ, check_suffix, images_in
+from .files import FORMATS, SUFFIXES, check_suffix, images_in
 from .memory import ran_out
 from .upscaler import Upscaler
 
@@ -52,49 +52,41 @@ def plan(
         SpecError: if two sources have one result, a result is there or is a source, or `suffix` is none.
     """
     suffix = suffix if suffix.startswith(".") or not suffix else f".{suffix}"
-    if suffix:
-        check_suffix(Path(f"photo{suffix}"))
-    found, made, seen = Plan(), {}, set()  # type: ignore[var-annotated]  # paths
-    for file, place in _files_of(sources, folder, recursive, found):
-        if (known := os.path.abspath(file)) in seen:  # noqa: PTH100  # `Path.absolute` leaves ".." in it
-            continue
-        seen.add(known)
+    check_suffix(Path(f"photo{suffix or '.png'}"))
+    found, made = Plan(), {}  # type: ignore[var-annotated]  # of paths
+    for file, place in _files_of(sources, folder, recursive, found).values():
         target = place / f"{file.stem}_x{scale}{suffix or file.suffix}"
-        if target.suffix.lower() not in FORMATS:
+        if not file.exists():
+            found.failed[file] = f"there is no file {file}"
+        elif target.suffix.lower() not in FORMATS:
             found.failed[file] = f"{target.suffix} cannot be written; name a format with --suffix: {', '.join(FORMATS)}"
         elif skip and target.exists():
             found.there.append(file)
-        elif target in made:
+        elif made.setdefault(target, file) is not file:
             raise SpecError(f"{made[target]} and {file} would both become {target}; enlarge them into two folders")
         else:
-            found.targets[file] = made.setdefault(target, file) and target
-    _check(found.targets, overwrite)
+            found.targets[file] = target
+    if there := [] if overwrite else [target for target in made if target.exists()]:
+        raise SpecError(
+            f"{there[0]} is there already; choose another name, or --overwrite; or --skip the {len(there)} of the "
+            f"{len(made)} images of which the result is there"
+        )
+    check_targets([target for target in made if target.parent.is_dir()], made.values(), overwrite)
     return found
 
 
-def _files_of(sources: Iterable[Path], folder: Path, recursive: bool, found: Plan) -> Iterator[tuple[Path, Path]]:
-    """The images, each with the folder of its result."""
+def _files_of(sources: Iterable[Path], folder: Path, recursive: bool, found: Plan) -> dict[str, tuple[Path, Path]]:
+    """The images, each once, with the folder of its result."""
+    files: dict[str, tuple[Path, Path]] = {}
     for source in sources:
-        if not source.is_dir():
-            if source.exists():
-                yield source, folder
-            else:
-                found.failed[source] = f"there is no file {source}"
-            continue
-        images, others = images_in(source, recursive, without=folder)
+        images, others = images_in(source, recursive, without=folder) if source.is_dir() else ([source], [])
         found.passed += others
         if not images:
-            found.failed[source] = f"no image in {source} (looked for {', '.join(READ)})"
-        yield from ((image, folder / image.parent.relative_to(source)) for image in images)
-
-
-def _check(targets: dict[Path, Path], overwrite: bool) -> None:
-    if there := [] if overwrite else [target for target in targets.values() if target.exists()]:
-        raise SpecError(
-            f"{there[0]} is there already; choose another name, or --overwrite; or --skip the {len(there)} of the "
-            f"{len(targets)} images of which the result is there"
-        )
-    check_targets([target for target in targets.values() if target.parent.is_dir()], targets, overwrite)
+            found.failed[source] = f"no image in {source} (looked for {', '.join(SUFFIXES)})"
+        for image in images:
+            place = folder / (image.parent.relative_to(source) if source.is_dir() else "")
+            files.setdefault(os.path.abspath(image), (image, place))  # noqa: PTH100  # `Path.absolute` leaves ".." in it
+    return files
 
 
 def upscale_files(upscaler: Upscaler, targets: dict[Path, Path], max_pixels: int) -> Iterator[tuple[Path, str]]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from PIL.Image import Exif
+from PIL.TiffImagePlugin import PREFIXES
 
 Chunks = list[tuple[bytes, bytes]]
 """Names and contents."""
@@ -14,6 +20,8 @@ COLORS = (b"gAMA", b"cHRM", b"cICP", b"mDCV", b"cLLI")
 _SRGB = b"\0\0\xb1\x8f"
 """The gamma of nearly all files, which changes nothing."""
 _XMP = b"XML:com.adobe.xmp"
+_DESCRIBING = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}
+"""Tags of TIFF that say what is shown and by whom, and those of EXIF and GPS; the others lay out pixels."""
 _HEADER = 33
 """Bytes of a PNG before its second chunk."""
 
@@ -55,26 +63,56 @@ def insert_chunks(path: Path, chunks: Chunks) -> None:
 
 def is_lossless_webp(path: Path) -> bool:
     """Whether the (first) image in a WebP was kept as it was."""
-    with path.open("rb") as file:
-        if file.read(12)[8:] != b"WEBP":
-            return False
-        while len(head := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", head)
-            if name in (b"VP8L", b"VP8 "):
-                return name == b"VP8L"
-            file.seek(16 if name == b"ANMF" else size + size % 2, 1)  # a frame has a header, and then the same chunks
-    return False
+    content = path.read_bytes()
+    found = content[8:12] == b"WEBP" and re.search(rb"VP8[ L]", content)
+    return bool(found and found[0] == b"VP8L")
 
 
-def is_planar_tiff(path: Path) -> bool:
-    """Whether it is a TIFF whose channels lie one after the other."""
+def tiff_says(path: Path) -> tuple[bool, bytes]:
+    """Of a TIFF, whether its channels lie one after the other, and its EXIF (but not that of a BigTIFF)."""
+    exif = Exif()
     with path.open("rb") as file:
         head = file.read(16)
-        if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return False
-        order, big = "<" if head[:1] == b"I" else ">", b"+" in head[:4]
-        (place,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
-        file.seek(place)
-        (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
-        tags = [file.read(20 if big else 12) for _ in range(count)]
-    return any(struct.unpack_from(f"{order}H{10 if big else 6}xH", tag) == (284, 2) for tag in tags)
+        if head[:4] not in PREFIXES:
+            return False, b""
+        exif.endian, big = "<" if head[:1] == b"I" else ">", b"+" in head[:4]
+        (first,) = struct.unpack_from(exif.endian + ("8xQ" if big else "4xI"), head)
+        planar = _entries(file, first, exif.endian, big).get(284, bytes(20))
+        content = b""
+        with suppress(Exception):  # PIL cannot read all that cameras write; then there is none
+            if not big:
+                exif.load_from_fp(file, first)
+                content = exif.tobytes() if len(_describing(exif)) else b""
+        return struct.unpack_from(exif.endian + ("12xH" if big else "8xH"), planar) == (2,), content
+
+
+def insert_exif(path: Path, content: bytes) -> None:
+    """Gives EXIF to a TIFF that is no BigTIFF: at its end a directory of its own entries and those of EXIF."""
+    exif = Exif()
+    exif.load(content)
+    with path.open("r+b") as file:
+        exif.endian = "<" if file.read(2) == b"II" else ">"
+        (first,) = struct.unpack(exif.endian + "2xI", file.read(6))
+        entries = _entries(file, first, exif.endian)
+        start = file.seek(file.seek(0, 2) // 2 * 2 + 2)  # even, as directories are
+        file.write(_describing(exif).tobytes(start)[14:])  # after a header, which is there already
+        entries = _entries(file, start, exif.endian) | entries
+        last = file.seek(file.seek(0, 2) // 2 * 2 + 2)
+        file.write(struct.pack(exif.endian + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)))
+        file.write(bytes(4))
+        file.seek(4)
+        file.write(struct.pack(exif.endian + "I", last))
+
+
+def _describing(exif: Exif) -> Exif:
+    for tag in set(exif) - _DESCRIBING:
+        del exif[tag]
+    return exif
+
+
+def _entries(file: BinaryIO, place: int, order: str, big: bool = False) -> dict[int, bytes]:
+    """Of the directory of a TIFF, by their tags."""
+    file.seek(place)
+    (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
+    entries = [file.read(20 if big else 12) for _ in range(count)]
+    return {struct.unpack_from(order + "H", entry)[0]: entry for entry in entries}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,25 +16,40 @@ _BLACK, _WHITE = 16 / 255, 235 / 255
 """Y of black and of white."""
 
 
-class Coloring(NamedTuple):
-    """A way to run an image (N, C, h, w) of 0 to 1."""
-
-    split: Callable[[Tensor], Tensor]
-    """What the network gets."""
-    join: Callable[[Tensor, Tensor], Tensor]
-    """The large image, of the network's output and of the small image."""
+def split(x: Tensor, colors: int) -> Tensor:
+    """What a network of 1 or 3 colours gets of an image (N, C, h, w) of 0 to 1: grey or RGB, then perhaps alpha."""
+    rgb = _rgb(x)
+    return rgb if colors == 3 else _mix(_YCBCR[:1], rgb) + _BLACK
 
 
-def coloring(channels: int, colors: int, scale: int) -> Coloring:
-    """The way of an image of 1 to 4 channels (grey or RGB, then perhaps alpha) through a network of 1 or 3 colours."""
-    grey, see_through = channels < 3, channels in (2, 4)
-    split, join = _WAYS[grey, colors](scale)
-    if not see_through:
-        return Coloring(split, join)
-    return Coloring(
-        lambda x: split(x[:, :-1]),
-        lambda y, x: torch.cat([join(y, x[:, :-1]), bicubic(x[:, -1:], scale)], 1),
-    )
+def join(y: Tensor, x: Tensor, colors: int, scale: int, equal: Tensor | None = None) -> Tensor:
+    """The large image, of the network's output and of the small image.
+
+    Args:
+        y: (N, colors, scale * h, scale * w).
+        x: (N, C, h, w), as for `split`.
+        colors: of the network.
+        scale: of the network.
+        equal: (N, 1, 1, 1), which of the images are RGB of three equal channels, and stay it.
+    """
+    grey, see_through = x.shape[1] < 3, x.shape[1] in (2, 4)
+    if colors == 1 and grey:
+        y = (y - _BLACK) / (_WHITE - _BLACK)
+    elif colors == 1:
+        y = _mix(_RGB, torch.cat([y - _BLACK, bicubic(_mix(_YCBCR[1:], _rgb(x)), scale)], 1))
+    if y.shape[1] == 3 and (grey or equal is not None):
+        mean = (y[:, :1] + y[:, 1:2] + y[:, 2:]) / 3
+        y = mean if equal is None else torch.where(equal.to(y.device), mean, y)
+    return torch.cat([y, bicubic(x[:, -1:], scale)], 1) if see_through else y
+
+
+def _rgb(x: Tensor) -> Tensor:
+    return x[:, :3] if x.shape[1] > 2 else x[:, :1].expand(-1, 3, -1, -1)
+
+
+def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
+    """The matrix times the colours of x (N, C, h, w), summed in one order wherever a pixel lies."""
+    return torch.stack([sum(weight * x[:, index] for index, weight in enumerate(row)) for row in matrix.tolist()], 1)
 
 
 def spread(x: Tensor, steps: int) -> Tensor:
@@ -55,14 +68,6 @@ def spread(x: Tensor, steps: int) -> Tensor:
         colors = torch.where((shown == 0) & (share > 0), means[:, :-1] / share.clamp(min=1 / 9), colors)
         shown = (share > 0).to(x)
     return torch.cat([colors, x[:, -1:]], 1)
-
-
-def equalled(y: Tensor, equal: Tensor | None) -> Tensor:
-    """Takes the mean of three colours in the images (N, 1, 1, 1) of which they were equal."""
-    if equal is None:
-        return y
-    mean = (y[:, :1] + y[:, 1:2] + y[:, 2:3]) / 3
-    return torch.cat([torch.where(equal.to(y.device), mean, y[:, :3]), y[:, 3:]], 1)
 
 
 def bicubic(x: Tensor, scale: int) -> Tensor:
@@ -88,35 +93,3 @@ def bicubic(x: Tensor, scale: int) -> Tensor:
 def _cubic(distance: float) -> float:
     d = abs(distance)
     return 1 - 2.5 * d**2 + 1.5 * d**3 if d <= 1 else 2 - 4 * d + 2.5 * d**2 - 0.5 * d**3
-
-
-def _as_it_is(scale: int) -> Coloring:
-    return Coloring(lambda x: x, lambda y, x: y)
-
-
-def _grey_as_rgb(scale: int) -> Coloring:
-    return Coloring(lambda x: x.expand(-1, 3, -1, -1), lambda y, x: (y[:, :1] + y[:, 1:2] + y[:, 2:]) / 3)
-
-
-def _grey_as_luma(scale: int) -> Coloring:
-    span = _WHITE - _BLACK
-    return Coloring(lambda x: _BLACK + span * x, lambda y, x: (y - _BLACK) / span)
-
-
-def _rgb_by_luma(scale: int) -> Coloring:
-    def split(x: Tensor) -> Tensor:
-        return _mix(_YCBCR[:1], x) + _BLACK
-
-    def join(y: Tensor, x: Tensor) -> Tensor:
-        chroma = bicubic(_mix(_YCBCR[1:], x), scale)
-        return _mix(_RGB, torch.cat([y - _BLACK, chroma], 1))
-
-    return Coloring(split, join)
-
-
-def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
-    """The matrix times the colours of x (N, C, h, w), summed in one order wherever a pixel lies."""
-    return torch.stack([sum(weight * x[:, index] for index, weight in enumerate(row)) for row in matrix.tolist()], 1)
-
-
-_WAYS = {(False, 3): _as_it_is, (True, 3): _grey_as_rgb, (True, 1): _grey_as_luma, (False, 1): _rgb_by_luma}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 import numpy as np
@@ -14,6 +16,8 @@ from ...deploy._runners import Run
 from ...errors import SpecError
 from .tiles import scaled, spans
 
+_FLAT = 0.02
+"""Of 1, that a flat image may change."""
 Net = Callable[[Tensor], Tensor]
 """An engine, from float32 to float32 on the same device."""
 
@@ -84,6 +88,45 @@ def _not_finite(name: str, x: Tensor, y: Tensor) -> str:
         f"{name} makes {count} values of {y.numel()} that are not finite of {x.shape[2]} x {x.shape[3]} finite pixels: "
         "its weights are not, or numbers inside pass the largest of its format (65504 in float16; use float32 there)"
     )
+
+
+def warn_unless_flat(run: Net, name: str, colors: int, size: tuple[int, int]) -> None:
+    """Says what a network makes of flat images, if it is not what they were.
+
+    Most untrained networks change them, and those for another range than 0 to 1 if that makes a difference to them.
+    What cannot be run is left to the first image.
+
+    Args:
+        run: of one image of 0 to 1, or several.
+        name: of the network.
+        colors: that it takes.
+        size: height and width that it takes.
+    """
+    flat = torch.tensor([[0.25, 0.5, 0.75], [0.75, 0.25, 0.5]])[:, :colors]
+    x = flat[..., None, None].expand(-1, -1, *size).contiguous()
+    with suppress(Exception):  # engines raise whatever they met
+        (means, error), (_, of_255), (_, signed) = (_of_flat(run, x, *span) for span in ((1, 0), (255, 0), (2, -1)))
+        if error > _FLAT:
+            warnings.warn(
+                f"{name} makes {_rounded(means)} of flat images of {_rounded(flat)}. It is off by {error:.3f}, by "
+                f"{of_255:.3f} if it takes and gives 0 to 255, by {signed:.3f} for -1 to 1, and by "
+                f"{(means.flip(1) - flat).abs().max():.3f} if its results are BGR; trained networks are off by some "
+                "0.001. Train it, or give it a forward that takes and gives RGB (or luma) of 0 to 1",
+                stacklevel=3,
+            )
+
+
+def _of_flat(run: Net, x: Tensor, span: float, low: float) -> tuple[Tensor, float]:
+    """Means of the middle of what comes out, and how far a pixel there is from what it was."""
+    with torch.no_grad():
+        y = (run(span * x + low).float().cpu() - low) / span
+    height, width = (size // 4 for size in y.shape[2:])
+    y = y[..., height:-height, width:-width]
+    return y.mean((2, 3)), float((y - x[..., :1, :1]).abs().max())
+
+
+def _rounded(values: Tensor) -> list[list[float]]:
+    return [[round(value, 3) for value in image] for image in values.tolist()]
 
 
 def seam(run: Net, colors: int, scale: int, sizes: tuple[int, int], overlap: int, period: int) -> float:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from .arrays import empty_like, floats_of, put
-from .color import coloring, equalled, spread
+from .arrays import floats_of, white_of
+from .color import join, split, spread
 from .guard import Net, seam
 from .tiles import Span, fixed_spans, scaled, spans
 
 Shape = Sequence[int]
-Read = Callable[[slice], Any]
+Read = Callable[[slice], Tensor]
 """Rows of an image (N, C, H, W), all of their columns."""
 _STRIP = 256
 """Rows that are looked at together."""
@@ -52,7 +51,7 @@ class Tiled:
         """How many pixels are read around an image."""
         return -(-self._reach(channels) // self.period) * self.period if self.wrap else 0
 
-    def strips(self, shape: Shape, read: Read) -> Iterator[Any]:
+    def strips(self, shape: Shape, read: Read) -> Iterator[Tensor]:
         """The large image from top to bottom.
 
         Args:
@@ -62,27 +61,26 @@ class Tiled:
         Raises:
             SpecError: if tiles would show.
         """
-        way, equal = coloring(shape[1], self.colors, self.scale), self._equal(shape, read)
+        equal = self._equal(shape, read)
         if not self.size and (self.wrap or 0 < self.tile < max(shape[2:])):
             self._prove(shape[2] % self.period, shape[3] % self.period)
-        for rows, strip in self._rows(shape, read):
-            large = empty_like(strip[..., rows.inner, : shape[3]], self.scale)
+        for rows in self._spans(shape, 2):
+            strip, height = read(rows.read), rows.keep.stop - rows.keep.start
+            large = strip.new_empty(*shape[:2], self.scale * height, self.scale * shape[3])
+            white = white_of(large)
             for columns, x in self._columns(shape, strip):
-                y = way.join(self.run(way.split(x)), x)
+                y = join(self.run(split(x, self.colors)), x, self.colors, self.scale, equal)
                 y = y[..., scaled(rows.inner, self.scale), scaled(columns.inner, self.scale)]
-                put(equalled(y, equal), large[..., scaled(columns.keep, self.scale)])
+                part = large[..., scaled(columns.keep, self.scale)]
+                part.copy_((y * white).round().clamp(0, white) if white > 1 else y)
             yield large
 
     def inputs(self, shape: Shape, read: Read) -> Iterator[Tensor]:
         """What the network gets, tile by tile."""
-        way = coloring(shape[1], self.colors, self.scale)
-        for _, strip in self._rows(shape, read):
-            yield from (way.split(x) for _, x in self._columns(shape, strip))
+        for rows in self._spans(shape, 2):
+            yield from (split(x, self.colors) for _, x in self._columns(shape, read(rows.read)))
 
-    def _rows(self, shape: Shape, read: Read) -> Iterator[tuple[Span, Any]]:
-        return ((rows, read(rows.read)) for rows in self._spans(shape, 2))
-
-    def _columns(self, shape: Shape, strip: Any) -> Iterator[tuple[Span, Tensor]]:
+    def _columns(self, shape: Shape, strip: Tensor) -> Iterator[tuple[Span, Tensor]]:
         for columns in self._spans(shape, 3):
             yield columns, spread(floats_of(strip[..., columns.read]), self._steps)
 
@@ -103,8 +101,7 @@ class Tiled:
             if not equal.any():
                 return None
             strip = read(rows.keep)
-            same = torch.as_tensor(strip[:, :2] == strip[:, 1:3])
-            equal = same.flatten(1).all(1) & equal.to(same.device)
+            equal = (strip[:, :2] == strip[:, 1:3]).flatten(1).all(1) & equal.to(strip.device)
         return equal[:, None, None, None] if equal.any() else None
 
     def _prove(self, *rest: int) -> None:

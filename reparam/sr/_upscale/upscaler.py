@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...deploy._engines import FILE_ENGINES, fastest_engine, make_engine
+from ...deploy._opened import opened
 from ...deploy._receptive import locality
 from ...errors import SpecError
 from ...files import load_checkpoint
@@ -20,11 +21,10 @@ from ...files._writing import check_targets
 from ...fusing._fuse import made_up_image, plain_copy
 from ...models._pretrained import network_file
 from ...modules._like import tensor_like
-from .arrays import MAX_PIXELS, Planes, around, empty_like, of_pil, planes_of, shaped_as
-from .guard import Net, check_weights, checked, on_tensors
-from .opened import opened
+from .arrays import MAX_PIXELS, around, like, of_pil, planes_of
+from .guard import Net, check_weights, checked, on_tensors, warn_unless_flat
 from .reader import file_reader
-from .tiled import Tiled
+from .tiled import Read, Tiled
 
 Image = TypeVar("Image")
 
@@ -70,6 +70,9 @@ class Upscaler:
 
     Raises:
         SpecError: for a network or an engine that cannot be used; `CheckpointError` for such a file.
+
+    Warns:
+        UserWarning: if flat images do not come out flat, as of a network that is untrained or takes another range.
 
     Example:
         >>> import numpy as np
@@ -124,7 +127,10 @@ class Upscaler:
                 again = partial(_make_float32, net, threads)
         if self.engine == "openvino-bf16":
             rounding = _COARSE_ROUNDING
-        tensors = checked(on_tensors(run, native), name, self.scale, again)
+        tensors = on_tensors(run, native)
+        if self.engine != "torch-compile":  # which would compile it once more, for this size
+            warn_unless_flat(tensors, name, self.colors, size or (48, 48))
+        tensors = checked(tensors, name, self.scale, again)
         self._tiled = Tiled(
             tensors, name, self.scale, self.colors, tile, self.radius, self.period, rounding, edges == "wrap", size
         )
@@ -147,18 +153,20 @@ class Upscaler:
         if of_pil(image):
             from .images import from_pil, to_pil  # PIL is there, as the image is
 
-            upright = from_pil(image)  # type: ignore[arg-type]  # told by its module, as PIL need not be there
-            return to_pil(self(upright.pixels), upright.info)  # type: ignore[return-value]  # likewise
-        planes = planes_of(image)
-        return shaped_as(self._enlarged(planes), image)  # type: ignore[arg-type]  # told by `planes_of`
-
-    def _enlarged(self, planes: Planes) -> Planes:
-        whole, top = around(planes, self._tiled.margin(planes.shape[1])), 0
-        large: Any = empty_like(planes, self.scale)
-        for strip in self._tiled.strips(planes.shape, lambda rows: whole[..., rows, :]):
+            pixels, info = from_pil(image)  # type: ignore[arg-type]  # told by its module, as PIL need not be there
+            return to_pil(self(pixels), info)  # type: ignore[return-value]  # likewise
+        planes, top = planes_of(image), 0
+        shape = (*planes.shape[:2], *(self.scale * size for size in planes.shape[2:]))
+        order = torch.contiguous_format if isinstance(image, Tensor) else torch.channels_last
+        large = torch.empty(shape, dtype=planes.dtype, device=planes.device, memory_format=order)
+        for strip in self._tiled.strips(planes.shape, self._rows(planes)):
             large[..., top : top + strip.shape[2], :] = strip
             top += strip.shape[2]
-        return large
+        return cast(Image, like(image, large))
+
+    def _rows(self, planes: Tensor) -> Read:
+        whole = around(planes, self._tiled.margin(planes.shape[1]))
+        return lambda rows: whole[..., rows, :]
 
     def inputs(self, image: Any) -> Iterator[np.ndarray]:
         """What the network gets of an image, tile by tile, (1, colors, h, w) in float32, for a program to calibrate on.
@@ -175,8 +183,7 @@ class Upscaler:
             [(1, 1, 16, 16), (1, 1, 16, 16)]
         """
         planes = planes_of(image)
-        whole = around(planes, self._tiled.margin(planes.shape[1]))
-        for x in self._tiled.inputs(planes.shape, lambda rows: whole[..., rows, :]):
+        for x in self._tiled.inputs(planes.shape, self._rows(planes)):
             yield from (one.contiguous().cpu().numpy() for one in x.split(1))
 
     def file(

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...deploy._engines import open_engine
-from ...deploy._notes import About, about
-from ...deploy._receptive import locality
-from ...deploy._runners import Run
-from ...errors import SpecError
+from ..errors import SpecError
+from ._engines import open_engine
+from ._notes import About, about
+from ._receptive import locality
+from ._runners import Run
 
 
 class Opened(NamedTuple):
