@@ -1,7 +1,6 @@
 """Two processes on gloo: what blocks learn under DDP is what they learn in one process."""
 
 import re
-import socket
 from contextlib import nullcontext
 from itertools import product
 
@@ -35,12 +34,6 @@ from reparam import (
 )
 from reparam.bench._launches import launches
 from reparam.errors import ReparamError
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def train(rank: int) -> dict:
@@ -226,21 +219,26 @@ def shard(rank: int, folder: str) -> dict:
     return results
 
 
-def worker(rank: int, port: int, out: str) -> None:
-    """Does all at once, as each start of two processes takes seconds."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, out: str) -> None:
+    """Does all at once, as each start of two processes takes seconds.
+
+    They meet in a file, as a port that was free may be taken a moment later, and part together: what one of them still sends
+    or receives fails if the other is gone.
+    """
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)
     torch.set_num_threads(1)
     torch.save(
         {"train": train(rank), "synced": sum_synced(rank), "ways": gather_gradients(rank), "shard": shard(rank, out)},
         f"{out}/{rank}.pt",
     )
+    dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(free_port(), str(folder)), nprocs=2)
+    mp.spawn(worker, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
