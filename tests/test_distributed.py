@@ -209,6 +209,8 @@ def shard(rank: int, folder: str) -> dict:
         result["frozen"] = [
             isinstance(module, FrozenStatsBN) for module in sharded.modules() if isinstance(module, nn.BatchNorm2d)
         ]
+        if fold != "auto":  # which none of these asks about
+            continue
         result["fuse"] = refusal(lambda sharded=sharded: fuse(sharded))
         result["save"] = refusal(lambda sharded=sharded: save_checkpoint(sharded, f"{folder}/{rank}.safetensors"))
         result["verify"] = refusal(lambda sharded=sharded, net=nets[1]: verify(sharded, net, joined_batch()))
@@ -222,8 +224,8 @@ def shard(rank: int, folder: str) -> dict:
 def worker(rank: int, out: str) -> None:
     """Does all at once, as each start of two processes takes seconds.
 
-    They meet in a file, as a port that was free may be taken a moment later, and part together: what one of them still sends
-    or receives fails if the other is gone.
+    They meet in a file, as a port that was free may be taken a moment later, and part together, as what one
+    of them still sends or receives fails when the other is gone.
     """
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)
     torch.set_num_threads(1)
@@ -269,6 +271,8 @@ def test_a_sharded_network_learns_what_ddp_does(ranks: list[dict], way: str, fol
         assert all(result["frozen"]) and len(result["frozen"]) == 4
         for name, wanted in result["wanted"].items() if rank == 0 else ():  # who alone gets the whole
             torch.testing.assert_close(result["got"][name], wanted, rtol=1e-9, atol=1e-9, msg=name)
+        if fold != "auto":
+            continue
         assert re.match("FuseError: .* sharded over processes.*get_model_state_dict", result["fuse"])
         for name in ("verify", "macs", "export"):
             assert re.match("FuseError: .* sharded over processes", result[name]), name
