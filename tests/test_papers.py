@@ -110,7 +110,10 @@ def test_under_autocast_the_folded_block_is_near_the_branches(block):
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
 def test_starts_on_the_meta_device_and_in_another_dtype(block):
-    assert all(tensor.is_meta for tensor in block(4, device="meta").state_dict().values())
+    with torch.device("meta"):
+        around = block(4)
+    for started in (block(4, device="meta"), around):
+        assert all(tensor.is_meta for tensor in started.state_dict().values())
     half = block(4, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert half(torch.rand(2, 4, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
