@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .models import *
     from .sr import *
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ECB",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("default", max_examples=100, deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("default", max_examples=50, deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
 settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

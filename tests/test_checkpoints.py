@@ -550,8 +550,15 @@ def source_of(source: str) -> tuple[StateDict, nn.Module]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("keys", ["source", "reparam"])
-@pytest.mark.parametrize(("target", "wrapper"), [("x.safetensors", None), ("x.pth", None), ("x.pth", "params")])
+@pytest.mark.parametrize(
+    ("keys", "target", "wrapper"),
+    [
+        ("source", "x.safetensors", None),
+        ("source", "x.pth", "params"),
+        ("reparam", "x.safetensors", None),
+        ("reparam", "x.pth", None),
+    ],
+)
 def test_a_fused_file_is_read_as_the_network_that_it_was_or_refused(source, keys, target, wrapper, tmp_path):
     _, told = SOURCES[source]
     sd, net = source_of(source)

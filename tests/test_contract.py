@@ -127,8 +127,7 @@ def test_autocast_whatever_the_padding(kind, padding_mode):
         check_autocast(branch, torch.rand(2, 4, 6, 5))
 
 
-@pytest.mark.parametrize("mode", ["batch", "frozen", "eval"])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("mode", "bias"), [("batch", True), ("batch", False), ("frozen", True), ("eval", False)])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_an_empty_batch(kind, bias, mode):
     """As of a convolution and a batch norm of torch's: empty, counted, without a trace, and with gradients of zero."""

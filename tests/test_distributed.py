@@ -1,7 +1,6 @@
 """Two processes on gloo: what blocks learn under DDP is what they learn in one process."""
 
 import re
-import socket
 from contextlib import nullcontext
 from itertools import product
 
@@ -35,12 +34,6 @@ from reparam import (
 )
 from reparam.bench._launches import launches
 from reparam.errors import ReparamError
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def train(rank: int) -> dict:
@@ -216,6 +209,8 @@ def shard(rank: int, folder: str) -> dict:
         result["frozen"] = [
             isinstance(module, FrozenStatsBN) for module in sharded.modules() if isinstance(module, nn.BatchNorm2d)
         ]
+        if fold != "auto":  # which none of these asks about
+            continue
         result["fuse"] = refusal(lambda sharded=sharded: fuse(sharded))
         result["save"] = refusal(lambda sharded=sharded: save_checkpoint(sharded, f"{folder}/{rank}.safetensors"))
         result["verify"] = refusal(lambda sharded=sharded, net=nets[1]: verify(sharded, net, joined_batch()))
@@ -226,21 +221,26 @@ def shard(rank: int, folder: str) -> dict:
     return results
 
 
-def worker(rank: int, port: int, out: str) -> None:
-    """Does all at once, as each start of two processes takes seconds."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, out: str) -> None:
+    """Does all at once, as each start of two processes takes seconds.
+
+    They meet in a file, as a port that was free may be taken a moment later, and part together, as what one
+    of them still sends or receives fails when the other is gone.
+    """
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)
     torch.set_num_threads(1)
     torch.save(
         {"train": train(rank), "synced": sum_synced(rank), "ways": gather_gradients(rank), "shard": shard(rank, out)},
         f"{out}/{rank}.pt",
     )
+    dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(free_port(), str(folder)), nprocs=2)
+    mp.spawn(worker, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -271,6 +271,8 @@ def test_a_sharded_network_learns_what_ddp_does(ranks: list[dict], way: str, fol
         assert all(result["frozen"]) and len(result["frozen"]) == 4
         for name, wanted in result["wanted"].items() if rank == 0 else ():  # who alone gets the whole
             torch.testing.assert_close(result["got"][name], wanted, rtol=1e-9, atol=1e-9, msg=name)
+        if fold != "auto":
+            continue
         assert re.match("FuseError: .* sharded over processes.*get_model_state_dict", result["fuse"])
         for name in ("verify", "macs", "export"):
             assert re.match("FuseError: .* sharded over processes", result[name]), name

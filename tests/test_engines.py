@@ -32,9 +32,16 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("place", ["/dev/null", "/proc/nowhere", "file"])
-def test_nothing_needs_a_cache(place, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_to_keeps_nothing(place, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / place))  # an absolute place stays what it is
+    keep("a", lambda file: file.write_text("all"))
+    assert cached("a") is None and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_needs_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(engines, "_seconds", lambda engine, colors: engine(np.zeros((1, 3, 4, 4), np.float32)).sum())
     assert np.abs(Upscaler(NET)(PIXELS).astype(int) - Upscaler(NET, engine="torch")(PIXELS)).max() <= 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -504,7 +504,7 @@ class TestSurroundings:
             found.append(torch.autograd.grad(first.square().sum(), x)[0])
         assert_close(*found, 1e-9)
 
-    @pytest.mark.parametrize("phase", ["batch", "auto", "frozen"])
+    @pytest.mark.parametrize("phase", ["batch", pytest.param("auto", marks=pytest.mark.nightly), "frozen"])
     def test_compile_in_one_graph(self, phase):
         net, x = self.net(), torch.rand(4, 4, 16, 16)
         set_fold(net, "auto" if phase == "auto" else True)

@@ -67,6 +67,8 @@ GHOST_STAGES = [  # kernel size, channels inside and at the end, share for squee
     [[5, 72, 40, 0.25, 2]],  # from the third block on, GhostNetV3 has its shortcuts
     [[5, 120, 40, 0.25, 1], [3, 100, 40, 0, 1]],
 ]
+# The others are for the nightly run: what is in them is in these as well, or in tests/zoo.
+USUAL = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "ghostnetv3_100", "repghostnet_050", "lcnetv2_base", "levit_128s")
 # Kernels are read in one precision and rounded at the end by one function, whatever module they are read from, so the
 # other precisions are tried where the results have different homes: branches of a sum with a place for their result, a
 # convolution or a linear layer and its norm, and norms that are taken in across a forward.
@@ -90,6 +92,10 @@ def statistics(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def rest_by_night(names, usual) -> list:
+    return [name if name in usual else pytest.param(name, marks=pytest.mark.nightly) for name in names]
+
+
 @cache
 def network(name: str) -> nn.Module:
     """A network in float32 and eval mode, not to be changed."""
@@ -106,7 +112,7 @@ def in_double(name: str) -> nn.Module:
     return copy.deepcopy(network(name)).double()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rest_by_night(FAMILIES, USUAL))
 @torch.no_grad()
 def test_every_family_is_fused_exactly_and_without_a_norm(name):
     model, x = in_double(name), torch.randn(1, 3, FAMILIES[name], FAMILIES[name]).double()
@@ -116,7 +122,7 @@ def test_every_family_is_fused_exactly_and_without_a_norm(name):
     assert all(parameter.requires_grad for parameter in exact.parameters())
 
 
-@pytest.mark.parametrize("name", ALL_PRECISIONS)
+@pytest.mark.parametrize("name", rest_by_night(ALL_PRECISIONS, ("repvgg_a0", "levit_128s")))
 @torch.no_grad()
 def test_every_precision_is_that_of_the_model_rounded_once(name):
     model, x = network(name), torch.randn(1, 3, FAMILIES[name], FAMILIES[name])
@@ -130,7 +136,8 @@ def test_every_precision_is_that_of_the_model_rounded_once(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["repvgg_a0", "mobileone_s0", "tiny_vit_5m_224", "efficientvit_m0", "shvit_s1", "iformer_t"]
+    "name",
+    rest_by_night(("repvgg_a0", "mobileone_s0", "tiny_vit_5m_224", "efficientvit_m0", "shvit_s1", "iformer_t"), USUAL),
 )
 def test_the_keys_are_those_of_timms_own_inference_form(name):
     official = reparameterize_model(network(name)).state_dict()
@@ -140,7 +147,12 @@ def test_the_keys_are_those_of_timms_own_inference_form(name):
         assert relative_error(value, official[key]) < 1e-5 or not value.is_floating_point(), key
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "fastvit_t8", "ghostnetv3_100", "repvit_m0_9", "nextvit_small"])
+@pytest.mark.parametrize(
+    "name",
+    rest_by_night(
+        ("repvgg_a0", "fastvit_t8", "ghostnetv3_100", "repvit_m0_9", "nextvit_small"), ("repvgg_a0", "fastvit_t8")
+    ),
+)
 def test_a_report_of_a_model(name):
     model, size = network(name), FAMILIES[name]
     report, plain = inspect_model(model), fuse(model)

@@ -94,15 +94,20 @@ def with_dropout(name: str, **options) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"schedule": "step", "loss": "charbonnier", "ema": 0.0}], ids=["usual", "other"]
+    ("change", "steps"),
+    [
+        pytest.param({}, (0, 4, 5), id="usual"),  # before the first file, right after one is written, and between two
+        pytest.param({"schedule": "step", "loss": "charbonnier", "ema": 0.0}, (7,), id="other"),
+        pytest.param({}, range(9), id="usual, anywhere", marks=pytest.mark.nightly),
+    ],
 )
-def test_a_run_killed_at_any_step_goes_on_bit_for_bit(recipe, run, tmp_path, monkeypatch, change):
+def test_a_run_killed_at_any_step_goes_on_bit_for_bit(recipe, run, tmp_path, monkeypatch, change, steps):
     """Weights, average, statistics, moments of Adam, schedules and all randomness; the network has dropout."""
     recipe = replace(recipe, **change)
     monkeypatch.setattr(training, "create_model", with_dropout)
     train(recipe, run)
     whole = last(run)
-    for step in range(recipe.steps):
+    for step in steps:
         other = replace(run, out=tmp_path / f"killed_at_{step}")
         killed_at(step, monkeypatch, recipe, other)
         assert (other.out / "last.ckpt").exists() == (step >= 2)
@@ -144,6 +149,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.nightly
 def test_a_process_that_is_killed_goes_on_bit_for_bit(recipe, run, tmp_path):
     recipe = replace(recipe, steps=120)
     train(recipe, run)
@@ -178,6 +184,7 @@ def test_two_processes_under_torchrun_do_what_one_does(recipe, run, tmp_path, mo
         torch.testing.assert_close(last(two)["model"][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.nightly
 def test_two_processes_with_batch_norm(recipe, run):
     """Fabric starts the second one by itself."""
     recipe = replace(recipe, freeze_at=0.1)  # after the first step
@@ -471,11 +478,16 @@ def test_processes_share_one_batch():
 
 
 WORKERS = """
+import sys
+
+import numpy as np
 import torch
-from test_train_sr import Batches, pairs_of_blocks
+from examples.train_sr.data import Batches
 
 if __name__ == "__main__":
-    whole = Batches(pairs_of_blocks(2), 4, 9, seed=5)
+    with np.load(sys.argv[1]) as file:
+        pairs = [(file[f"low{i}"], file[f"high{i}"]) for i in range(3)]
+    whole = Batches(pairs, 4, 9, seed=5)
     state = torch.get_rng_state()
     alone, helped = (list(whole.loader(2, 6, workers)) for workers in (0, 2))
     assert torch.equal(state, torch.get_rng_state())
@@ -488,9 +500,10 @@ if __name__ == "__main__":
 
 def test_workers_change_nothing(tmp_path):
     (tmp_path / "workers.py").write_text(WORKERS)
-    environ = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    command = [sys.executable, str(tmp_path / "workers.py")]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    pairs = {f"{kind}{i}": x for i, pair in enumerate(pairs_of_blocks(2)) for kind, x in zip(("low", "high"), pair)}
+    np.savez(tmp_path / "pairs.npz", **pairs)
+    command = [sys.executable, str(tmp_path / "workers.py"), str(tmp_path / "pairs.npz")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the same", done.stderr
 
 

@@ -65,7 +65,7 @@ WRITERS = {
     "net.xml": lambda path: export(NET, path),
     "net.ncnn.param": lambda path: export(NET, path),
     "int8.onnx": lambda path: quantize(NET, path, [PIXELS]),
-    "int8.xml": lambda path: quantize(NET, path, [PIXELS]),
+    "int8.xml": lambda path: quantize(NET, path, [PIXELS], weight_bits=7),
     "image.png": lambda path: write_picture(PIXELS, path),
     "deep.png": lambda path: write_picture(PIXELS.astype(np.uint16), path),
     "drawing.svg": lambda path: draw(IdentityBranch(ConvSpec(3, 3, 3, padding=1))).save(path),

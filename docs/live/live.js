@@ -18,19 +18,23 @@ ort.env.wasm.wasmPaths = here(".");
 
 const sessions = new Map();
 let networks = []; // name, scale and radius of each
-let latest = null; // the file that was asked for last
+let asked = 0; // files so far
+let shown = 0; // which of them is the source: the last one that is an image, whichever was decoded first
 let source = null; // its name, and its pixels on a canvas
 let job = 0; // one that is no longer the last gives up
 
 async function open(file) {
-  latest = file;
+  const mine = ++asked;
   try {
     const canvas = await decode(file);
-    if (file !== latest) return;
+    if (mine < shown) return;
+    shown = mine;
     source = { name: file.name.replace(/\.[^.]*$/, ""), canvas };
   } catch (error) {
-    return complain(error.message);
+    if (mine > shown) complain(error.message);
+    return;
   }
+  if (mine === asked) problem.hidden = true; // else it may tell of a later file
   enlarge();
 }
 
@@ -69,7 +73,7 @@ async function enlarge() {
   if (!source || !networks.length) return;
   const mine = ++job;
   const chosen = networks[network.value];
-  [problem.hidden, progress.hidden, download.disabled] = [true, false, true];
+  [progress.hidden, download.disabled] = [false, true];
   progress.removeAttribute("value");
   result.textContent = "";
   try {
@@ -247,7 +251,10 @@ function listen() {
     if (file) open(file);
     else complain(`What was dropped is no file. Drop a ${KINDS} from a folder.`);
   });
-  network.addEventListener("change", enlarge);
+  network.addEventListener("change", () => {
+    problem.hidden = true;
+    enlarge();
+  });
   zoom.addEventListener("change", show);
   download.addEventListener("click", save);
   divide.addEventListener("input", cut);

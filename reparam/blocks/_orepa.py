@@ -140,7 +140,7 @@ def cosines(spec: ConvSpec) -> Tensor:
         wave = (pi / taps * frequency * (torch.arange(taps, dtype=torch.float64, device="cpu") + 0.5)).cos()
         along = [taps if other == axis else 1 for other in range(spec.ndim)]
         waves.append(wave.reshape(-1, 1, *along).expand(-1, 1, *spec.kernel_size))
-    return torch.cat(waves).to(torch.get_default_dtype()).to(torch.get_default_device())
+    return torch.cat(waves).to(torch.empty(0))  # default dtype and device
 
 
 def _scaled(terms: Sequence[Callable], scales: Sequence[float] | None, usual: tuple[float, ...]) -> list[BranchFactory]:

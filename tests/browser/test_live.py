@@ -27,6 +27,28 @@ def choose(page, content, name="photo.png"):
     page.set_input_files("#live-file", {"name": name, "mimeType": "image/png", "buffer": content})
 
 
+def decode_late(page):
+    """The browser decodes slow.png when it is told to go on."""
+    page.evaluate(
+        """() => {
+            const decode = createImageBitmap;
+            const told = new Promise((done) => (window.goOn = done));
+            window.createImageBitmap = async (file) => {
+                if (file.name !== "slow.png") return decode(file);
+                await told;
+                return decode(file).finally(() => (document.body.dataset.slow = "decoded"));
+            };
+        }"""
+    )
+
+
+def go_on(page):
+    """Lets slow.png be decoded, and waits for what the page does with it, which reads files that are no images."""
+    page.evaluate("goOn()")
+    page.wait_for_selector("body[data-slow='decoded']")
+    page.evaluate("async () => { await new Blob(['text']).arrayBuffer(); await new Promise(requestAnimationFrame); }")
+
+
 def enlarged(page, canvas="ours"):
     expect(page.locator("#live-download")).to_be_enabled(timeout=60_000)
     url = page.evaluate(f"document.getElementById('live-{canvas}').toDataURL()")
@@ -118,9 +140,31 @@ def test_a_wrong_file_is_told_and_a_right_one_still_works(page, content, told):
 
 def test_a_wrong_file_does_not_stop_what_is_being_enlarged(page):
     choose(page, encoded(PHOTO))
-    choose(page, b"text")
+    choose(page, b"text", "notes.txt")
+    told = expect(page.locator("#live-problem"))
+    told.to_contain_text("text that begins “text”")
     assert_equal(enlarged(page), python(PHOTO))
-    expect(page.locator("#live-problem")).to_contain_text("text that begins “text”")
+    told.to_be_visible()
+
+
+def test_a_wrong_file_does_not_stop_what_is_being_decoded(page):
+    decode_late(page)
+    choose(page, encoded(PHOTO), "slow.png")
+    choose(page, b"text", "notes.txt")
+    told = expect(page.locator("#live-problem"))
+    told.to_contain_text("text that begins “text”")
+    go_on(page)
+    assert_equal(enlarged(page), python(PHOTO))
+    told.to_be_visible()
+
+
+def test_a_wrong_file_that_is_read_late_is_not_told_beside_a_later_one(page):
+    decode_late(page)
+    choose(page, b"text", "slow.png")
+    choose(page, encoded(PHOTO))
+    assert_equal(enlarged(page), python(PHOTO))
+    go_on(page)
+    expect(page.locator("#live-problem")).to_be_hidden()
 
 
 def test_results_that_are_too_large_are_refused(page):
@@ -144,20 +188,11 @@ def test_what_was_chosen_last_is_what_is_shown(page):
 
 
 def test_a_file_that_is_decoded_late_does_not_replace_a_later_one(page):
-    page.evaluate(
-        """() => {
-            const decode = createImageBitmap;
-            window.createImageBitmap = async (file) => {
-                if (file.name === "slow.png") await new Promise((done) => setTimeout(done, 300));
-                const bitmap = await decode(file);
-                if (file.name === "slow.png") document.body.dataset.slow = "decoded";
-                return bitmap;
-            };
-        }"""
-    )
+    decode_late(page)
     choose(page, encoded(PHOTO[:9, :9]), "slow.png")
     choose(page, encoded(PHOTO))
-    page.wait_for_selector("body[data-slow='decoded']")
+    assert_equal(enlarged(page), python(PHOTO))
+    go_on(page)
     assert_equal(enlarged(page), python(PHOTO))
 
 
