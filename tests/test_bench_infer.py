@@ -77,7 +77,7 @@ def test_a_file_is_run_by_its_engines(net, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1 and "openvino (int8.xml) differs by 1.0e+00" in result.output
     with pytest.raises(
-        SpecError, match="files of .onnx, .xml, .param, .pt2, .tflite, .pte can be measured, but got net.pth"
+        SpecError, match="files of type .onnx, .xml, .param, .pt2, .tflite, .pte can be measured, but got net.pth"
     ):
         bench_inference(net, 9, 12, engines=["torch"], files=[tmp_path / "net.pth"], rounds=1)
 

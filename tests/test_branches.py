@@ -303,7 +303,7 @@ class WrongShape(Branch):
         (lambda: ConvBranch(ConvSpec(4, kernel_size=5, dilation=2), kernel_size=3, dilation=3), SpecError, "dilation"),
         (lambda: SequentialBranch(SPEC, RepSRBlock(4, 6)), NotLinearError, "RepSRBlock pads its input"),
         (lambda: SequentialBranch(SPEC, RepSRBlock(4, 6, padding=0)), NotLinearError, "holds batch norms; put"),
-        (lambda: DilatedReparamBlock(4, kernel_size=3), SpecError, r"kernel_size=\(3, 3\); give small="),
+        (lambda: DilatedReparamBlock(4, kernel_size=3), SpecError, r"kernel_size=\(3, 3\); pass small="),
         (lambda: ConvBNBranch(SPEC, bn=nn.InstanceNorm2d), SpecError, "InstanceNorm2d"),
         (lambda: ConvBNBranch(SPEC).kernel(), StatisticsError, "uses batch statistics"),
         (lambda: WrongShape(SPEC)(torch.zeros(1, 4, 5, 5)), SpecError, r"\(6, 3, 3, 3\)"),

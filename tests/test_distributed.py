@@ -264,7 +264,8 @@ def test_a_sharded_network_learns_what_ddp_does(ranks: list[dict], way: str, fol
         result = ranks[rank]["shard"][way, fold]
         if way in ("branches", "layers") and fold is True:
             assert re.match(
-                r"SpecError: fold=True is not possible for '.*sharded by itself; shard the block", result["trains"]
+                r"SpecError: fold=True is not possible for '.*sharded by itself; shard the whole block",
+                result["trains"],
             )
             continue
         assert result["trains"] == "done"

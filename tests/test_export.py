@@ -370,7 +370,9 @@ def test_an_output_of_zeros(tmp_path):
 
 
 def test_what_ncnn_does_not_know(tmp_path):
-    with pytest.raises(ExportError, match=r"ncnn cannot be loaded: ncnn does not support everything in net.ncnn.param"):
+    with pytest.raises(
+        ExportError, match=r"ncnn file cannot be loaded: ncnn does not support everything in net.ncnn.param"
+    ):
         export(Odd(lambda x: x.repeat_interleave(2, 1)), tmp_path / "net.ncnn.param")
     assert not list(tmp_path.iterdir())
 

@@ -940,7 +940,8 @@ def test_an_engine_that_is_not_installed(nets, monkeypatch):
     assert Upscaler(nets["repsr_m2c8_x2"]).engine == "torch"  # auto
 
 
-def test_auto_takes_the_fastest_and_remembers(nets, monkeypatch):
+def test_auto_takes_the_fastest_and_remembers(nets, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     seconds = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(engines, "_seconds", lambda engine, colors: next(seconds))
     assert Upscaler(nets["plain_m1c6_x4"]).engine == "onnxruntime"
