@@ -240,9 +240,11 @@ def test_a_trained_network_is_swapped_and_goes_on(recipe, run, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])
-def test_gain_scales_what_every_layer_starts_with(family, recipe):
-    def start(gain: float) -> list[torch.Tensor]:
-        net, _ = training.fresh(replace(recipe, model=f"{family}_m1c4_x2_y", gain=gain), Fabric(accelerator="cpu"))
+def test_gains_scale_what_layers_start_with(family, recipe):
+    def start(gain: float, last_gain: float) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        changed = replace(recipe, model=f"{family}_m1c4_x2_y", gain=gain, last_gain=last_gain)
+        net, _ = training.fresh(changed, Fabric(accelerator="cpu"))
         for name, buffer in net.named_buffers():
             if name.endswith("num_batches_tracked"):
                 buffer.fill_(1)  # else it cannot be fused
@@ -255,13 +257,11 @@ def test_gain_scales_what_every_layer_starts_with(family, recipe):
             kernels.append(kernel)
         return kernels
 
-    torch.manual_seed(1)
-    whole = start(1.0)
-    torch.manual_seed(1)
-    third = start(0.3)
+    whole, third, last = start(1.0, 1.0), start(0.3, 1.0), start(0.3, 0.1)
     assert len(whole) == 3
-    for kernel, scaled in zip(whole, third):
+    for kernel, scaled, scaled_more, factor in zip(whole, third, last, (1, 1, 0.1)):
         torch.testing.assert_close(scaled, 0.3 * kernel, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(scaled_more, 0.3 * factor * kernel, rtol=1e-6, atol=1e-9)
 
 
 COMMANDS = re.findall(

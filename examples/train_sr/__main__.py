@@ -89,7 +89,10 @@ def train(
         Path | None, Option(exists=True, dir_okay=False, help="Weights to go on from, in place of --model.")
     ] = None,
     swap: Annotated[Block | None, Option(help="Block that takes the place of every convolution first.")] = None,
-    gain: Annotated[float, Option(help="Factor on the kernels that the body of the network starts with.")] = 1.0,
+    gain: Annotated[
+        float, Option(help="Factor on the kernels that the network starts with, without identities.")
+    ] = 1.0,
+    last_gain: Annotated[float, Option(help="Further factor on the last one of them.")] = 1.0,
     validate_every: Annotated[int, Option(min=1, help="Steps between validations.")] = 5_000,
     save_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 1_000,
     log_every: Annotated[int, Option(min=1, help="Steps between lines of the log.")] = 100,
@@ -104,7 +107,7 @@ def train(
         train=str(images), model=model, options=options, steps=steps, batch=batch, patch=patch, lr=lr,
         schedule=schedule.value, decay_every=decay_every, loss=loss.value, ema=ema, freeze_at=freeze_at,
         precision=precision, seed=seed, start=str(start) if start else None, swap=swap.value if swap else None,
-        gain=gain,
+        gain=gain, last_gain=last_gain,
     )  # fmt: skip
     run = Run(
         out=out, val=val, validate_every=validate_every, save_every=save_every, log_every=log_every,

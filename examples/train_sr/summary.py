@@ -11,7 +11,7 @@ from rich.table import Table
 
 from reparam.errors import CheckpointError
 
-_KEYS = ("model", "options", "steps", "batch", "patch", "lr", "gain", "freeze_at")
+_KEYS = ("model", "options", "steps", "batch", "patch", "lr", "gain", "last_gain", "freeze_at")
 """Of the recipe: what is printed, where it is not the same in all runs."""
 
 
@@ -23,13 +23,13 @@ def summary(folders: Iterable[Path], form: str = "fused") -> Table:
         recipe = {key: value for key, value in result["recipe"].items() if key != "seed"}
         scores[json.dumps(recipe, sort_keys=True)].append(result[form])
     recipes = [json.loads(text) for text in scores]
-    shown = [key for key in _KEYS if key == "model" or len({str(recipe[key]) for recipe in recipes}) > 1]
+    shown = [key for key in _KEYS if key == "model" or len({str(recipe.get(key)) for recipe in recipes}) > 1]
     table = Table(*shown, "seeds", "PSNR (dB)", "range (dB)", "SSIM")
     for recipe, rows in zip(recipes, scores.values()):
         psnr, ssim = ([row[name] for row in rows] for name in ("psnr_db", "ssim"))
         spread = f"{min(psnr):.3f} to {max(psnr):.3f}" if len(psnr) > 1 else ""
         values = (str(len(rows)), f"{sum(psnr) / len(psnr):.3f}", spread, f"{sum(ssim) / len(ssim):.4f}")
-        table.add_row(*(str(recipe[key]) for key in shown), *values)
+        table.add_row(*(str(recipe.get(key)) for key in shown), *values)
     return table
 
 

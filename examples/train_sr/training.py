@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Recipe:
     start: str | None = None
     swap: str | None = None
     gain: float = 1.0
+    last_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -131,20 +133,22 @@ def fresh(recipe: Recipe, fabric: Fabric) -> tuple[Network, Batches]:
     if recipe.swap:
         first = [low.float() / 255 for low, _ in batches.loader(0, 8, workers=0)]
         swap_convs(net, getattr(reparam, recipe.swap), calibrate=first)
-    scale_start(net, recipe.gain)
+    body: Any = net.body  # every network here has one
+    scale_start(body, recipe.gain)
+    scale_start(body[-1:], recipe.last_gain)
     return net.train().to(memory_format=torch.channels_last), batches
 
 
 @torch.no_grad()
-def scale_start(net: nn.Module, gain: float) -> None:
-    """Multiplies what the convolutions and blocks of the body give at the start, but not the identity of a block."""
+def scale_start(layers: Iterable[nn.Module], gain: float) -> None:
+    """Multiplies what convolutions and blocks give at the start, but not the identity of a block."""
     if gain == 1:
         return
-    for layer in net.body:  # type: ignore[union-attr]  # every network here has one
+    for layer in layers:
         for branch in layer.branches if isinstance(layer, ConvBlock) else [layer] * isinstance(layer, nn.Conv2d):
             weights = [parameter for name, parameter in branch.named_parameters() if not name.endswith("bias")]
             for weight in weights[-1:]:
-                weight *= gain
+                weight.mul_(gain)
 
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
