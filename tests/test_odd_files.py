@@ -120,11 +120,9 @@ kind("TIFF, group4", ".tif", pillow(bits, compression="group4"), np.asarray(bits
 kind("TIFF, jpeg", ".tif", pillow(SMOOTH, compression="jpeg", quality=95), SMOOTH, 12)
 lab = np.rint(lab_of(SMOOTH) * [2.55, 1, 1]).astype(int).astype(np.uint8)
 kind("TIFF, CIELAB of 8 bits", ".tif", tiff(lab, photometric="cielab"), SMOOTH, 3)
-kind(
-    "TIFF, float", ".tif", tiff((SMOOTH / 255).astype(np.float32)), "in numbers of the kind float is not read; convert"
-)
-kind("TIFF, int16", ".tif", tiff(GREY.astype(np.int16)), "in numbers of the kind short is not read; convert")
-kind("TIFF, uint32", ".tif", tiff(GREY.astype(np.uint32)), "in numbers of the kind uint is not read; convert")
+kind("TIFF, float", ".tif", tiff((SMOOTH / 255).astype(np.float32)), "of type float is not supported; convert")
+kind("TIFF, int16", ".tif", tiff(GREY.astype(np.int16)), "of type short is not supported; convert")
+kind("TIFF, uint32", ".tif", tiff(GREY.astype(np.uint32)), "of type uint is not supported; convert")
 five = tiff(np.dstack([CHANNELS[4], GREY]), extrasamples=["unassalpha", "unspecified"])
 kind("TIFF, 5 channels", ".tif", five, "an image of 5 channels")
 pages = [Image.fromarray(SMOOTH)] * 2
@@ -132,7 +130,7 @@ kind(
     "TIFF, pages",
     ".tif",
     pillow(pages[0], save_all=True, append_images=pages[1:]),
-    "a file of 2 pages is not read; take",
+    "a file of 2 pages is not supported; extract",
 )
 
 for suffix, off in ((".png", 0), (".tif", 0), (".jpg", 12), (".webp", 12)):
@@ -152,21 +150,31 @@ kind("WebP, alpha", ".webp", pillow(CHANNELS[4], lossless=True), CHANNELS[4])
 kind("BMP, grey", ".bmp", pillow(GREY), GREY)
 kind("BMP", ".bmp", pillow(SMOOTH), SMOOTH)
 kind("BMP, fourth channel", ".bmp", pillow(CHANNELS[4]), SMOOTH)
-kind("WebP, frames", ".webp", film, "has 3 frames; take one of them")
-kind("GIF, frames", ".gif", film, "has 3 frames; take one of them")
-kind("PNG, frames", ".png", film, "an animated PNG is not read; take one of them, or make an animated WebP")
+kind("WebP, frames", ".webp", film, "has 3 frames; extract one of them")
+kind("GIF, frames", ".gif", film, "has 3 frames; extract one of them")
+kind(
+    "PNG, frames",
+    ".png",
+    film,
+    "an animated PNG is not supported; extract one of them, or convert it to an animated WebP",
+)
 for suffix in (".ppm", ".avif", ".tga", ".ico"):
-    kind(f"{suffix}", suffix, pillow(SMOOTH), "not read; convert it to a PNG|is not a known file format .read are PNG")
+    kind(
+        f"{suffix}",
+        suffix,
+        pillow(SMOOTH),
+        "not supported; convert it to a PNG|is not a known file format .supported: PNG",
+    )
 kind(
     "SVG",
     ".svg",
     content(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
-    "kind svg is not read; convert",
+    "svg files are not supported; convert",
 )
-kind("text", ".png", content(b"no image"), "is not a known file format .read are PNG")
-kind("nothing", ".png", content(b""), "as an image: .*read are PNG")
+kind("text", ".png", content(b"no image"), "is not a known file format .supported: PNG")
+kind("nothing", ".png", content(b""), "as an image: .*supported: PNG")
 for suffix in (".png", ".jpg", ".webp", ".tif", ".gif", ".bmp"):
-    kind(f"{suffix}, cut off", suffix, cut_off, "as an image: .*read are PNG")
+    kind(f"{suffix}, cut off", suffix, cut_off, "as an image: .*supported: PNG")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -75,7 +75,7 @@ def test_what_was_told_is_compared(folder):
             Upscaler(folder / name, colors=1)
         with pytest.raises(SpecError, match=rf"{name} has scale=2, but got scale=4; leave it out"):
             Upscaler(folder / name, scale=4)
-    with pytest.raises(SpecError, match=r"says its scale=2 and colors=3 itself, but got scale=3, colors=None"):
+    with pytest.raises(SpecError, match=r"has scale=2 and colors=3 of its own, but got scale=3, colors=None"):
         Upscaler(NET, engine="torch", scale=3)
     with pytest.raises(SpecError, match="there is no file no.onnx"):
         Upscaler("no.onnx")
@@ -150,7 +150,7 @@ def test_image_files_and_batches_through_a_file_of_one_size(channels, fixed, tmp
     batch = torch.from_numpy(image).permute(2, 0, 1).expand(2, channels, 41, 30)
     assert (upscaler(batch).int() - free(batch).int()).abs().max() <= 1
     with pytest.raises(
-        SpecError, match=r'net.onnx takes images of [0-9]+ x [0-9]+ pixels alone, and edges="wrap" needs'
+        SpecError, match=r'net.onnx takes only images of [0-9]+ x [0-9]+ pixels, and edges="wrap" needs'
     ):
         Upscaler(fixed / "net.onnx", edges="wrap")
 

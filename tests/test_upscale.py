@@ -443,12 +443,12 @@ def test_weights_that_are_not_finite_are_refused(tile, value):
     net = made("plain_m1c6_x2").eval()
     net.body[2].weight.data[0, 1, 2, 0] = value
     with pytest.raises(
-        SpecError, match="PlainSR cannot enlarge anything: 1 of the 324 numbers of body.2.weight are not"
+        SpecError, match="PlainSR cannot enlarge anything: 1 of the 324 values of body.2.weight are not"
     ):
         Upscaler(net, engine="torch", tile=tile)
     net = Sr(conv())
     net.register_buffer("mask", torch.full((2,), -value))
-    with pytest.raises(SpecError, match="2 of the 2 numbers of mask") if value != value else contextlib.nullcontext():
+    with pytest.raises(SpecError, match="2 of the 2 values of mask") if value != value else contextlib.nullcontext():
         Upscaler(net, engine="torch", tile=tile)  # a mask may be infinite
 
 
@@ -469,7 +469,7 @@ def test_a_tile_that_is_not_finite_is_an_error(tile, dtype):
     assert np.isfinite(upscaler(image)).all()
     image[30, 7] = -0.1
     too = ", in float32 too" if dtype == torch.float16 else "float32 there\\)$"
-    with pytest.raises(SpecError, match=rf"Sr makes 3 values of [0-9]+ that are not finite of .*{too}"):
+    with pytest.raises(SpecError, match=rf"Sr returns 3 values of [0-9]+ that are not finite for .*{too}"):
         upscaler(image)
     image[30, 7] = np.nan  # which the caller put in
     assert np.isnan(upscaler(image)).sum() == 3
@@ -485,7 +485,7 @@ def test_a_file_whose_weights_passed_float16(tile, tmp_path):
             weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(numbers, np.inf), weight.name))
     onnx.save(model, tmp_path / "half.onnx")
     upscaler = Upscaler(tmp_path / "half.onnx", engine="onnxruntime", tile=tile)
-    with pytest.raises(SpecError, match=r"half.onnx makes [0-9]+ values of [0-9]+ that are not .*65504 in float16"):
+    with pytest.raises(SpecError, match=r"half.onnx returns [0-9]+ values of [0-9]+ that are not .*65504 in float16"):
         upscaler(np.full((8, 9, 3), 0.25, np.float32))
 
 
@@ -517,13 +517,13 @@ class Odd(nn.Module):
         (
             lambda x: x.clamp(51, 255),
             3,
-            r"Odd makes \[\[51.0, .*It is off by 50.750, by 0.000 if it takes and gives 0 to 255",
+            r"Odd returns \[\[51.0, .*It is off by 50.750; by 0.000 if its range is 0 to 255",
         ),
         (lambda x: x.clamp(-1, 0.5), 3, "off by 0.250, by .*, by 0.000 for -1 to 1, and by"),
         (
             lambda x: x.flip(1),
             3,
-            r"\[\[0.75, 0.5, 0.25\], .* of flat images of \[\[0.25, .* by 0.000 if its results are BGR",
+            r"\[\[0.75, 0.5, 0.25\], .* for flat images of \[\[0.25, .* by 0.000 if it returns BGR",
         ),
         (lambda x: x * 219 / 255 + 16 / 255, 1, r"Odd makes \[\[0.277\], \[0.707\]\] of .* It is off by 0.043"),
         (lambda x: x + 0.05 * (torch.arange(x.shape[3]) % 2 - 0.5), 3, "Odd makes .*It is off by 0.025"),
@@ -538,7 +538,9 @@ def test_what_does_not_keep_flat_images_is_told(function, colors, match):
 def test_an_untrained_network_and_its_file_are_told_of(nets, tmp_path):
     export(nets["repsr_m2c8_x2"], tmp_path / "net.onnx")
     for model, name in ((nets["repsr_m2c8_x2"], "RepSR"), (tmp_path / "net.onnx", "net.onnx")):
-        with pytest.warns(UserWarning, match=rf"{name} makes .* of flat images of .* Train it, or give it a forward"):
+        with pytest.warns(
+            UserWarning, match=rf"{name} returns .* for flat images of .* Train it, or wrap it in a forward"
+        ):
             Upscaler(model)
 
 
@@ -758,7 +760,7 @@ def test_a_texture_for_windows(monkeypatch):
 def test_edges_that_there_are_not(nets):
     with pytest.raises(SpecError, match='edges must be "pad" or "wrap", but got \'mirror\''):
         Upscaler(nets["repsr_m2c8_x2"], edges="mirror")
-    with pytest.raises(SpecError, match="but got 'wrap' with tile=0, where nobody knows how far a pixel reaches"):
+    with pytest.raises(SpecError, match="but got 'wrap' with tile=0, which does not tell how far a pixel reaches"):
         Upscaler(nets["repsr_m2c8_x2"], edges="wrap", tile=0)
 
 
@@ -853,7 +855,8 @@ def test_a_file_that_fails_leaves_what_was_there(doubling, tmp_path, monkeypatch
     (tmp_path / "old.png").write_bytes(b"old")
     (tmp_path / "old.jpg").write_bytes(b"old")
     with pytest.raises(
-        SpecError, match=r"cannot write old.jpg: it would have transparency, which .jpg has not; .* such as .png"
+        SpecError,
+        match=r"cannot write old.jpg: it would have transparency, which .jpg cannot hold; .* for example .png",
     ):
         doubling.file(tmp_path / "alpha.png", tmp_path / "old.jpg")
     with monkeypatch.context() as patch:
@@ -905,16 +908,16 @@ def test_bad_images_and_networks(nets, doubling):
             ramp(3, 4).astype(np.int64),
             "uint8, uint16 or floats of 0 to 1, but got int64 of [0-9]+ to 2.*; convert it to one",
         ),
-        (ramp(3, 4) > 128, "but got bool of False to True; make 0 and 255 of it, in uint8"),
+        (ramp(3, 4) > 128, "but got bool of False to True; convert it to 0 and 255 in uint8"),
         (torch.zeros(3, 4, 4, dtype=torch.int32), "but got int32 of 0 to 0; convert it to one of them"),
-        (ramp(3, 4) / 1.0, "an image of floats must be of 0 to 1, but got [0-9]+ to 2[0-9]+; scale it to that first"),
-        (torch.full((1, 2, 2), -1.0), "must be of 0 to 1, but got -1 to -1"),
+        (ramp(3, 4) / 1.0, "an image of floats must have values of 0 to 1, but got [0-9]+ to 2[0-9]+; scale it first"),
+        (torch.full((1, 2, 2), -1.0), "must have values of 0 to 1, but got -1 to -1"),
         (torch.rand(0, 3, 4, 4), r"not empty, but got \(0, 3, 4, 4\)"),
         (np.zeros((1, 2, 3, 4)), r"not empty, but got \(1, 2, 3, 4\)"),
         (torch.rand(3, 4), r"\(C, H, W\) or \(N, C, H, W\) with C of 1 to 4, and not empty, but got \(3, 4\)"),
         (
             Image.new("I", (3, 4), 70_000),
-            "the image of mode I holds 70000 to 70000 and PIL's images are read of 8 and 16 bits",
+            "the PIL image of mode I holds 70000 to 70000 and only 8 bits, or 16",
         ),
         ([1, 2], "a PIL.Image, a numpy array or a tensor, but got list"),
         (Image.new("F", (3, 4)), "pass a numpy array, uint16 or floats of 0 to 1"),

@@ -1,4 +1,4 @@
-"""Images of any kind as tensors (N, C, H, W), and those as numbers of 0 to 1."""
+"""Images of any kind as tensors (N, C, H, W), and tensors as values of 0 to 1."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ def planes_of(image: Any) -> Tensor:
 
         image, _ = from_pil(image)
     if isinstance(image, Tensor):
-        wanted, fits, channels = "a tensor is (C, H, W) or (N, C, H, W)", image.ndim in (3, 4), [*image.shape][-3:-2]
+        wanted, fits, channels = (
+            "a tensor must be (C, H, W) or (N, C, H, W)",
+            image.ndim in (3, 4),
+            [*image.shape][-3:-2],
+        )
     elif isinstance(image, np.ndarray):
-        wanted, fits, channels = "an array is (H, W) or (H, W, C)", image.ndim in (2, 3), [*image.shape, 1][2:3]
+        wanted, fits, channels = "an array must be (H, W) or (H, W, C)", image.ndim in (2, 3), [*image.shape, 1][2:3]
     else:
-        raise SpecError(f"an image is a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
+        raise SpecError(f"an image must be a PIL.Image, a numpy array or a tensor, but got {type(image).__name__}")
     if not fits or channels[0] not in (1, 2, 3, 4) or 0 in image.shape:
         raise SpecError(f"{wanted} with C of 1 to 4, and not empty, but got {tuple(image.shape)}")
     if (kind := getattr(image.dtype, "name", str(image.dtype)).removeprefix("torch.")) not in _KINDS:
-        advice = "make 0 and 255 of it, in uint8" if kind == "bool" else "convert it to one of them"
+        advice = "convert it to 0 and 255 in uint8" if kind == "bool" else "convert it to one of them"
         raise SpecError(
             f"an image must be uint8, uint16 or floats of 0 to 1, but got {kind} of {image.min()} to {image.max()}; "
             f"{advice}"
@@ -75,7 +79,7 @@ def floats_of(part: Tensor) -> Tensor:
         return x / white
     if ((x < -0.5) | (x > 1.5)).any():
         low, high = np.nanmin(x.cpu()), np.nanmax(x.cpu())
-        raise SpecError(f"an image of floats must be of 0 to 1, but got {low:g} to {high:g}; scale it to that first")
+        raise SpecError(f"an image of floats must have values of 0 to 1, but got {low:g} to {high:g}; scale it first")
     return x
 
 

@@ -16,7 +16,7 @@ from .upscaler import Upscaler
 
 @dataclass
 class Plan:
-    """Which file becomes which, and which do not."""
+    """The target of each file, and the files that get none."""
 
     targets: dict[Path, Path] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
@@ -37,19 +37,19 @@ def plan(
     skip: bool = False,
     recursive: bool = False,
 ) -> Plan:
-    """Which file becomes which: photo.png becomes photo_x2.png in the folder.
+    """Choose the targets: photo.png becomes photo_x2.png in the folder.
 
     Args:
-        sources: image files, and folders of which every image file is taken.
-        folder: for the results. If it is in one of the sources, nothing in it is a source.
+        sources: image files, and folders, all of whose image files are taken.
+        folder: for the results. If it is inside a source, nothing in it is a source.
         scale: part of their names.
-        suffix: their format, such as ".png"; "" keeps that of each source.
-        overwrite: whether a result may be there already.
-        skip: whether a source of which the result is there is left out.
-        recursive: whether folders are taken with the folders in them, which the results have as well.
+        suffix: their format, for example ".png"; "" keeps that of each source.
+        overwrite: whether a result may exist already.
+        skip: whether to leave out sources whose result exists.
+        recursive: whether to take subfolders too; the results get the same subfolders.
 
     Raises:
-        SpecError: if two sources have one result, a result is there or is a source, or `suffix` is none.
+        SpecError: if two sources have the same result, a result exists or is a source, or `suffix` is unknown.
     """
     suffix = suffix if suffix.startswith(".") or not suffix else f".{suffix}"
     check_suffix(Path(f"photo{suffix or '.png'}"))
@@ -69,7 +69,7 @@ def plan(
     if there := [] if overwrite else [target for target in made if target.exists()]:
         raise SpecError(
             f"{there[0]} is there already; choose another name, or --overwrite; or --skip the {len(there)} of the "
-            f"{len(made)} images of which the result is there"
+            f"{len(made)} images whose results exist"
         )
     check_targets([target for target in made if target.parent.is_dir()], made.values(), overwrite)
     return found
@@ -90,7 +90,7 @@ def _files_of(sources: Iterable[Path], folder: Path, recursive: bool, found: Pla
 
 
 def upscale_files(upscaler: Upscaler, targets: dict[Path, Path], max_pixels: int) -> Iterator[tuple[Path, str]]:
-    """Enlarges files one by one, and tells of each what went wrong; "" if nothing did."""
+    """Enlarge files one by one, and yield for each what went wrong, or ""."""
     for source, target in targets.items():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,5 +105,5 @@ def _why(error: Exception) -> str:
     if isinstance(error, (ReparamError, OSError)):
         return str(error)
     if ran_out(error):
-        return "there is not enough memory for it; take a smaller tile"
+        return "there is not enough memory for it; use a smaller tile"
     return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]

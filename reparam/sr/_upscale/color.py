@@ -1,4 +1,4 @@
-"""What of an image goes through the network, and how the result becomes an image again."""
+"""The channels of an image that go through the network, and how the result becomes an image again."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _BLACK, _WHITE = 16 / 255, 235 / 255
 
 
 def split(x: Tensor, colors: int) -> Tensor:
-    """What a network of 1 or 3 colours gets of an image (N, C, h, w) of 0 to 1: grey or RGB, then perhaps alpha."""
+    """The input of a network of 1 or 3 colors for an image (N, C, h, w) of 0 to 1: gray or RGB, perhaps with alpha."""
     rgb = _rgb(x)
     return rgb if colors == 3 else _mix(_YCBCR[:1], rgb) + _BLACK
 
 
 def join(y: Tensor, x: Tensor, colors: int, scale: int, equal: Tensor | None = None) -> Tensor:
-    """The large image, of the network's output and of the small image.
+    """Make the large image from the network's output and the small image.
 
     Args:
         y: (N, colors, scale * h, scale * w).
         x: (N, C, h, w), as for `split`.
         colors: of the network.
         scale: of the network.
-        equal: (N, 1, 1, 1), which of the images are RGB of three equal channels, and stay it.
+        equal: (N, 1, 1, 1), which of the images are RGB with three equal channels, and stay so.
     """
     grey, see_through = x.shape[1] < 3, x.shape[1] in (2, 4)
     if colors == 1 and grey:
@@ -53,9 +53,9 @@ def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
 
 
 def spread(x: Tensor, steps: int) -> Tensor:
-    """Gives pixels that alpha hides, up to so many steps away, the colours of those that it shows.
+    """Give fully transparent pixels, up to `steps` away, the colors of the visible ones next to them.
 
-    Else the network, and interpolation, would draw the edge to what is behind, which is black in most files.
+    Otherwise the network, and interpolation, would mix the edge with hidden colors, which are black in most files.
     """
     if x.shape[1] in (1, 3):
         return x
@@ -71,7 +71,7 @@ def spread(x: Tensor, steps: int) -> Tensor:
 
 
 def bicubic(x: Tensor, scale: int) -> Tensor:
-    """Enlarges (N, C, h, w) by Keys' cubic (a = -0.5), edges repeated.
+    """Enlarge (N, C, h, w) by Keys' cubic (a = -0.5), edges repeated.
 
     Every pixel is the same sum in the same order wherever its tile begins, which no library's function promises: they
     work out fractional positions from the edge.

@@ -1,4 +1,4 @@
-"""Image files, opened by libvips, and which of them there are in a folder."""
+"""Open image files with libvips, and find those in a folder."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ADVICE = "convert it to a PNG of RGB or RGBA"
 
 
 def images_in(folder: Path, recursive: bool = False, without: Path | None = None) -> tuple[list[Path], list[Path]]:
-    """The image files of a folder and its other files, in the order of their names.
+    """List the image files of a folder, and its other files, sorted by name.
 
     Args:
-        folder: where.
-        recursive: whether in the folders in it, too.
-        without: but not in this one.
+        folder: where to look.
+        recursive: whether to look in its subfolders too.
+        without: a subfolder to leave out.
     """
     kinds: tuple[list[Path], list[Path]] = [], []
     for path in sorted(folder.glob("**/*" if recursive else "*")):
@@ -40,7 +40,7 @@ def images_in(folder: Path, recursive: bool = False, without: Path | None = None
 
 
 def check_suffix(path: Path) -> None:
-    """Refuses what cannot be written.
+    """Refuse a suffix that cannot be written.
 
     Raises:
         SpecError: for a suffix that is not one of `FORMATS`.
@@ -57,16 +57,16 @@ def read_picture(path: Path) -> np.ndarray:
     """
     photo = read_photo(path)
     if photo.count > 1:
-        raise SpecError(f"{path} has {photo.count} frames; take one of them")
+        raise SpecError(f"{path} has {photo.count} frames; extract one of them")
     with reading(path):
         return pixels_in(photo.image)
 
 
 def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Opens an image file; pixels are read when they are asked for.
+    """Open an image file; pixels are read when needed.
 
     Raises:
-        SpecError: if the file is no image, damaged, larger than `max_pixels`, or holds what is not read rightly here.
+        SpecError: if the file is no image, damaged, larger than `max_pixels`, or of a kind that is not supported.
     """
     chunks = png_chunks(path)
     with reading(path):
@@ -82,14 +82,14 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
         if loader == "uhdrload":  # of the image and what screens of more range add to it
             image, loader = pyvips.Image.jpegload(str(path), **_STRICT), "jpegload"
         if loader not in READ:
-            raise SpecError(f"a file of the kind {loader.removesuffix('load')} is not read; {_ADVICE}")
+            raise SpecError(f"{loader.removesuffix('load')} files are not supported; {_ADVICE}")
         if b"acTL" in dict(chunks) or (count > 1 and loader not in _MOVING):
             what = f"a file of {count} pages" if count > 1 else "an animated PNG"
-            raise SpecError(f"{what} is not read; take one of them, or make an animated WebP of it")
+            raise SpecError(f"{what} is not supported; extract one of them, or convert it to an animated WebP")
         planar, exif = tiff_says(path)
         if image.bands == 2 and planar:  # which libvips takes for grey and alpha in turns
             raise SpecError(
-                f"a TIFF of grey and alpha in separate planes (PlanarConfiguration=2) is not read; {_ADVICE}"
+                f"a TIFF with gray and alpha in separate planes (PlanarConfiguration=2) is not supported; {_ADVICE}"
             )
         _check_size(image.width, image.height, count, max_pixels)
         if count > 1:
@@ -102,7 +102,7 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
 
 
 def _of_pillow(path: Path, error: pyvips.Error) -> Any:
-    """Who reads what libvips does not: BMP, and CIELAB of 8 bits in TIFF."""
+    """The reader for what libvips does not open: BMP, and TIFF in 8-bit CIELAB."""
     with path.open("rb") as file:
         if file.read(2) == b"BM":
             return BmpImageFile
@@ -113,7 +113,7 @@ def _check_size(width: int, height: int, count: int, max_pixels: int) -> None:
     if (pixels := count * width * height) > max_pixels:
         raise SpecError(
             f"its {width} x {height} pixels{f' in {count} frames' * (count > 1)} are {pixels:,}, more than "
-            f"max_pixels={max_pixels:,}; if it is no bomb, allow more"
+            f"max_pixels={max_pixels:,}; raise it if you trust the file"
         )
 
 
@@ -127,7 +127,7 @@ def _plain(image: pyvips.Image) -> pyvips.Image:
         image = image.colourspace("lab").icc_export(output_profile="srgb", depth=16)
     if image.interpretation not in _COLORS or image.format not in WHITE or image.bands > 4:
         raise SpecError(
-            f"an image of {image.bands} channels, {image.interpretation}, in numbers of the kind {image.format} is not "
-            f"read; {_ADVICE}"
+            f"an image of {image.bands} channels ({image.interpretation}) of type {image.format} is not "
+            f"supported; {_ADVICE}"
         )
     return image

@@ -1,4 +1,4 @@
-"""What is looked at before an enlarged image is handed out: shapes, numbers, and tiles beside the whole."""
+"""Checks before an enlarged image is returned: shapes, finite values, flat images, tiles against the whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Net = Callable[[Tensor], Tensor]
 
 
 def check_weights(net: nn.Module) -> None:
-    """Refuses a network that can compute nothing.
+    """Refuse a network whose weights are not finite.
 
     Raises:
         SpecError: if a parameter is not finite, or a buffer (in which masks may be infinite) holds NaN.
@@ -33,22 +33,22 @@ def check_weights(net: nn.Module) -> None:
     for name, where in odd.items():
         if where.any():
             raise SpecError(
-                f"{type(net).__name__} cannot enlarge anything: {int(where.sum())} of the {where.numel()} numbers of "
-                f"{name} are not finite; take weights from before that happened in training"
+                f"{type(net).__name__} cannot enlarge anything: {int(where.sum())} of the {where.numel()} values of "
+                f"{name} are not finite; use weights from before training diverged"
             )
 
 
 def checked(run: Net, name: str, scale: int, again: Callable[[], Net] | None = None) -> Net:
-    """The same engine, the output of which has the right size and is finite.
+    """Wrap an engine so that outputs of the wrong size, or that are not finite, are refused.
 
     Args:
-        run: of an image of 0 to 1.
+        run: the engine, for images of 0 to 1.
         name: of the network, for errors.
-        scale: what it says of itself.
-        again: makes an engine of more range, for what is not finite in the first one.
+        scale: of the network.
+        again: makes an engine with a larger range, for tiles that are not finite in the first one.
 
     Raises:
-        SpecError: from the engine, if neither gives finite values of finite ones, or the size is another one.
+        SpecError: from the engine, if both return values that are not finite for finite ones, or the size is wrong.
     """
     make_wider = functools.cache(again) if again else None
 
@@ -63,7 +63,7 @@ def checked(run: Net, name: str, scale: int, again: Callable[[], Net] | None = N
         wanted = (*x.shape[:2], scale * x.shape[2], scale * x.shape[3])
         if y.shape != wanted:
             raise SpecError(
-                f"{name} makes {tuple(y.shape)} of {tuple(x.shape)}, and not {wanted} as its scale={scale} says"
+                f"{name} returns {tuple(y.shape)} for {tuple(x.shape)}, but its scale={scale} means {wanted}"
             )
         return y
 
@@ -71,7 +71,7 @@ def checked(run: Net, name: str, scale: int, again: Callable[[], Net] | None = N
 
 
 def on_tensors(run: Run, native: bool) -> Net:
-    """An engine of arrays as one of tensors: a `native` one takes them where they are, another one image by image."""
+    """Wrap an engine so that it takes tensors: a `native` one directly, others as arrays, image by image."""
     if native:
         return cast(Net, run)
 
@@ -85,22 +85,22 @@ def on_tensors(run: Run, native: bool) -> Net:
 def _not_finite(name: str, x: Tensor, y: Tensor) -> str:
     count = int((~y.isfinite()).sum())
     return (
-        f"{name} makes {count} values of {y.numel()} that are not finite of {x.shape[2]} x {x.shape[3]} finite pixels: "
-        "its weights are not, or numbers inside pass the largest of its format (65504 in float16; use float32 there)"
+        f"{name} returns {count} values of {y.numel()} that are not finite for {x.shape[2]} x {x.shape[3]} finite "
+        "pixels: its weights are not, or values inside exceed the largest of its type (65504 in float16; use float32)"
     )
 
 
 def warn_unless_flat(run: Net, name: str, colors: int, size: tuple[int, int]) -> None:
-    """Says what a network makes of flat images, if it is not what they were.
+    """Warn if a network changes flat images.
 
-    Most untrained networks change them, and those for another range than 0 to 1 if that makes a difference to them.
-    What cannot be run is left to the first image.
+    Most untrained networks do, and so do networks for another range than 0 to 1. A network that cannot be run raises
+    nothing here; it will for the first image.
 
     Args:
-        run: of one image of 0 to 1, or several.
+        run: the engine, for a batch of images of 0 to 1.
         name: of the network.
-        colors: that it takes.
-        size: height and width that it takes.
+        colors: channels of its input.
+        size: height and width of its input.
     """
     flat = torch.tensor([[0.25, 0.5, 0.75], [0.75, 0.25, 0.5]])[:, :colors]
     x = flat[..., None, None].expand(-1, -1, *size).contiguous()
@@ -108,16 +108,16 @@ def warn_unless_flat(run: Net, name: str, colors: int, size: tuple[int, int]) ->
         (means, error), (_, of_255), (_, signed) = (_of_flat(run, x, *span) for span in ((1, 0), (255, 0), (2, -1)))
         if error > _FLAT:
             warnings.warn(
-                f"{name} makes {_rounded(means)} of flat images of {_rounded(flat)}. It is off by {error:.3f}, by "
-                f"{of_255:.3f} if it takes and gives 0 to 255, by {signed:.3f} for -1 to 1, and by "
-                f"{(means.flip(1) - flat).abs().max():.3f} if its results are BGR; trained networks are off by some "
-                "0.001. Train it, or give it a forward that takes and gives RGB (or luma) of 0 to 1",
+                f"{name} returns {_rounded(means)} for flat images of {_rounded(flat)}. It is off by {error:.3f}; by "
+                f"{of_255:.3f} if its range is 0 to 255, by {signed:.3f} for -1 to 1, and by "
+                f"{(means.flip(1) - flat).abs().max():.3f} if it returns BGR; trained networks are off by about "
+                "0.001. Train it, or wrap it in a forward that takes and returns RGB (or luma) of 0 to 1",
                 stacklevel=3,
             )
 
 
 def _of_flat(run: Net, x: Tensor, span: float, low: float) -> tuple[Tensor, float]:
-    """Means of the middle of what comes out, and how far a pixel there is from what it was."""
+    """Mean of the middle of the outputs, and the largest error of a pixel there."""
     with torch.no_grad():
         y = (run(span * x + low).float().cpu() - low) / span
     height, width = (size // 4 for size in y.shape[2:])
@@ -130,7 +130,7 @@ def _rounded(values: Tensor) -> list[list[float]]:
 
 
 def seam(run: Net, colors: int, scale: int, sizes: tuple[int, int], overlap: int, period: int) -> float:
-    """How much nine tiles differ from the whole, over its largest value: three of them, of a random image."""
+    """The largest difference between tiles of a random image and the whole, relative to its largest value."""
     x = torch.from_numpy(np.random.default_rng(0).random((1, colors, *sizes), dtype=np.float32))
     whole, worst = run(x), 0.0
     for rows, columns in zip(*(spans(size, -(-size // 3), overlap, period) for size in sizes)):

@@ -1,4 +1,4 @@
-"""Images of PIL as arrays, with what belongs to them."""
+"""PIL images as arrays, with their metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXACT: Any = 0x100  # a number in the older, a `Flags` in the newer
 
 
 def from_pil(image: Image.Image) -> tuple[np.ndarray, dict[Any, Any]]:
-    """The pixels as one looks at them, and the `info` of the image: profile, EXIF, dpi.
+    """The pixels, turned upright, and the `info` of the image: profile, EXIF, dpi.
 
     Returns:
         (H, W) or (H, W, C), uint8 or uint16: grey, grey and alpha, RGB, or RGB and alpha; palettes, CMYK and the like
@@ -26,7 +26,7 @@ def from_pil(image: Image.Image) -> tuple[np.ndarray, dict[Any, Any]]:
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the photo of a camera, with another one after it
-        raise SpecError(f"the image has {frames} frames; pass one of them, as image.copy() is after image.seek()")
+        raise SpecError(f"the image has {frames} frames; pass one of them: image.copy() after image.seek()")
     if image.mode == "LAB" or (image.mode == "CMYK" and "icc_profile" in image.info):
         image = _in_srgb(image)
     image = ImageOps.exif_transpose(image)
@@ -39,8 +39,8 @@ def from_pil(image: Image.Image) -> tuple[np.ndarray, dict[Any, Any]]:
     if image.mode == "F" or image.has_transparency_data or pixels.min() < 0 or pixels.max() > 65535:
         see_through = ", one of which is transparent," if image.has_transparency_data else ""
         raise SpecError(
-            f"the image of mode {image.mode} holds {pixels.min()} to {pixels.max()}{see_through} and PIL's images are "
-            "read of 8 and 16 bits, those of 16 without transparency; pass a numpy array, uint16 or floats of 0 to 1"
+            f"the PIL image of mode {image.mode} holds {pixels.min()} to {pixels.max()}{see_through} and only 8 bits, "
+            "or 16 without transparency, are supported; pass a numpy array, uint16 or floats of 0 to 1"
         )
     return pixels.astype(np.uint16), info
 

@@ -1,4 +1,4 @@
-"""An image file that is open: what is read of it row by row, and the large one, written with all that belongs to it."""
+"""An open image file: reading it row by row, and writing the large one with its metadata."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .tiled import Read, Shape
 
 
 class _Format(NamedTuple):
-    """What a file of a suffix can hold, and how it is written."""
+    """What a format can hold, and how it is written."""
 
     options: dict[str, Any]
     side: int = 2**31 - 1
@@ -83,7 +83,7 @@ class Photo:
             yield partial(_rows, self.path, wide)
 
     def for_target(self, target: Path, scale: int) -> Photo:
-        """What of it a file of this suffix is to hold; says now what could not be written later.
+        """Check, before anything is computed, that a file of this suffix can hold the result; drop an opaque alpha.
 
         Raises:
             SpecError: if the format cannot hold it.
@@ -95,20 +95,20 @@ class Photo:
             return replace(self, image=self.image[:-1]).for_target(target, scale)
         size = f"{scale * width} x {scale * height} pixels"
         for it_has, what in (
-            (scale * max(height, width) > kind.side, f"{size}, and {suffix} holds at most {kind.side} on a side"),
+            (scale * max(height, width) > kind.side, f"{size}, and {suffix} holds at most {kind.side} per side"),
             (self.count > 1 and not kind.moving, f"{self.count} frames, and {suffix} holds one"),
-            (names and suffix != ".png", f"colours as {', '.join(names)} say, which {suffix} has not"),
-            (hidden, f"transparency, which {suffix} has not"),
+            (names and suffix != ".png", f"colors defined by {', '.join(names)}, which {suffix} cannot hold"),
+            (hidden, f"transparency, which {suffix} cannot hold"),
         ):
             if it_has:
-                advice = ".webp, or take one frame" if self.count > 1 else ".png"
+                advice = ".webp, or extract one frame" if self.count > 1 else ".png"
                 raise SpecError(
-                    f"cannot write {target.name}: it would have {what}; choose another suffix, such as {advice}"
+                    f"cannot write {target.name}: it would have {what}; choose another suffix, for example {advice}"
                 )
         return self
 
     def write(self, strips: Iterable[Tensor], target: Path, scale: int) -> None:
-        """Writes a large image, whole or not at all, with all that belongs to this one.
+        """Write the large image, whole or not at all, with the metadata of this one.
 
         Args:
             strips: (1, C, h, W) of one frame after the other, from top to bottom.
@@ -174,7 +174,7 @@ def reading(path: Path) -> Iterator[None]:
     except (pyvips.Error, OSError, SyntaxError, ValueError, struct.error) as error:  # the others are PIL's
         what = ", ".join(READ.values())
         why = getattr(error, "detail", str(error)).strip()
-        raise SpecError(f"cannot read {path} as an image: {why} (read are {what})") from error
+        raise SpecError(f"cannot read {path} as an image: {why} (supported: {what})") from error
 
 
 def pixels_in(image: pyvips.Image) -> np.ndarray:

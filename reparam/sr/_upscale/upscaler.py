@@ -1,4 +1,4 @@
-"""Images enlarged by a network, whatever kind of image, on whatever engine, in tiles that nobody sees."""
+"""Enlarge images of any kind with a network, on any engine, in tiles without seams."""
 
 from __future__ import annotations
 
@@ -38,41 +38,41 @@ _COARSE_ROUNDING = 5e-2
 class Upscaler:
     r"""Enlarges images with a super-resolution network.
 
-    The network is fused, and runs on the engine of choice. An image is cut into tiles that are read with exactly the
-    receptive radius around them, so that the result is that of the whole image (bit for bit in ONNX Runtime and
-    OpenVINO), while the memory needed beside the two images does not depend on their size.
+    The network is fused and runs on the chosen engine. An image is cut into tiles, each of which is read with exactly
+    the receptive radius around it, so the result equals that of the whole image (bit for bit in ONNX Runtime and
+    OpenVINO). Memory beyond the two images does not depend on their size.
 
-    A network for luma gets Y of BT.601; the two colour differences, and alpha, are enlarged by bicubic interpolation.
-    A grey image goes through an RGB network as three equal colours, and their mean is the result.
+    A luma network gets Y of BT.601; the two color channels, and alpha, are enlarged by bicubic interpolation. A gray
+    image runs through an RGB network as three equal channels, and the result is their mean.
 
     Args:
         model: a name of `list_models(pretrained=True)`, a checkpoint that `load_checkpoint` reads, a file that `export`
             or another program wrote (`FILE_ENGINES` lists the suffixes), or a network. A network is copied; it must
-            have `scale` and `colors` (1 or 3), and take values of 0 to 1. A file that takes one size only is run on
-            tiles of that size, and an image that is smaller is continued by its last pixels.
+            have `scale` and `colors` (1 or 3), and take values of 0 to 1. A file that takes a single size runs on
+            tiles of that size; a smaller image is extended by repeating its last pixels.
         engine: "torch" (on the network's device), "torch-compile", "onnxruntime", "openvino", "openvino-bf16" (faster
-            where the processor has it, and less exact), "ncnn", "litert", "executorch", or "auto" for the fastest of
-            torch, onnxruntime and openvino that are installed: they are timed once, and the outcome is kept beside
-            torch's cache.
-        tile: height and width of a tile in pixels of the small image; 0 takes the whole image at once, as a network
-            that has no receptive radius (global pooling, attention) needs.
-        threads: how many the engine may use; 0 leaves that to it.
-        edges: "pad", as the network does, or "wrap" for textures, beside each end of which lies the other one.
-        scale: of a file of another program that does not say it; else it is measured.
+            on processors with bfloat16, and less exact), "ncnn", "litert", "executorch", or "auto": the fastest
+            installed one of torch, onnxruntime and openvino, timed once and cached.
+        tile: height and width of a tile in pixels of the small image. 0 takes the whole image at once, which networks
+            without a receptive radius (global pooling, attention) need.
+        threads: threads of the engine; 0 lets it choose.
+        edges: "pad", as the network does, or "wrap" for textures that repeat.
+        scale: of another program's file that does not say it; without it, it is measured.
         colors: likewise; most files say how many channels they take.
 
     Attributes:
         scale: the factor by which height and width grow.
         engine: the name of the engine in use.
-        radius: the receptive radius, in pixels of the small image; 0 where `tile` is 0 and nobody asks for it.
-        period: what tiles begin on multiples of: 1 for convolutions, the factor of a pixel unshuffle, the size of
+        radius: the receptive radius, in pixels of the small image; 0 if `tile` is 0, which does not need it.
+        period: tiles begin at multiples of it: 1 for convolutions, the factor of a pixel unshuffle, the size of
             windows.
 
     Raises:
-        SpecError: for a network or an engine that cannot be used; `CheckpointError` for such a file.
+        SpecError: if the network or the engine cannot be used.
+        CheckpointError: if the file cannot.
 
     Warns:
-        UserWarning: if flat images do not come out flat, as of a network that is untrained or takes another range.
+        UserWarning: if flat images do not come out flat: the network is untrained, or takes another range.
 
     Example:
         >>> import numpy as np
@@ -95,9 +95,11 @@ class Upscaler:
         if tile < 0 or threads < 0:
             raise SpecError(f"tile and threads must be 0 or more, but got tile={tile}, threads={threads}")
         if edges not in ("pad", "wrap") or (edges == "wrap" and not tile):
-            why = " with tile=0, where nobody knows how far a pixel reaches; give a tile" if edges == "wrap" else ""
+            why = (
+                " with tile=0, which does not tell how far a pixel reaches; pass a tile size" if edges == "wrap" else ""
+            )
             raise SpecError(f'edges must be "pad" or "wrap", but got {edges!r}{why}')
-        size: tuple[int, int] | None = None  # of all that a file takes, if it takes but one
+        size: tuple[int, int] | None = None  # the only one that a file takes, if there is one
         again: Callable[[], Net] | None = None
         native = False
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix in FILE_ENGINES:
@@ -107,15 +109,15 @@ class Upscaler:
             run, self.scale, self.colors, self.radius, self.period, size = found
             if size and edges == "wrap":
                 raise SpecError(
-                    f'{name} takes images of {size[0]} x {size[1]} pixels alone, and edges="wrap" needs more; export '
-                    "the network for any size"
+                    f'{name} takes only images of {size[0]} x {size[1]} pixels, and edges="wrap" needs other sizes; '
+                    "export the network for any size"
                 )
         else:
             net = _ready(model)
             self.scale, self.colors = _sizes(net)
             if (scale, colors) != (None, None):
                 raise SpecError(
-                    f"{type(net).__name__} says its scale={self.scale} and colors={self.colors} itself, but got "
+                    f"{type(net).__name__} has scale={self.scale} and colors={self.colors} of its own, but got "
                     f"scale={scale}, colors={colors}; leave them out"
                 )
             self.radius, self.period = locality(net, self.colors) if tile else (0, 1)
@@ -136,16 +138,16 @@ class Upscaler:
         )
 
     def __call__(self, image: Image) -> Image:
-        """Enlarges one image, or a batch of tensors.
+        """Enlarge one image, or a batch of tensors.
 
         Args:
-            image: a `PIL.Image`, turned upright by its EXIF, palettes and the like as RGB; a numpy array (H, W) or
-                (H, W, C), uint8, uint16 or floats of 0 to 1; or a tensor (C, H, W) or (N, C, H, W) of such numbers, on
-                any device. C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+            image: a `PIL.Image` (turned upright by its EXIF; palettes and CMYK become RGB); a numpy array (H, W) or
+                (H, W, C), uint8, uint16 or floats of 0 to 1; or a tensor (C, H, W) or (N, C, H, W) of these types, on
+                any device. C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
 
         Returns:
             The same kind of image, `scale` times as high and wide. Integers are rounded and clipped, floats are not.
-            RGB of equal channels stays that.
+            Three equal channels stay equal.
 
         Raises:
             SpecError: for another kind of image, or floats of another range.
@@ -169,7 +171,7 @@ class Upscaler:
         return lambda rows: whole[..., rows, :]
 
     def inputs(self, image: Any) -> Iterator[np.ndarray]:
-        """What the network gets of an image, tile by tile, (1, colors, h, w) in float32, for a program to calibrate on.
+        """Yield the network's inputs for an image, tile by tile, (1, colors, h, w) in float32, for calibration.
 
         Args:
             image: as for `__call__`.
@@ -189,20 +191,20 @@ class Upscaler:
     def file(
         self, source: str | os.PathLike[str], target: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
     ) -> None:
-        """Enlarges an image file, of whatever size; the target is written whole, or not at all.
+        """Enlarge an image file of any size. The target is written whole, or not at all.
 
-        What belongs to the image is kept where the format of the target has a place for it: profile, EXIF, XMP, dpi,
-        texts, 16 bits, and the frames of an animated WebP or GIF with their times.
+        Metadata is kept if the format of the target can hold it: profile, EXIF, XMP, resolution, texts, 16 bits, and
+        the frames of an animated WebP or GIF with their durations.
 
         Args:
             source: PNG, JPEG, WebP, TIFF, BMP or GIF.
-            target: its suffix says the format.
-            max_pixels: larger images are refused, as files of some kilobytes may be.
+            target: its suffix selects the format.
+            max_pixels: larger images are refused; a file of a few kilobytes can claim to be huge.
 
         Raises:
             FileNotFoundError: if there is no such file, or no such directory.
-            SpecError: if the file is no image, or is the target too; if the target's format cannot hold it, which is
-                said before anything is computed; if a package is missing.
+            SpecError: if the file is not an image, or is also the target; if the target's format cannot hold the
+                result (raised before anything is computed); if a package is missing.
         """
         files = file_reader()
         source, target = Path(source), Path(target)
@@ -215,7 +217,7 @@ class Upscaler:
 
 
 def _ready(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    """The network of a name or a file, or a copy of it, fused and in eval mode."""
+    """A fused copy, in eval mode, of a network that is given itself, by name or as a file."""
     net = model if isinstance(model, nn.Module) else load_checkpoint(network_file(model, fused=True))
     _sizes(net)
     check_weights(net)
@@ -227,12 +229,12 @@ def _make_float32(net: nn.Module, threads: int) -> Net:
 
 
 def _sizes(net: nn.Module) -> tuple[int, int]:
-    """Scale and colours, if they are such as there are."""
+    """The attributes scale and colors, checked."""
     scale: Any = getattr(net, "scale", None)
     colors: Any = getattr(net, "colors", None)
     if colors not in (1, 3) or not isinstance(scale, int) or scale < 1:
         raise SpecError(
-            f"{type(net).__name__} has scale={scale} and colors={colors}; give it the attributes scale, a whole "
-            "number, and colors, 1 or 3"
+            f"{type(net).__name__} has scale={scale} and colors={colors}; give it the attributes scale, an "
+            "integer of at least 1, and colors, 1 or 3"
         )
     return scale, colors
