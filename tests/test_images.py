@@ -274,10 +274,10 @@ def check(found: np.ndarray, wanted: np.ndarray, slack: np.ndarray) -> None:
         ({"photometric": "rgb", "planarconfig": "separate", "tile": (16, 16)}, "tiled separate planes not supported"),
         (
             {"extrasamples": [2], "planarconfig": "separate"},
-            r"grey and alpha in separate planes \(PlanarConfiguration=2\)",
+            r"gray and alpha in separate planes \(PlanarConfiguration=2\)",
         ),
-        ({"extrasamples": [2], "planarconfig": "separate", "bigtiff": True}, "grey and alpha in separate planes"),
-        ({"extrasamples": [2], "planarconfig": "separate", "byteorder": ">"}, "grey and alpha in separate planes"),
+        ({"extrasamples": [2], "planarconfig": "separate", "bigtiff": True}, "gray and alpha in separate planes"),
+        ({"extrasamples": [2], "planarconfig": "separate", "byteorder": ">"}, "gray and alpha in separate planes"),
     ],
 )
 def test_a_tiff_that_is_not_read_is_named(options, match, tmp_path):

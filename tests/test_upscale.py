@@ -468,7 +468,7 @@ def test_a_tile_that_is_not_finite_is_an_error(tile, dtype):
     image = np.full((40, 20, 3), 0.5, np.float32)
     assert np.isfinite(upscaler(image)).all()
     image[30, 7] = -0.1
-    too = ", in float32 too" if dtype == torch.float16 else "float32 there\\)$"
+    too = ", in float32 too" if dtype == torch.float16 else "use float32\\)$"
     with pytest.raises(SpecError, match=rf"Sr returns 3 values of [0-9]+ that are not finite for .*{too}"):
         upscaler(image)
     image[30, 7] = np.nan  # which the caller put in
@@ -493,7 +493,7 @@ def test_a_scale_that_is_not_that_of_the_output():
     net = Sr(conv(3, 12), nn.PixelShuffle(2), scale=1)
     for tile in (0, 4):
         upscaler = Upscaler(net, engine="torch", tile=tile)
-        with pytest.raises(SpecError, match=r"Sr makes \(1, 3, [0-9]+, [0-9]+\) of .* as its scale=1 says"):
+        with pytest.raises(SpecError, match=r"Sr returns \(1, 3, [0-9]+, [0-9]+\) for .* its scale=1 means"):
             upscaler(PHOTO[:9, :8])
 
 
@@ -519,14 +519,14 @@ class Odd(nn.Module):
             3,
             r"Odd returns \[\[51.0, .*It is off by 50.750; by 0.000 if its range is 0 to 255",
         ),
-        (lambda x: x.clamp(-1, 0.5), 3, "off by 0.250, by .*, by 0.000 for -1 to 1, and by"),
+        (lambda x: x.clamp(-1, 0.5), 3, "off by 0.250; by .*, by 0.000 for -1 to 1, and by"),
         (
             lambda x: x.flip(1),
             3,
             r"\[\[0.75, 0.5, 0.25\], .* for flat images of \[\[0.25, .* by 0.000 if it returns BGR",
         ),
-        (lambda x: x * 219 / 255 + 16 / 255, 1, r"Odd makes \[\[0.277\], \[0.707\]\] of .* It is off by 0.043"),
-        (lambda x: x + 0.05 * (torch.arange(x.shape[3]) % 2 - 0.5), 3, "Odd makes .*It is off by 0.025"),
+        (lambda x: x * 219 / 255 + 16 / 255, 1, r"Odd returns \[\[0.277\], \[0.707\]\] for .* It is off by 0.043"),
+        (lambda x: x + 0.05 * (torch.arange(x.shape[3]) % 2 - 0.5), 3, "Odd returns .*It is off by 0.025"),
     ],
 )
 def test_what_does_not_keep_flat_images_is_told(function, colors, match):
