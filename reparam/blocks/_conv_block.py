@@ -108,9 +108,8 @@ class ConvBlock(Arguments, ReparamBlock):
     def _build(self, **given: Any) -> None:
         spec = ConvSpec(**{name: given.pop(name) for name in ConvSpec.__dataclass_fields__})
         device, dtype, bn, fold = (given.pop(name) for name in ("device", "dtype", "sum_bn", "fold"))
-        with torch.empty(
-            0, device=device
-        ).device:  # torch.get_default_device() of torch 2.5 sees no `with torch.device`
+        # torch.get_default_device() of torch 2.5 does not see `with torch.device(...)`
+        with torch.empty(0, device=device).device:
             ReparamBlock.__init__(self, spec, self._designed(spec, given), bn=bn, fold=fold)
         self.to(dtype=dtype)
 
