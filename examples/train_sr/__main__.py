@@ -75,6 +75,7 @@ def train(
     patch: Annotated[int, Option(min=1, help="Height and width of a patch, in low-resolution pixels.")] = 64,
     lr: Annotated[float, Option(min=0, help="Learning rate at the start, of Adam.")] = 5e-4,
     schedule: Annotated[Schedule, Option(help="How the learning rate falls.")] = Schedule.cosine,
+    warmup: Annotated[int, Option(min=0, help="Steps over which the learning rate rises at the start.")] = 0,
     decay_every: Annotated[int, Option(min=1, help="With --schedule step: steps after which it is halved.")] = 25_000,
     loss: Annotated[Loss, Option(help="What is minimised.")] = Loss.l1,
     ema: Annotated[
@@ -107,7 +108,7 @@ def train(
         train=str(images), model=model, options=options, steps=steps, batch=batch, patch=patch, lr=lr,
         schedule=schedule.value, decay_every=decay_every, loss=loss.value, ema=ema, freeze_at=freeze_at,
         precision=precision, seed=seed, start=str(start) if start else None, swap=swap.value if swap else None,
-        gain=gain, last_gain=last_gain,
+        gain=gain, last_gain=last_gain, warmup=warmup,
     )  # fmt: skip
     run = Run(
         out=out, val=val, validate_every=validate_every, save_every=save_every, log_every=log_every,

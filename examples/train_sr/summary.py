@@ -11,7 +11,7 @@ from rich.table import Table
 
 from reparam.errors import CheckpointError
 
-_KEYS = ("model", "options", "steps", "batch", "patch", "lr", "gain", "last_gain", "freeze_at")
+_KEYS = ("model", "options", "steps", "batch", "patch", "lr", "warmup", "gain", "last_gain", "freeze_at")
 """Of the recipe: what is printed, where it is not the same in all runs."""
 
 

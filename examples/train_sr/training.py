@@ -17,7 +17,7 @@ from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import reparam
@@ -51,6 +51,7 @@ class Recipe:
     swap: str | None = None
     gain: float = 1.0
     last_gain: float = 1.0
+    warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,18 @@ def make_fabric(recipe: Recipe, run: Run) -> Fabric:
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe) -> LRScheduler:
-    """To zero along a cosine, halved every so many steps, or constant."""
+    """To zero along a cosine, halved every so many steps, or constant; before, it may rise along a line."""
+    falls: LRScheduler
     if recipe.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, recipe.steps)
-    if recipe.schedule == "step":
-        return StepLR(optimizer, recipe.decay_every, gamma=0.5)
-    return LambdaLR(optimizer, lambda step: 1.0)
+        falls = CosineAnnealingLR(optimizer, recipe.steps)
+    elif recipe.schedule == "step":
+        falls = StepLR(optimizer, recipe.decay_every, gamma=0.5)
+    else:
+        falls = LambdaLR(optimizer, lambda step: 1.0)
+    if recipe.warmup < 2:
+        return falls
+    rises = LinearLR(optimizer, start_factor=1 / recipe.warmup, total_iters=recipe.warmup - 1)
+    return ChainedScheduler([falls, rises], optimizer)
 
 
 def loss_of(output: Tensor, target: Tensor, kind: str) -> Tensor:

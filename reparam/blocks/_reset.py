@@ -47,6 +47,9 @@ def reset_parameters(model: nn.Module) -> list[str]:
             raise type(error)(f"block {name!r}: {error}") from None
     for start in starts:
         start()
+    for module in model.modules():
+        if hasattr(module, "scale_start"):  # a network that has a start of its own
+            module.scale_start(blocks.values())
     return list(blocks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from ..blocks._set_fold import set_fold
 from ..errors import OptionError, SpecError
 from ..modules._start import reset_layers
 from ._sizes import check_sizes
+from ._start import scale_start
 
 ConvFactory = Callable[[int, int], nn.Module]
 
@@ -94,11 +95,17 @@ class SRNet(nn.Module):
         for _ in range(num_blocks):
             layers += [block(channels, channels), _ACTS[act](channels)]
         self.body = nn.Sequential(*layers, ends(channels, colors * scale**2))
+        self.scale_start()
         compute_at_once(self)
 
     def reset_parameters(self) -> None:
         """Initialize every layer again, as the constructor does: the same seed yields the same values."""
         reset_layers(self)
+        self.scale_start()
+
+    def scale_start(self, chosen: Container[nn.Module] | None = None) -> None:
+        """Scale freshly initialized layers of the body as the constructor does: all, or the chosen ones."""
+        scale_start(self.body, chosen)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge x of shape (N, colors, H, W)."""

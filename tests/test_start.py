@@ -1,0 +1,165 @@
+"""How networks start: layers keep the size of their input, the last one adds a hundredth, and a reset repeats it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import reparam.models._net as net_module
+from reparam import ConvBlock, DilatedReparamBlock, RepVGGBlock, create_model, fuse, reset_parameters
+from reparam.bn._norm import is_norm
+from reparam.branches import IdentityBranch
+from reparam.models import SRNet
+from reparam.models._start import LAST, scale, scale_start
+
+FAMILIES = ("plain", "ecbsr", "repsr", "repvggsr", "qarepvggsr", "collapsiblesr")
+BLOCKS = sorted(ConvBlock.__subclasses__(), key=lambda block: block.__name__)
+
+
+@pytest.fixture(autouse=True)
+def _as_users_get_it(monkeypatch):
+    monkeypatch.setattr(net_module, "scale_start", scale_start)
+
+
+def added(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the network adds to its enlarged input."""
+    return net(x) - F.interpolate(x, scale_factor=net.scale, mode=net.base)
+
+
+def kernel_of(layer: nn.Module) -> torch.Tensor:
+    return (layer.weight if isinstance(layer, nn.Conv2d) else layer.kernel().weight).detach()
+
+
+@pytest.mark.parametrize("depth", [1, 12])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_starts_as_its_enlarged_input(family, depth):
+    net, x = create_model(f"{family}_m{depth}c16_x2"), torch.rand(4, 3, 24, 24)
+    assert 0 < added(net.train(), x).abs().mean() < 0.02
+    assert all(not parameter.any() for name, parameter in net.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("options", [{}, {"act": "relu"}, {"plain_ends": True}, {"expansion": 1.0}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rows_have_length_one(options, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        layers = [layer for layer in create_model("ecbsr_m2c16_x3", **options).body if hasattr(layer, "weight") or hasattr(layer, "branches")]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    layers = [layer for layer in layers if not isinstance(layer, nn.PReLU)]
+    lengths = [kernel_of(layer).double().flatten(1).square().sum(1).mean().sqrt().item() for layer in layers]
+    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
+    assert lengths == pytest.approx([1, 1, 1, LAST], rel=tolerance)
+
+
+@pytest.mark.parametrize("family", ["collapsiblesr", "repsr"])
+def test_identities_and_norms_are_left_and_only_the_last_layer_shrinks(family, monkeypatch):
+    torch.manual_seed(1)
+    ours = create_model(f"{family}_m2c16_x2")
+    monkeypatch.setattr(net_module, "scale_start", lambda *_: None)
+    torch.manual_seed(1)
+    unscaled = create_model(f"{family}_m2c16_x2")
+    for a, b in zip(list(ours.body)[2:-1], list(unscaled.body)[2:-1]):
+        for (name, one), other in zip(a.named_parameters(), b.parameters()):
+            assert name.endswith("bias") or torch.equal(one, other)
+
+
+def test_the_last_layer_is_scaled_once_and_not_its_batch_norms(monkeypatch):
+    torch.manual_seed(1)
+    ours = create_model("repsr_m1c16_x2").body[-1]
+    monkeypatch.setattr(net_module, "scale_start", lambda *_: None)
+    torch.manual_seed(1)
+    for branch, other in zip(ours.branches, create_model("repsr_m1c16_x2").body[-1].branches):
+        torch.testing.assert_close(branch.squeeze.weight, LAST * other.squeeze.weight)
+        assert torch.equal(branch.expand.weight, other.expand.weight)
+        assert torch.equal(branch.norm.weight, other.norm.weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("reset", [lambda net: net.reset_parameters(), reset_parameters], ids=["network", "blocks"])
+def test_a_reset_starts_anew(family, reset: Callable):
+    net = create_model(f"{family}_m2c8_x2")
+    torch.manual_seed(3)
+    again = create_model(f"{family}_m2c8_x2").state_dict()
+    if reset is reset_parameters and family == "plain":
+        assert reset(net) == []  # it has no block
+        return
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()
+        for prelu in net.body[1::2]:
+            prelu.weight.fill_(0.25)  # of which blocks know nothing
+    torch.manual_seed(3)
+    reset(net)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in net.state_dict().items())
+
+
+def test_resetting_blocks_leaves_plain_layers_alone():
+    net = create_model("repsr_m1c8_x2", plain_ends=True)
+    first, last = net.body[0].weight.clone(), net.body[-1].weight.clone()
+    with torch.no_grad():
+        net.body[0].bias.fill_(1)
+    reset_parameters(net)
+    assert torch.equal(net.body[0].weight, first)
+    assert torch.equal(net.body[-1].weight, last)
+    assert net.body[0].bias.eq(1).all()
+
+
+def test_a_network_on_meta_gets_its_start_later():
+    with torch.device("meta"):
+        net = create_model("ecbsr_m1c8_x2")
+    net.to_empty(device="cpu").reset_parameters()
+    assert 0 < added(net, torch.rand(1, 3, 8, 8)).abs().mean() < 0.02
+
+
+def test_layers_of_other_kinds_are_left_alone():
+    def block(inputs: int, outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Conv2d(outputs, outputs, 3, padding=1))
+
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 1)
+    torch.manual_seed(0)
+    net = SRNet(scale=2, num_blocks=1, channels=8, colors=3, block=block)
+    assert torch.equal(net.body[0][0].weight, first.weight)
+    assert torch.equal(net.body[0][0].bias, first.bias)
+
+
+def test_fusing_changes_nothing():
+    net, x = create_model("repvggsr_m2c8_x2").train(), torch.rand(2, 3, 16, 16)
+    net(x)
+    net.eval()
+    torch.testing.assert_close(fuse(net)(x), net(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_scale_multiplies_the_kernel_of_every_block_without_its_identity(block):
+    size = 5 if block is DilatedReparamBlock else 3
+    try:
+        layer = block(8, 12, size).double()
+    except Exception:
+        layer = block(8, 8, size).double()
+    layer(torch.randn(4, 8, 16, 16, dtype=torch.float64))
+    layer.eval()
+    with torch.no_grad():
+        for name, tensor in layer.state_dict().items():
+            if name.endswith(("bias", "running_mean")):
+                tensor.zero_()
+        identity = sum(part.kernel().weight for part in layer.branches if type(part) is IdentityBranch and not part.norm)
+        before = layer.kernel().weight.clone()
+        scale(layer, 0.3)
+        after = layer.kernel().weight
+    whole = not any(isinstance(module, IdentityBranch) for module in layer.modules()) or isinstance(identity, torch.Tensor)
+    if whole or any(is_norm(module) for module in layer.modules()):
+        torch.testing.assert_close(after - identity, 0.3 * (before - identity), atol=1e-12, rtol=1e-12)
+    else:
+        assert not torch.equal(after, before)  # what lies inside a part of the channels only
+
+
+def test_a_norm_after_the_sum_is_what_is_scaled():
+    block = RepVGGBlock(4, 8, sum_bn=True)
+    branches = [parameter.clone() for parameter in block.branches.parameters()]
+    scale(block, 0.5)
+    assert block.norm.weight.eq(0.5).all()
+    assert all(map(torch.equal, branches, block.branches.parameters()))
