@@ -1,12 +1,14 @@
 """One thread, fixed seeds, and how many examples hypothesis draws (HYPOTHESIS_PROFILE=nightly or quick)."""
 
 import os
+from functools import wraps
 
 import pytest
 import torch
 from hypothesis import settings
 
 import reparam.models._net as net_module
+from reparam import ConvSpec
 
 settings.register_profile("default", max_examples=50, deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
@@ -14,9 +16,22 @@ settings.register_profile("nightly", max_examples=2000, deadline=None, print_blo
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)
 
-# Networks start as their enlarged input, to which a wrong kernel would change next to nothing. Untrained networks of
-# the tests are compared, so they start as torch's layers do. tests/test_start.py puts the function back.
-net_module.scale_start = lambda *_: None  # type: ignore[assignment]
+# Blocks start with biases of zero, and networks as their enlarged input. A test that compares untrained ones would miss
+# a wrong bias, and a wrong kernel next to always. So they start as torch's layers do; tests/test_start.py undoes this.
+zero_bias = ConvSpec.new_conv
+
+
+@wraps(zero_bias)
+def torch_bias(spec: ConvSpec) -> torch.nn.Module:
+    before = torch.get_rng_state()
+    conv = zero_bias(spec)
+    torch.set_rng_state(before)
+    conv.reset_parameters()
+    return conv
+
+
+ConvSpec.new_conv = torch_bias  # type: ignore[method-assign,assignment]
+net_module.scale_start = wraps(net_module.scale_start)(lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import reparam.models._net as net_module
-from reparam import ConvBlock, DilatedReparamBlock, RepVGGBlock, create_model, fuse, reset_parameters
+from reparam import ConvBlock, ConvSpec, DilatedReparamBlock, RepVGGBlock, create_model, fuse, reset_parameters
 from reparam.bn._norm import is_norm
 from reparam.branches import IdentityBranch
 from reparam.models import SRNet
-from reparam.models._start import LAST, scale, scale_start
+from reparam.models._start import LAST, scale
 
 FAMILIES = ("plain", "ecbsr", "repsr", "repvggsr", "qarepvggsr", "collapsiblesr")
 BLOCKS = sorted(ConvBlock.__subclasses__(), key=lambda block: block.__name__)
@@ -20,7 +20,8 @@ BLOCKS = sorted(ConvBlock.__subclasses__(), key=lambda block: block.__name__)
 
 @pytest.fixture(autouse=True)
 def _as_users_get_it(monkeypatch):
-    monkeypatch.setattr(net_module, "scale_start", scale_start)
+    monkeypatch.setattr(ConvSpec, "new_conv", ConvSpec.new_conv.__wrapped__)
+    monkeypatch.setattr(net_module, "scale_start", net_module.scale_start.__wrapped__)
 
 
 def added(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -45,7 +46,11 @@ def test_a_network_starts_as_its_enlarged_input(family, depth):
 def test_rows_have_length_one(options, dtype):
     torch.set_default_dtype(dtype)
     try:
-        layers = [layer for layer in create_model("ecbsr_m2c16_x3", **options).body if hasattr(layer, "weight") or hasattr(layer, "branches")]
+        layers = [
+            layer
+            for layer in create_model("ecbsr_m2c16_x3", **options).body
+            if hasattr(layer, "weight") or hasattr(layer, "branches")
+        ]
     finally:
         torch.set_default_dtype(torch.float32)
     layers = [layer for layer in layers if not isinstance(layer, nn.PReLU)]
@@ -146,11 +151,15 @@ def test_scale_multiplies_the_kernel_of_every_block_without_its_identity(block):
         for name, tensor in layer.state_dict().items():
             if name.endswith(("bias", "running_mean")):
                 tensor.zero_()
-        identity = sum(part.kernel().weight for part in layer.branches if type(part) is IdentityBranch and not part.norm)
+        identity = sum(
+            part.kernel().weight for part in layer.branches if type(part) is IdentityBranch and not part.norm
+        )
         before = layer.kernel().weight.clone()
         scale(layer, 0.3)
         after = layer.kernel().weight
-    whole = not any(isinstance(module, IdentityBranch) for module in layer.modules()) or isinstance(identity, torch.Tensor)
+    whole = not any(isinstance(module, IdentityBranch) for module in layer.modules()) or isinstance(
+        identity, torch.Tensor
+    )
     if whole or any(is_norm(module) for module in layer.modules()):
         torch.testing.assert_close(after - identity, 0.3 * (before - identity), atol=1e-12, rtol=1e-12)
     else:
@@ -163,3 +172,19 @@ def test_a_norm_after_the_sum_is_what_is_scaled():
     scale(block, 0.5)
     assert block.norm.weight.eq(0.5).all()
     assert all(map(torch.equal, branches, block.branches.parameters()))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_convolutions_of_blocks_start_without_bias(block):
+    layer = block(8, 8, 5 if block is DilatedReparamBlock else 3)
+    biases = [module.bias for module in layer.modules() if isinstance(module, nn.Conv2d) and module.bias is not None]
+    assert not any(bias.any() for bias in biases)
+
+
+def test_weights_are_drawn_as_torch_draws_them():
+    torch.manual_seed(2)
+    ours, after = ConvSpec(4, 8).new_conv(), torch.rand(1)
+    torch.manual_seed(2)
+    theirs = nn.Conv2d(4, 8, 3, padding=1)
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(after, torch.rand(1))

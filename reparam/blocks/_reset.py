@@ -48,8 +48,8 @@ def reset_parameters(model: nn.Module) -> list[str]:
     for start in starts:
         start()
     for module in model.modules():
-        if hasattr(module, "scale_start"):  # a network that has a start of its own
-            module.scale_start(blocks.values())
+        if scale_start := getattr(module, "_scale_start", None):  # a network with a start of its own
+            scale_start(blocks.values())
     return list(blocks)
 
 

@@ -95,15 +95,15 @@ class SRNet(nn.Module):
         for _ in range(num_blocks):
             layers += [block(channels, channels), _ACTS[act](channels)]
         self.body = nn.Sequential(*layers, ends(channels, colors * scale**2))
-        self.scale_start()
+        self._scale_start()
         compute_at_once(self)
 
     def reset_parameters(self) -> None:
         """Initialize every layer again, as the constructor does: the same seed yields the same values."""
         reset_layers(self)
-        self.scale_start()
+        self._scale_start()
 
-    def scale_start(self, chosen: Container[nn.Module] | None = None) -> None:
+    def _scale_start(self, chosen: Container[nn.Module] | None = None) -> None:
         """Scale freshly initialized layers of the body as the constructor does: all, or the chosen ones."""
         scale_start(self.body, chosen)
 
