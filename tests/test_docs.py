@@ -7,6 +7,8 @@ import pytest
 
 import reparam
 
+pytestmark = pytest.mark.usefixtures("as_users_get_it")
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCES = [

@@ -18,10 +18,7 @@ FAMILIES = ("plain", "ecbsr", "repsr", "repvggsr", "qarepvggsr", "collapsiblesr"
 BLOCKS = sorted(ConvBlock.__subclasses__(), key=lambda block: block.__name__)
 
 
-@pytest.fixture(autouse=True)
-def _as_users_get_it(monkeypatch):
-    monkeypatch.setattr(ConvSpec, "new_conv", ConvSpec.new_conv.__wrapped__)
-    monkeypatch.setattr(net_module, "scale_start", net_module.scale_start.__wrapped__)
+pytestmark = pytest.mark.usefixtures("as_users_get_it")
 
 
 def added(net: nn.Module, x: torch.Tensor) -> torch.Tensor:

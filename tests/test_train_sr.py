@@ -97,7 +97,7 @@ def with_dropout(name: str, **options) -> nn.Module:
     ("change", "steps"),
     [
         pytest.param({}, (0, 4, 5), id="usual"),  # before the first file, right after one is written, and between two
-        pytest.param({"schedule": "step", "loss": "charbonnier", "ema": 0.0}, (7,), id="other"),
+        pytest.param({"schedule": "step", "loss": "charbonnier", "ema": 0.0, "warmup": 8}, (7,), id="other"),
         pytest.param({}, range(9), id="usual, anywhere", marks=pytest.mark.nightly),
     ],
 )
@@ -381,6 +381,8 @@ def test_the_rate_follows_its_schedule(recipe, run, tmp_path):
     assert halved == pytest.approx([recipe.lr * 0.5 ** (step // 3) for step in range(1, 10)])
     steady = logged("lr", replace(recipe, schedule="constant"), replace(run, out=tmp_path / "constant", log_every=3))
     assert steady == [recipe.lr] * 3
+    risen = logged("lr", replace(recipe, warmup=4), replace(run, out=tmp_path / "risen", log_every=1))
+    assert risen == pytest.approx([rate * min(1, (step + 1) / 4) for step, rate in enumerate(cosine, 1)])
 
 
 def test_statistics_are_frozen_at_their_step(recipe, run, tmp_path, monkeypatch):
