@@ -23,9 +23,9 @@ class RepSRBlock(ConvBlock):
 
     Source: X. Wang, C. Dong, Y. Shan, "RepSR: Training Efficient VGG-style Super-Resolution Networks with Structural
     Re-Parameterization and Batch Normalization", ACM MM 2022, arXiv 2205.05671. Its code was not released; order, norm
-    and biases follow the paper's description and two unofficial implementations. The initialization is ours: the second
-    convolution starts with 0.3 times torch's weights and the batch norm with a weight of 0.1, so a block starts near
-    the identity. This trains far better than torch's default; the page on freezing has figures.
+    and biases follow the paper's description and two unofficial implementations. The initialization is ours: biases
+    start at zero, the second convolution with 0.3 times torch's weights and the batch norm with a weight of 0.1, so a
+    block starts near the identity. The page on results compares it with torch's.
 
     Args:
         in_channels, ..., sum_bn: as in `ConvBlock`.

@@ -1,29 +1,25 @@
-# The search of the learning rate and of the start of every network, seed 0.
+# The search of the learning rates; images to score on are kept out of those to train on.
 source "$(dirname "$0")/run.sh"
 
-try() { # NETWORK STEPS RATExGAIN...
-    local pair names=()
-    for pair in "${@:3}"; do
-        names+=("$1_$pair")
-        run "$1_$pair" --model "$1" --steps "$2" --lr "${pair%x*}" --gain "${pair#*x}"
+try() { # NETWORK BLOCKS STEPS RATE...
+    local rate names=()
+    for rate in "${@:4}"; do
+        names+=("$1_m$2_$rate")
+        run "${names[-1]}" --model "${1%+id}_m$2c16_x2_y" --steps "$3" --warmup 200 --lr "$rate" \
+            --options "$([[ $1 == *+id ]] && echo '{"identity": null}' || echo '{}')"
     done
     summary "${names[@]}"
 }
 
-try plain_m4c16_x2_y 4000 1e-3x1 2e-3x1 4e-3x1 8e-3x1 4e-3x0.3 4e-3x3
-try ecbsr_m4c16_x2_y 4000 1e-3x1 2e-3x1 4e-3x1 2e-3x0.3 2e-3x0.1 4e-3x0.1 4e-3x0.3 2e-3x3
-try collapsiblesr_m4c16_x2_y 4000 1e-3x1 2e-3x1 4e-3x1 2e-3x0.3 2e-3x3
-try repvggsr_m4c16_x2_y 4000 2e-3x1 4e-3x1 8e-3x1 8e-3x0.3 8e-3x0.1 8e-3x0.03 8e-3x0.01
-try repsr_m4c16_x2_y 4000 2e-3x1 4e-3x1 8e-3x1 4e-3x0.3 8e-3x0.3
+try plain 4 2000 8e-3 1.6e-2
+try collapsiblesr 4 2000 1e-3 2e-3
+try ecbsr 4 2000 4e-3 8e-3
+try repvggsr 4 2000 8e-3 1.6e-2 3.2e-2
+try repsr 4 2000 8e-3 1.6e-2 3.2e-2
 
-try plain_m4c16_x4_y 4000 8e-3x1 4e-3x1
-try collapsiblesr_m4c16_x4_y 4000 2e-3x1
-try ecbsr_m4c16_x4_y 4000 2e-3x0.1 1e-3x0.3
-try repvggsr_m4c16_x4_y 4000 8e-3x0.01 4e-3x0.01
-try repsr_m4c16_x4_y 4000 8e-3x0.3 4e-3x0.3 4e-3x1 2e-3x0.3
-
-try plain_m10c16_x2_y 1500 8e-3x1 4e-3x1 2e-3x1
-try collapsiblesr_m10c16_x2_y 1500 1e-3x1
-try ecbsr_m10c16_x2_y 1500 2e-3x0.1 1e-3x0.5 1e-3x1 5e-4x1
-try repvggsr_m10c16_x2_y 1500 4e-3x0.01
-try repsr_m10c16_x2_y 1500 8e-3x0.3 4e-3x0.3 8e-3x0.1
+try plain 16 1000 2e-3 4e-3 8e-3
+try collapsiblesr 16 1000 1e-3
+try ecbsr 16 1000 1e-3 2e-3
+try ecbsr+id 16 1000 2e-3 4e-3
+try repvggsr 16 1000 8e-3 1.6e-2
+try repsr 16 1000 4e-3 8e-3
