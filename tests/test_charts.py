@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from charts import SERIES, bars, chart, plain, points, spaced, tables
+from charts import SERIES, bars, chart, lines, plain, points, spaced, tables
 from matplotlib.colors import to_hex
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -36,6 +36,14 @@ PAGE = """
 | RepSR | 2.29 | 6.36 |
 | ECBSR | 1.2 | 7.1 |
 
+## Depth
+
+| network | 4 blocks | 16 blocks |
+|---|---|---|
+| plain | 31.5 | 31.9 |
+| SESR | 31.8 | |
+| RepSR | 31.7 | 32.1 |
+
 ## Engines
 
 | graph | engine | frames/s | ms |
@@ -45,13 +53,15 @@ PAGE = """
 | fused | ncnn | - | - |
 """
 POINTS = "{title: Quality and cost, points: PSNR, against: [folded, branches], axis: time, spread: seeds}"
+LINES = "{title: Depth, lines: [4 blocks, 16 blocks], axis: blocks, height: PSNR}"
 BARS = "{title: Engines, bars: frames/s, label: [graph, engine]}"
 
 
 def figure(source, page=PAGE):
     wanted = yaml.safe_load(source)
     del wanted["title"]
-    return (bars if "bars" in wanted else points)(list(tables(page)), **wanted).axes[0]
+    kind = bars if "bars" in wanted else lines if "lines" in wanted else points
+    return kind(list(tables(page)), **wanted).axes[0]
 
 
 def drawn(source, page=PAGE):
@@ -103,16 +113,28 @@ def test_bars_of_two_columns_have_two_colors_and_do_not_overlap():
     assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(spans))
 
 
-@pytest.mark.parametrize("source", [POINTS, BARS])
+def test_lines_go_through_the_numbers_of_their_rows_and_end_where_they_end():
+    axes = figure(LINES)
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[4, 31.7], [16, 32.1]],
+        [[4, 31.5], [16, 31.9]],
+        [[4, 31.8]],
+    ]
+    assert [label.get_text() for label in axes.texts] == ["RepSR", "plain", "SESR"]
+    assert [label.get_color() for label in axes.texts] == [line.get_color() for line in axes.lines]
+
+
+@pytest.mark.parametrize("source", [POINTS, BARS, LINES])
 def test_a_chart_takes_the_color_of_the_page_and_says_what_it_is(source):
     svg = drawn(source)
     assert svg.get("role") == "img" and svg.get("aria-label") == yaml.safe_load(source)["title"]
-    assert all("currentColor" in element.get("style", "") for element in svg.iter(f"{SVG}text"))
+    allowed = ("currentColor", *SERIES) if source is LINES else ("currentColor",)
+    assert all(any(c in element.get("style", "") for c in allowed) for element in svg.iter(f"{SVG}text"))
     assert chart(source, PAGE) == chart(source, PAGE)
 
 
 def test_tables_are_found_with_their_headings():
-    quality, cost, engines = tables(PAGE)
+    quality, cost, _, engines = tables(PAGE)
     assert (quality.section, cost.section, engines.section) == ("Quality", "Cost", "Engines")
     assert quality.rows[1] == ["ECBSR", "36.84", "36.85, 36.83"]
     assert engines.head == ["graph", "engine", "frames/s", "ms"]

@@ -16,6 +16,13 @@ column says; rows of two tables are joined by their first cells:
     against: [folded, branch by branch]
     axis: time of a training over the plain network's
     spread: seeds 0, 1, 2
+
+Lines, one for each row, over columns whose names start with a number (on an axis of powers of two):
+
+    title: Quality against depth
+    lines: [4 blocks, 16 blocks]
+    axis: blocks
+    height: PSNR in dB
 """
 
 from __future__ import annotations
@@ -35,8 +42,8 @@ from pictures import add_fence
 
 WIDTH, ROW, FIELD, LINE = 470, 18, 300, 15
 """Of a chart, of a bar, of the field of points, and the least distance of two labels; all in pixels."""
-SERIES = ("#4178e0", "#cc7722", "#2f9e6e", "#9a6ad6")
-"""Colors of the columns: a contrast of more than 3 with white and with the dark page."""
+SERIES = ("#4178e0", "#cc7722", "#2f9e6e", "#9a6ad6", "#d0506a", "#6f7d8c")
+"""Colors of the columns or lines: a contrast of more than 3 with white and with the dark page."""
 INK = "#010203"
 """Stands for the color of the page's text until the SVG is written."""
 STYLE = {
@@ -75,7 +82,8 @@ def chart(source: str, page: str) -> str:
     if not (title := wanted.pop("title", None)):
         raise ValueError(f"a chart needs a title, but has {list(wanted)}")
     with matplotlib.rc_context(STYLE):
-        figure = (bars if "bars" in wanted else points)(found, **wanted)
+        kind = next((kind for kind in (bars, lines) if kind.__name__ in wanted), points)
+        figure = kind(found, **wanted)
         return f'<div class="chart">{as_svg(figure, title)}</div>'
 
 
@@ -164,6 +172,25 @@ def points(
         axes.scatter(places, heights, 36 * (1 + index) ** 2, facecolors=face, edgecolors=SERIES[index], label=name)
     figure.legend(loc="outside upper left", ncols=len(against))
     label_rows(axes, rows, heights)
+    return figure
+
+
+def lines(found: Sequence[Table], *, lines: Sequence[str], axis: str, height: str) -> Figure:
+    """A row is a line through its numbers, ends where they end, and is named to the right of its end."""
+    columns = [column(found, name) for name in lines]
+    places = [numbers(name)[0] for name in lines]
+    known = {row: [numbers(cells_[row])[0] for cells_ in columns if numbers(cells_[row])] for row in columns[0]}
+    rows = sorted(known, key=lambda row: -known[row][-1])
+    figure = Figure((WIDTH / 72, FIELD / 72), layout="constrained")
+    axes = figure.add_subplot(xlabel=axis, ylabel=height)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.grid(alpha=0.25)
+    for row, color in zip(rows, SERIES):
+        axes.plot(places[: len(known[row])], known[row], color=color, marker="o")
+    label_rows(axes, rows, [known[row][-1] for row in rows])
+    for label, color in zip(axes.texts, SERIES):
+        label.set_color(color)
     return figure
 
 

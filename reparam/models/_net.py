@@ -39,7 +39,7 @@ class SRNet(nn.Module):
       f_i(z) = \mathrm{act}(\mathrm{conv}_i(z))$$
 
     $x^{\uparrow}$ is x enlarged by nearest neighbor or bilinearly.
-    Training starts at $x^{\uparrow}$, almost: biases start at zero, the kernel of a layer without batch norm and identity
+    Training starts near $x^{\uparrow}$: biases start at zero, the kernel of a layer without batch norm and identity
     with rows of length one, and what the last layer adds is multiplied by 0.01.
 
     After fusing, the state dict has the keys `body.0.weight`, `body.0.bias`, `body.1.weight`, ... of SRVGGNetCompact,
