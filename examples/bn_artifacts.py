@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from examples.train_sr.__main__ import console, user_errors
 from examples.train_sr.__main__ import photos as write_photos
 from examples.train_sr.data import Batches, image_files, read_pair, read_patches_of
 from examples.train_sr.quality import bicubic, luma
+from examples.train_sr.training import scale_start
 from reparam import bn_gap, freeze_bn_stats, recalibrate_bn_stats
 from reparam.bn import norms
 from reparam.errors import SpecError
@@ -353,6 +354,9 @@ def main(
     cosine: Annotated[bool, Option("--cosine", help="Let the learning rate fall to zero along a cosine.")] = False,
     ema: Annotated[float, Option(min=0, max=1, help="Decay of the weight average to compare; 0 for none.")] = 0.0,
     seed: Annotated[int, Option(min=0, help="Random seed for weights and patches.")] = 0,
+    last_gain: Annotated[
+        float, Option(help="Factor on the last layer's start; 100 is a layer as torch starts it, 1 the network's own.")
+    ] = 100.0,
     never: Annotated[
         Path | None, Option(exists=True, dir_okay=False, help="A checkpoint that was never frozen; skips training.")
     ] = None,
@@ -381,6 +385,8 @@ def main(
             both = net, check_net(load_checkpoint(frozen), frozen)
         else:
             steps = 10 if smoke else steps
+            body: Any = net.body
+            scale_start(body[-1:], last_gain)
             both = train_both_ways(Training(net, batches, steps, lr, cosine, ema), steps, tests)
         recalibrated = copy.deepcopy(both[0])
         recalibrate_bn_stats(recalibrated, (low.float() / 255 for low, _ in batches.loader(0, 100)))
