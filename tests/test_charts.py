@@ -43,6 +43,8 @@ PAGE = """
 | plain | 31.5 | 31.9 |
 | SESR | 31.8 | |
 | RepSR | 31.7 | 32.1 |
+| ECBSR | | 31.6 |
+| unknown | | |
 
 ## Engines
 
@@ -113,14 +115,15 @@ def test_bars_of_two_columns_have_two_colors_and_do_not_overlap():
     assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(spans))
 
 
-def test_lines_go_through_the_numbers_of_their_rows_and_end_where_they_end():
+def test_lines_go_through_the_numbers_of_their_rows_where_there_are_any():
     axes = figure(LINES)
     assert [line.get_xydata().tolist() for line in axes.lines] == [
         [[4, 31.7], [16, 32.1]],
         [[4, 31.5], [16, 31.9]],
         [[4, 31.8]],
+        [[16, 31.6]],
     ]
-    assert [label.get_text() for label in axes.texts] == ["RepSR", "plain", "SESR"]
+    assert [label.get_text() for label in axes.texts] == ["RepSR", "plain", "SESR", "ECBSR"]
     assert [label.get_color() for label in axes.texts] == [line.get_color() for line in axes.lines]
 
 

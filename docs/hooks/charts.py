@@ -176,19 +176,22 @@ def points(
 
 
 def lines(found: Sequence[Table], *, lines: Sequence[str], axis: str, height: str) -> Figure:
-    """A row is a line through its numbers, ends where they end, and is named to the right of its end."""
-    columns = [column(found, name) for name in lines]
-    places = [numbers(name)[0] for name in lines]
-    known = {row: [numbers(cells_[row])[0] for cells_ in columns if numbers(cells_[row])] for row in columns[0]}
-    rows = sorted(known, key=lambda row: -known[row][-1])
+    """A row is a line through its numbers and is named to the right of its last one. No number, no point."""
+    columns = {numbers(name)[0]: column(found, name) for name in lines}
+    names = next(iter(columns.values()))
+    known = {
+        row: [(place, numbers(cells_[row])[0]) for place, cells_ in columns.items() if numbers(cells_[row])]
+        for row in names
+    }
+    rows = sorted(filter(known.get, names), key=lambda row: -known[row][-1][1])
     figure = Figure((WIDTH / 72, FIELD / 72), layout="constrained")
     axes = figure.add_subplot(xlabel=axis, ylabel=height)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_xticks(list(columns), [f"{place:g}" for place in columns])
     axes.grid(alpha=0.25)
     for row, color in zip(rows, SERIES):
-        axes.plot(places[: len(known[row])], known[row], color=color, marker="o")
-    label_rows(axes, rows, [known[row][-1] for row in rows])
+        axes.plot(*zip(*known[row]), color=color, marker="o")
+    label_rows(axes, rows, [known[row][-1][1] for row in rows])
     for label, color in zip(axes.texts, SERIES):
         label.set_color(color)
     return figure

@@ -1,15 +1,15 @@
-# Five ways to train M4C16 at scale 2 on luma, three seeds each.
+# Five ways to train M4C16 at scale 2 on luma, two seeds each.
 source "$(dirname "$0")/run.sh"
 
 way() { # NAME MODEL RATE
     run "$1" --model "$2_m4c16_x2_y" --steps 4000 --warmup 200 --lr "$3" --seed "$seed"
 }
 
-for seed in 0 1 2; do
+for seed in 0 1; do
     way "plain$seed" plain 8e-3
     way "collapsible$seed" collapsiblesr 2e-3
     way "ecbsr$seed" ecbsr 4e-3
     way "repvgg$seed" repvggsr 1.6e-2
     way "repsr$seed" repsr 1.6e-2
 done
-summary {plain,collapsible,ecbsr,repvgg,repsr}{0,1,2}
+summary {plain,collapsible,ecbsr,repvgg,repsr}{0,1}
