@@ -274,8 +274,8 @@ class ConvSpec:
     def new_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
         """Build an `nn.Conv` of this geometry with torch's initialization, but a bias of zero.
 
-        torch draws biases about as large as the outputs of a convolution. Branches add up theirs, and after a few
-        blocks they hide the image: networks train worse, deep ones not at all (the page on results has figures).
+        torch draws biases about as large as the outputs of a convolution, and branches add up theirs. The page on
+        results has figures.
         """
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         conv = self.build_conv(torch.empty(shape, requires_grad=True), torch.empty(shape[0], requires_grad=True))

@@ -23,3 +23,5 @@ try ecbsr 16 1000 1e-3 2e-3
 try ecbsr+id 16 1000 2e-3 4e-3
 try repvggsr 16 1000 8e-3 1.6e-2
 try repsr 16 1000 4e-3 8e-3
+
+try plain 32 1000 1e-3 2e-3
