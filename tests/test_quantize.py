@@ -75,7 +75,7 @@ def test_what_it_costs(written):
     small, large = (np.float32(images[0] / 255) for images in (SMALL, LARGE))
     exact, rounded = (Upscaler(one)(small).clip(0, 1) for one in (NAME, file))
     assert 40 < psnr(rounded, exact) < 60
-    assert 0 < psnr(exact, large) - psnr(rounded, large) < 0.3
+    assert abs(psnr(exact, large) - psnr(rounded, large)) < 0.3  # of one photo, to which rounding may even be kind
     assert sorted(path.name for path in file.parent.iterdir() if path.name.startswith(".")) == []
 
 
