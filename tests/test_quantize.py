@@ -72,10 +72,12 @@ def test_what_it_costs(written):
     assert report.engine == {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}[file.suffix]
     assert 40 < report.psnr_db < 60
     assert 0 < report.float_db - report.int8_db < 0.3
-    small, large = (np.float32(images[0] / 255) for images in (SMALL, LARGE))
-    exact, rounded = (Upscaler(one)(small).clip(0, 1) for one in (NAME, file))
-    assert 40 < psnr(rounded, exact) < 60
-    assert abs(psnr(exact, large) - psnr(rounded, large)) < 0.3  # of one photo, to which rounding may even be kind
+    losses = []
+    for small, large in zip(*([np.float32(image / 255) for image in images] for images in (SMALL, LARGE))):
+        exact, rounded = (Upscaler(one)(small).clip(0, 1) for one in (NAME, file))
+        assert 40 < psnr(rounded, exact) < 60
+        losses.append(psnr(exact, large) - psnr(rounded, large))
+    assert 0 < np.mean(losses) < 0.3  # one photo alone may gain
     assert sorted(path.name for path in file.parent.iterdir() if path.name.startswith(".")) == []
 
 

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import reparam.models._net as net_module
-from reparam import ConvBlock, ConvSpec, DilatedReparamBlock, RepVGGBlock, create_model, fuse, reset_parameters
+from reparam import (
+    ConvBlock,
+    ConvSpec,
+    DilatedReparamBlock,
+    RepVGGBlock,
+    SpecError,
+    create_model,
+    fuse,
+    reset_parameters,
+)
 from reparam.bn._norm import is_norm
 from reparam.branches import IdentityBranch
 from reparam.models import SRNet
@@ -140,7 +149,7 @@ def test_scale_multiplies_the_kernel_of_every_block_without_its_identity(block):
     size = 5 if block is DilatedReparamBlock else 3
     try:
         layer = block(8, 12, size).double()
-    except Exception:
+    except SpecError:  # a block for equal channels
         layer = block(8, 8, size).double()
     layer(torch.randn(4, 8, 16, 16, dtype=torch.float64))
     layer.eval()

@@ -129,6 +129,15 @@ def test_the_steps_of_a_resumed_run_are_not_repeated(recipe, run, monkeypatch):
     assert len(steps) == 3
 
 
+def test_a_run_of_a_version_without_an_option_goes_on(recipe, run, monkeypatch):
+    killed_at(5, monkeypatch, recipe, run)
+    checkpoint = last(run)
+    del checkpoint["recipe"]["warmup"]
+    torch.save(checkpoint, run.out / "last.ckpt")
+    train(recipe, run)
+    assert last(run)["step"] == recipe.steps
+
+
 def test_another_recipe_is_not_gone_on_with(recipe, run):
     train(replace(recipe, steps=2), run)
     with pytest.raises(CheckpointError, match=r"cannot go on with .*last\.ckpt, of steps=2, lr=0\.01: give the same"):
@@ -262,6 +271,16 @@ def test_gains_scale_what_layers_start_with(family, recipe):
     for kernel, scaled, scaled_more, factor in zip(whole, third, last, (1, 1, 0.1)):
         torch.testing.assert_close(scaled, 0.3 * kernel, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(scaled_more, 0.3 * factor * kernel, rtol=1e-6, atol=1e-9)
+
+
+def test_gains_are_not_undone_by_a_norm_after_the_sum(recipe):
+    def added(last_gain: float) -> torch.Tensor:
+        torch.manual_seed(1)
+        changed = replace(recipe, model="qarepvggsr_m1c4_x2_y", last_gain=last_gain)
+        net, _ = training.fresh(changed, Fabric(accelerator="cpu"))
+        return net.body(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+    torch.testing.assert_close(added(0.1), 0.1 * added(1.0), rtol=1e-4, atol=1e-8)
 
 
 COMMANDS = re.findall(

@@ -146,8 +146,11 @@ def scale_start(layers: Iterable[nn.Module], gain: float) -> None:
     if gain == 1:
         return
     for layer in layers:
-        for branch in layer.branches if isinstance(layer, ConvBlock) else [layer] * isinstance(layer, nn.Conv2d):
-            weights = [parameter for name, parameter in branch.named_parameters() if not name.endswith("bias")]
+        parts: Iterable[nn.Module] = [layer] * isinstance(layer, nn.Conv2d)
+        if isinstance(layer, ConvBlock):  # a norm after the sum would undo what the branches do
+            parts = layer.branches if layer.norm is None else [layer.norm]
+        for part in parts:
+            weights = [parameter for name, parameter in part.named_parameters() if not name.endswith("bias")]
             for weight in weights[-1:]:
                 weight.mul_(gain)
 
@@ -209,7 +212,7 @@ def resume(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Restores all that `state` names, if there is a checkpoint; it must be of the same recipe."""
     if not path.exists():
         return
-    theirs = fabric.load(path)["recipe"]
+    theirs = asdict(Recipe(**fabric.load(path)["recipe"]))  # an older version's lacks what it did not know
     if other := [f"{key}={theirs.get(key)!r}" for key, ours in state["recipe"].items() if theirs.get(key) != ours]:
         raise CheckpointError(f"cannot go on with {path}, of {', '.join(other)}: give the same, or another folder")
     fabric.load(path, state)

@@ -1,16 +1,15 @@
-# The weights in reparam/models/weights: trained, then trained on with frozen statistics, which costs what plain convolutions cost.
+# The weights in reparam/models/weights. Most were trained on with frozen statistics, which costs what plain convolutions cost.
 source "$(dirname "$0")/run.sh"
 
 more=(--warmup 200 --freeze-at 0)
-small() { # NAME STEPS RATE OPTIONS...
-    run "$1-begun" --model "$1" --steps "$2" --lr "$3" "${@:4}"
-    run "$1" --start "$runs/$1-begun/train.safetensors" --steps 10000 --lr 4e-3 "${more[@]}"
-}
+run repsr_m4c16_x3 --model repsr_m4c16_x3 --steps 20000 --lr 4e-3
+run repsr_m4c16_x4 --model repsr_m4c16_x4 --steps 8000 --lr 8e-3
 
-small repsr_m4c16_x2_y 4000 1.6e-2 --warmup 200
-small repsr_m4c16_x2 20000 4e-3
-small repsr_m4c16_x3 20000 4e-3
-small repsr_m4c16_x4 8000 8e-3
+run repsr_m4c16_x2-begun --model repsr_m4c16_x2 --steps 20000 --lr 4e-3
+run repsr_m4c16_x2_y-begun --model repsr_m4c16_x2_y --steps 4000 --lr 1.6e-2 --warmup 200
+for name in repsr_m4c16_x2 repsr_m4c16_x2_y; do
+    run $name --start "$runs/$name-begun/train.safetensors" --steps 10000 --lr 4e-3 "${more[@]}"
+done
 
 # The larger networks are fused in between, and their convolutions swapped for blocks again.
 for name in repsr_m6c32_x2 repsr_m6c32_x4; do
