@@ -248,6 +248,21 @@ def test_a_trained_network_is_swapped_and_goes_on(recipe, run, tmp_path, monkeyp
     assert_same(last(replace(run, out=tmp_path / "killed")), last(replace(run, out=tmp_path / "swapped")))
 
 
+def test_a_network_for_another_scale_starts_from_the_body(recipe, run):
+    train(replace(recipe, model="repsr_m1c4_x2_y"), run)
+    path = run.out / "train.safetensors"
+    theirs = load_checkpoint(path)
+    net, _ = training.fresh(replace(recipe, model="repsr_m1c4_x3_y", body=str(path)), Fabric(accelerator="cpu"))
+    net.eval(), theirs.eval()
+    x = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(net.body[:-1](x), theirs.body[:-1](x), rtol=1e-5, atol=1e-6)
+    assert net(x).shape == (2, 1, 24, 24)
+
+    for other in ("repsr_m2c4_x3_y", "repsr_m1c4_x3", "plain_m1c4_x3_y"):
+        with pytest.raises(CheckpointError, match="train.safetensors is no .* of this size, with another scale"):
+            training.fresh(replace(recipe, model=other, body=str(path)), Fabric(accelerator="cpu"))
+
+
 @pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])
 def test_gains_scale_what_layers_start_with(family, recipe):
     def start(gain: float, last_gain: float) -> list[torch.Tensor]:
@@ -321,13 +336,13 @@ def test_recipes_are_commands_that_exist(recipe, tmp_path):
         assert program == "examples.train_sr"
         command = get_command(app).commands[name]
         if name == "train":
-            start = Path(words[words.index("--start") + 1]) if "--start" in words else None
-            if start:
+            for option in {"--start", "--body"} & set(words):
+                start = Path(words[words.index(option) + 1])
                 assert str(start.parent) in trained
                 start.parent.mkdir(exist_ok=True)
                 start.touch()
             values = command.make_context(name, words).params
-            assert start or create_model(values["model"], **values["options"])
+            assert values["start"] or create_model(values["model"], **values["options"])
             assert values["out"] not in trained, "each run has a folder of its own"
             trained.add(str(values["out"]))
         else:

@@ -89,6 +89,9 @@ def train(
     start: Annotated[
         Path | None, Option(exists=True, dir_okay=False, help="Weights to go on from, in place of --model.")
     ] = None,
+    body: Annotated[
+        Path | None, Option(exists=True, dir_okay=False, help="Weights for another scale; all layers but the last.")
+    ] = None,
     swap: Annotated[Block | None, Option(help="Block that takes the place of every convolution first.")] = None,
     gain: Annotated[
         float, Option(help="Factor on the kernels that the network starts with, without identities.")
@@ -108,7 +111,7 @@ def train(
         train=str(images), model=model, options=options, steps=steps, batch=batch, patch=patch, lr=lr,
         schedule=schedule.value, decay_every=decay_every, loss=loss.value, ema=ema, freeze_at=freeze_at,
         precision=precision, seed=seed, start=str(start) if start else None, swap=swap.value if swap else None,
-        gain=gain, last_gain=last_gain, warmup=warmup,
+        gain=gain, last_gain=last_gain, warmup=warmup, body=str(body) if body else None,
     )  # fmt: skip
     run = Run(
         out=out, val=val, validate_every=validate_every, save_every=save_every, log_every=log_every,

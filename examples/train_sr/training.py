@@ -52,6 +52,7 @@ class Recipe:
     gain: float = 1.0
     last_gain: float = 1.0
     warmup: int = 0
+    body: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def train(recipe: Recipe, run: Run) -> dict[str, Any]:
 def fresh(recipe: Recipe, fabric: Fabric) -> tuple[Network, Batches]:
     """The network as it starts, and the batches that it will see."""
     net = load_checkpoint(recipe.start) if recipe.start else create_model(recipe.model, **recipe.options)
+    if recipe.body:
+        take_over_body(net, recipe.body)
     pairs = read_patches_of(Path(recipe.train), net.scale, net.colors, recipe.patch)
     batches = Batches(pairs, recipe.patch, recipe.batch, recipe.seed, fabric.global_rank, fabric.world_size)
     if recipe.swap:
@@ -138,6 +141,15 @@ def fresh(recipe: Recipe, fabric: Fabric) -> tuple[Network, Batches]:
     scale_start(body, recipe.gain)
     scale_start(body[-1:], recipe.last_gain)
     return net.train().to(memory_format=torch.channels_last), batches
+
+
+def take_over_body(net: Any, path: str) -> None:
+    """Copies all layers but the last, which is another one for every scale."""
+    theirs: Any = load_checkpoint(path)
+    try:
+        net.body[:-1].load_state_dict(theirs.body[:-1].state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is no {type(net).__name__} of this size, with another scale: {error}") from None
 
 
 @torch.no_grad()
