@@ -183,8 +183,8 @@ def mean_psnr(net: SRNet, tests: Sequence[Photo], region: str, own: bool) -> flo
 def region_tables(tests: Sequence[Photo], enlarged: Sequence[dict[str, Tensor]]) -> tuple[Table, Table, Table]:
     """The quality of each way in each region, and what the choice of statistics changes there."""
     scores = Table("", "share", "bicubic", *WAYS, title="PSNR (dB) by region")
-    tints = Table("", *WAYS, title=f"|error averaged over {LOCAL}x{LOCAL} pixels|, in grey levels")
-    changes = Table("", "mean size", "at most", "mean, R G B", title="stored - own, in grey levels")
+    tints = Table("", *WAYS, title=f"|error averaged over {LOCAL}x{LOCAL} pixels|, in gray levels")
+    changes = Table("", "mean size", "at most", "mean, R G B", title="stored - own, in gray levels")
     for photo, images in zip(tests, enlarged):
         for region, mask in regions(photo.high).items():
             if not mask.any():
@@ -250,7 +250,7 @@ def other_photo(window: Window, tests: Sequence[Photo], region: str) -> Photo:
 
 def paste_table(nets: Nets, pairs: Sequence[tuple[Window, Window]]) -> Table:
     """The error inside each window in its photo and where it was pasted, and how much these outputs differ."""
-    table = Table("", *WAYS, title="Inside of the window: mean |error|, in grey levels")
+    table = Table("", *WAYS, title="Inside of the window: mean |error|, in gray levels")
     margin = margin_of(nets.never)
     for pair in pairs:
         outputs = []

@@ -90,7 +90,7 @@ def ecb(config: Config) -> nn.Module:
 
 
 def ecbsr(config: Config) -> nn.Module:
-    """ECBSR by the authors (1 colour) and in BasicSR (1 or 3), which differ in the names of their arguments."""
+    """ECBSR by the authors (1 color) and in BasicSR (1 or 3), which differ in the names of their arguments."""
     names = ("module_nums", "channel_nums", "colors")
     names = names if "colors" in config else ("num_block", "num_channel", "num_in_ch")
     num_blocks, channels, colors = (config[name] for name in names)

@@ -48,7 +48,7 @@ class SPAN(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels, self.count = config["feature_channels"], config.get("num_blocks", 6)
-        self.normalise, self.range = config.get("norm", True), config.get("img_range", 255.0)
+        self.normalize, self.range = config.get("norm", True), config.get("img_range", 255.0)
         self.conv_1, self.conv_2 = Conv3XC(config["num_in_ch"], channels), Conv3XC(channels)
         for index in range(1, self.count + 1):
             self.add_module(f"block_{index}", SPAB(channels))
@@ -56,7 +56,7 @@ class SPAN(nn.Module):
         self.upsampler = upsampler(channels, config["num_out_ch"], config["upscale"])
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.normalise:
+        if self.normalize:
             # The official mean is float32 in float64 too.
             x = (x - torch.tensor(RGB_MEAN).to(x).reshape(1, 3, 1, 1)) * self.range
         outputs = [self.conv_1(x)]

@@ -112,7 +112,7 @@ class Compact(nn.Module):
 
 
 class Shifted(nn.Module):
-    """EDSR's, with the mean of colours in a buffer, residuals, and an enlarging in two steps."""
+    """EDSR's, with the mean of colors in a buffer, residuals, and an enlarging in two steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ NETS = {
         conv(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 5)
     ),
 }
-"""Of three colours; what makes them."""
+"""Of three colors; what makes them."""
 
 KINDS_OF_STEP = {
     "conv": [conv(3, 4, kernel=5, stride=2, bias=False), nn.Conv2d(3, 6, (1, 3), padding=(2, 0), dilation=2, groups=3)],
@@ -265,7 +265,7 @@ _DRAWN = [
 
 @st.composite
 def nets(draw) -> nn.Sequential:
-    """Up to six layers in a row, of three colours, with values of about one, in float64."""
+    """Up to six layers in a row, of three colors, with values of about one, in float64."""
     kinds = draw(st.lists(st.integers(0, len(_DRAWN) - 1), min_size=1, max_size=6))
     seed = draw(st.integers(0, 2**31 - 1))
     torch.manual_seed(seed)

@@ -49,7 +49,7 @@ from reparam import (
     VGGBlock,
 )
 from reparam.algebra._axes import CONV, NORM
-from reparam.algebra._spec import PADDING_MODES, centre
+from reparam.algebra._spec import PADDING_MODES, center
 from reparam.blocks._block import BranchFactory
 from reparam.blocks._conv_block import ConvBlock
 from reparam.branches._identity import has_identity
@@ -81,7 +81,7 @@ def stack(spec: ConvSpec) -> Branch:
 def two_spatial(spec: ConvSpec) -> Branch:
     """k1 x k1, then k2 x k2 depthwise, which together have the taps of the spec."""
     conv = CONV[spec.ndim]
-    first = tuple(centre(k) + 1 for k in spec.kernel_size)
+    first = tuple(center(k) + 1 for k in spec.kernel_size)
     second = tuple(k - k1 + 1 for k, k1 in zip(spec.kernel_size, first))
     layers = (
         conv(spec.in_channels, spec.out_channels, first, dilation=spec.dilation, groups=spec.groups),

@@ -38,7 +38,7 @@ app.command()(main)
 
 
 def half_textured(height: int, width: int, seed: int) -> np.ndarray:
-    """(H, W, 3): a plain colour on the left half, noise on the right one."""
+    """(H, W, 3): a plain color on the left half, noise on the right one."""
     rng = np.random.default_rng(seed)
     image = np.broadcast_to(rng.integers(60, 200, 3), (height, width, 3)).copy()
     image[:, width // 2 :] += rng.integers(-50, 50, (height, width - width // 2, 3))

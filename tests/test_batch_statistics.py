@@ -27,7 +27,7 @@ SPEC = ConvSpec(4, 6, 3)
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_running_statistics_are_torchs(momentum, bias):
-    """With bias=False the library normalises by itself, and must do to the buffers what torch does."""
+    """With bias=False the library normalizes by itself, and must do to the buffers what torch does."""
     spec = SPEC.replace(bias=bias)
     branch = randomise(ConvBNBranch(spec).double(), 0)
     branch.norm.momentum = momentum
@@ -108,7 +108,7 @@ def test_the_function_of_a_batch_is_the_kernel_with_its_statistics(mode):
     branch(x)
     for (_, bn), (_, seen) in zip(norms(as_eval), norms(branch)):
         bn.running_mean.copy_(seen.running_mean)
-        bn.running_var.copy_(seen.running_var * (count - 1) / count)  # the batch normalises with the biased variance
+        bn.running_var.copy_(seen.running_var * (count - 1) / count)  # the batch normalizes with the biased variance
     assert_close(as_eval(x), y, 1e-11)
     assert_close(as_eval.to_conv()(x), y, 1e-11)
 

@@ -277,7 +277,7 @@ def test_an_averaged_model(tmp_path):
 
 SMALL = {re.sub(r"m\d+c\d+", "m1c6", name) for name in list_models() if not name.startswith("sesr")}
 SMALL |= {"sesr_m3_x2", "sesr_m3_x4"}
-# Scale and colours are read by one function for all networks of blocks, and by others for the rest; so RepSR and the
+# Scale and colors are read by one function for all networks of blocks, and by others for the rest; so RepSR and the
 # rest come in all sizes, and every other family of blocks in two that differ in both. Fused networks are plain ones.
 TWO_SIZES = {name for name in SMALL if name.startswith("sesr") or name.endswith(("_x2", "_x3_y"))}
 UNFUSED = TWO_SIZES | {name for name in SMALL if name.startswith(("plain", "edsr", "repsr"))}

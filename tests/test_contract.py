@@ -119,7 +119,7 @@ def test_autocast_whatever_the_size(kind, size):
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_autocast_whatever_the_padding(kind, padding_mode):
-    """Also of a branch that pads and does no more, or normalises only."""
+    """Also of a branch that pads and does no more, or normalizes only."""
     spec = reparam.ConvSpec(4, kernel_size=1, padding=1, padding_mode=padding_mode)
     if fits(kind, spec):
         branch = randomise(KINDS[kind](spec), 0)

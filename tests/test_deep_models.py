@@ -115,7 +115,7 @@ def test_edsr_of_blocks_fuses_into_the_plain_one():
     assert_close(plain(x), net(x))
 
 
-def test_edsr_in_other_colours_and_ranges():
+def test_edsr_in_other_colors_and_ranges():
     net = EDSR(scale=2, num_blocks=1, channels=4, colors=1)
     assert net.mean.tolist() == [[[[0.0]]]]
     shifted = EDSR(scale=2, num_blocks=1, channels=4, colors=1, mean=[0.5], img_range=1.0)

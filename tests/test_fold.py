@@ -225,7 +225,7 @@ def test_launches_on_an_accelerator():
 
 
 def test_a_large_mean_and_a_tiny_variance_in_float32():
-    """E[z²] - E[z]² would lose everything here; the input is centred, so that it does not.
+    """E[z²] - E[z]² would lose everything here; the input is centered, so that it does not.
 
     Without the identity, which the branches pass on unrounded, so that it would hide what the statistics lose.
     """
@@ -296,7 +296,7 @@ class TestAuto:
             freeze_bn_stats(block.train())
             assert count_convolutions(block, self.x) == 1
 
-    def test_where_only_the_sum_is_normalised_one_convolution_runs_before_it(self):
+    def test_where_only_the_sum_is_normalized_one_convolution_runs_before_it(self):
         for block in (OREPABlock(8), OREPABlock(8, stride=2, groups=2, fold=True), OREPARepVGGBlock(8, identity=False)):
             expected = 2 if isinstance(block, OREPARepVGGBlock) else 1
             assert count_convolutions(block, self.x) == expected
@@ -607,5 +607,5 @@ def test_moments_of_half_precision_are_those_of_the_same_numbers_in_float32(dtyp
         found.append((moments, *torch.autograd.grad(total, x)))
     (ours, gradient), (theirs, expected) = found
     assert torch.equal(ours.covariance, theirs.covariance) and torch.equal(ours.mean, theirs.mean)
-    assert torch.equal(ours.centre, theirs.centre) and torch.equal(ours.rounded, theirs.rounded)
+    assert torch.equal(ours.center, theirs.center) and torch.equal(ours.rounded, theirs.rounded)
     assert gradient.dtype == dtype and torch.equal(gradient, expected.to(dtype))

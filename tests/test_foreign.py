@@ -1,4 +1,4 @@
-"""Other people's modules: kernels read off their forward, known blocks, and norms that their neighbours take in."""
+"""Other people's modules: kernels read off their forward, known blocks, and norms that their neighbors take in."""
 
 import copy
 import re
@@ -642,7 +642,7 @@ def frozen_norm():
 
 @pytest.mark.parametrize("name", FOLDED)
 @torch.no_grad()
-def test_a_norm_goes_into_its_neighbour(name):
+def test_a_norm_goes_into_its_neighbor(name):
     torch.manual_seed(0)
     model, x = ready(FOLDED[name]()), image(2, 6, 9, 8)
     plain = fuse(model)
@@ -721,7 +721,7 @@ def test_a_norm_that_is_not_alone_stays(name):
     assert_close(plain(x), model(x))
 
 
-class TestNeighbours:
+class TestNeighbors:
     @pytest.mark.parametrize("name", ["conv", "linear", "transposed", "block"])
     @pytest.mark.parametrize("trainable", [False, True])
     @pytest.mark.parametrize("training", [False, True])

@@ -254,7 +254,7 @@ def test_unfreezing_goes_on_with_batch_statistics():
     assert not torch.equal(norms(net).__next__()[1].running_mean, before)
 
 
-def test_built_as_frozen_it_normalises_and_stays():
+def test_built_as_frozen_it_normalizes_and_stays():
     bn = FrozenStatsBN(3, eps=0.1, dtype=torch.float64)
     assert list(bn.state_dict()) == list(nn.BatchNorm2d(3).state_dict())
     x = torch.randn(2, 3, 4).double()

@@ -300,7 +300,7 @@ class TestExchangedLayers:
             block.branches[1].expand = Around(conv)
         else:
             conv.__class__ = Adapted
-        with torch.no_grad():  # the mean of the channels at the centre tap, written into the weight
+        with torch.no_grad():  # the mean of the channels at the center tap, written into the weight
             twin.branches[1].expand.weight[:, :, 1, 1] += 1 / 3
         assert_close(block(x), twin(x), 1e-11)
         with pytest.raises(FuseError, match="Around is not known to be linear|Adapted has a forward of its own"):

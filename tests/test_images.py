@@ -77,7 +77,7 @@ def exact(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @st.composite
 def kinds(draw):
-    """Channels (grey or RGB, then perhaps alpha), numbers of 8 or 16 bits, how the file is turned, and its profile."""
+    """Channels (gray or RGB, then perhaps alpha), numbers of 8 or 16 bits, how the file is turned, and its profile."""
     channels, dtype = draw(st.sampled_from([1, 2, 3, 4])), draw(st.sampled_from([np.uint8, np.uint16]))
     shape = draw(st.integers(1, 40)), draw(st.integers(1, 40)), channels
     return shape, dtype, draw(st.booleans()), draw(st.integers(1, 8)), draw(st.booleans())
@@ -131,7 +131,7 @@ def by_pillow(draw, path, pixels, orientation, profile):
 
 
 def by_hand(draw, path, pixels, orientation, profile):
-    """A PNG with a colour that stands for transparency, of any depth."""
+    """A PNG with a color that stands for transparency, of any depth."""
     channels, deep = 3 - 2 * (pixels.shape[2] < 3), pixels.dtype == np.uint16
     depth = 16 if deep else draw(st.sampled_from([1, 2, 4, 8])) if channels == 1 else 8
     pixels = pixels[..., :channels] >> ((16 if deep else 8) - depth)
@@ -194,7 +194,7 @@ def profile_of(path: Path) -> bytes | None:
 
 
 def decoded(content: bytes) -> np.ndarray:
-    """The pixels (H, W, C) of a PNG without palette, by hand, as no library reads grey and alpha of 16 bits."""
+    """The pixels (H, W, C) of a PNG without palette, by hand, as no library reads gray and alpha of 16 bits."""
     width, height, depth, kind = struct.unpack(">IIBB", content[16:26])
     data, place = b"", 8
     while place < len(content):
@@ -487,13 +487,13 @@ def test_exif_that_pil_cannot_write_is_left_out(suffix, tmp_path, monkeypatch):
         assert 271 not in image.getexif()
 
 
-def test_texts_and_colours_of_png_are_kept(tmp_path):
+def test_texts_and_colors_of_png_are_kept(tmp_path):
     texts = [(b"tEXt", b"Title\0Caf\xe9"), (b"iTXt", b"Author\0\0\0\0\0" + "J\u00f6rg".encode())]
-    colours = [(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", bytes(range(32))), (b"cICP", bytes([9, 16, 0, 1]))]
+    colors = [(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", bytes(range(32))), (b"cICP", bytes([9, 16, 0, 1]))]
     for kept, dropped in (
         (texts, [(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 45455))]),
-        (texts + colours[:2], []),
-        (texts + colours[2:], []),
+        (texts + colors[:2], []),
+        (texts + colors[2:], []),
     ):
         (tmp_path / "a.png").write_bytes(png(SMOOTH, 8, 2, *kept, *dropped))
         SAME.file(tmp_path / "a.png", tmp_path / "b.png")
@@ -520,8 +520,8 @@ def test_lossless_webp_stays_lossless(tmp_path):
                 assert np.array_equal(np.asarray(before), np.asarray(after)) == lossless
 
 
-def grey_profile() -> bytes:
-    """Of grey with the gamma of 1, by hand: an ICC file of white and a curve."""
+def gray_profile() -> bytes:
+    """Of gray with the gamma of 1, by hand: an ICC file of white and a curve."""
     tags = {b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">iii", 63190, 65536, 54061), b"kTRC": b"curv" + bytes(8)}
     tags[b"desc"] = b"text\0\0\0\0" + np.random.default_rng(0).bytes(120)  # libpng takes no short ones
     head, place, body = b"", 128 + 4 + 12 * len(tags), b""
@@ -534,15 +534,15 @@ def grey_profile() -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-def test_a_profile_of_grey_is_in_grey_files_only(suffix, tmp_path):
-    profile = grey_profile()
+def test_a_profile_of_gray_is_in_gray_files_only(suffix, tmp_path):
+    profile = gray_profile()
     assert ImageCms.getOpenProfile(io.BytesIO(profile)).profile.xcolor_space == "GRAY"
     for pixels in (SMOOTH[..., 0], SMOOTH):
         Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "a.png", icc_profile=profile)
         SAME.file(tmp_path / "a.png", tmp_path / f"b{suffix}")
         with Image.open(tmp_path / f"b{suffix}") as image:
-            grey = pixels.ndim == 2 and suffix != ".webp"  # which has no grey
-            assert image.info.get("icc_profile") == (profile if grey else None)
+            gray = pixels.ndim == 2 and suffix != ".webp"  # which has no gray
+            assert image.info.get("icc_profile") == (profile if gray else None)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".jpg"])
@@ -569,7 +569,7 @@ def film(path: Path, **options) -> list[np.ndarray]:
 def test_every_frame_of_a_film_is_enlarged(tmp_path):
     frames = film(tmp_path / "a.webp", lossless=True)
     film(tmp_path / "a.gif")
-    for name, step in (("a.webp", 0), ("a.gif", 40)):  # of 256 colours
+    for name, step in (("a.webp", 0), ("a.gif", 40)):  # of 256 colors
         SAME.file(tmp_path / name, tmp_path / "b.webp")
         with Image.open(tmp_path / "b.webp") as image:
             assert image.n_frames == 3 and image.size == (36, 24)
@@ -667,15 +667,15 @@ def test_16_bits_become_8_by_rounding(tmp_path):
     assert np.abs(257 * shallow - deep[:, :, 0]).max() == 128  # half a step
 
 
-def test_grey_is_the_mean_of_three_colours():
+def test_gray_is_the_mean_of_three_colors():
     y = torch.rand(1, 3, 4, 5)
     assert (join(y, y[:, :1], 3, 1)[:, 0] - y.mean(1)).abs().max() < 1e-6
 
 
-def test_the_luma_of_grey_is_that_of_three_equal_colours():
-    grey = torch.linspace(0, 1, 20).reshape(1, 1, 4, 5)
-    luma = split(grey, 1)
-    assert (luma - split(grey.expand(1, 3, 4, 5), 1)).abs().max() < 1e-6
+def test_the_luma_of_gray_is_that_of_three_equal_colors():
+    gray = torch.linspace(0, 1, 20).reshape(1, 1, 4, 5)
+    luma = split(gray, 1)
+    assert (luma - split(gray.expand(1, 3, 4, 5), 1)).abs().max() < 1e-6
     assert (luma.min(), luma.max()) == pytest.approx((16 / 255, 235 / 255))
 
 

@@ -307,7 +307,7 @@ class TestWalks:
             block(4).apply(partial(by_name, guarded=False))
 
     def test_the_start_of_a_network_matters(self):
-        """Near nearest-neighbour enlarging at first; a walk makes noise of it."""
+        """Near nearest-neighbor enlarging at first; a walk makes noise of it."""
         torch.manual_seed(0)
         net, x = create_model("repsr_m4c16_x2_y").eval(), torch.rand(2, 1, 24, 24)
         with torch.no_grad():

@@ -20,7 +20,7 @@ def ready(name: str) -> nn.Module:
 
 
 def compact(state: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> torch.Tensor:
-    """SRVGGNetCompact as its paper draws it: convolutions and PReLUs, pixel shuffle, plus the nearest neighbours."""
+    """SRVGGNetCompact as its paper draws it: convolutions and PReLUs, pixel shuffle, plus the nearest neighbors."""
     y = x
     for index in range(sum(key.endswith(("bias", "body.1.weight")) for key in state) * 2):
         weight, bias = state.get(f"body.{index}.weight"), state.get(f"body.{index}.bias")
@@ -36,7 +36,7 @@ TWO_SIZES = [f"{family}_m1c6_{size}" for family in FAMILIES for size in ("x2", "
 
 
 @pytest.mark.parametrize("name", EVERY_SIZE + TWO_SIZES)
-def test_every_scale_and_colour(name):
+def test_every_scale_and_color(name):
     net = ready(name).double()
     plain = net if name.startswith("plain") else fuse(net)
     x = torch.rand(2, 1 if name.endswith("_y") else 3, 7, 9).double()

@@ -70,7 +70,7 @@ for channels, pixels in CHANNELS.items():
             content(png(stored, depth, PNG_KINDS[channels])),
             wanted,
         )
-        if channels in (1, 3):  # the colour of the first pixel stands for transparency
+        if channels in (1, 3):  # the color of the first pixel stands for transparency
             key = b"tRNS", np.full(channels, stored[0, 0], ">u2").tobytes()
             white = 65535 if depth == 16 else 255
             shown = np.where((stored == stored[0, 0]).all(-1, keepdims=True), 0, white)
@@ -140,14 +140,14 @@ for suffix, off in ((".png", 0), (".tif", 0), (".jpg", 12), (".webp", 12)):
 for suffix in (".jpg", ".tif"):
     inks = Image.fromarray(SMOOTH).convert("CMYK")
     kind(f"{suffix}, CMYK", suffix, pillow(inks), SMOOTH, 130)  # inks are not that bright
-kind("JPEG, grey", ".jpg", pillow(GREY, quality=95), GREY, 8)
+kind("JPEG, gray", ".jpg", pillow(GREY, quality=95), GREY, 8)
 kind("JPEG, progressive", ".jpg", pillow(SMOOTH, quality=95, progressive=True), SMOOTH, 12)
 kind("JPEG, 4:4:4", ".jpg", pillow(SMOOTH, quality=95, subsampling=0), SMOOTH, 8)
 kind("JPEG, second photo", ".jpg", second_photo, SMOOTH, 12)
 kind("WebP", ".webp", pillow(SMOOTH, quality=95), SMOOTH, 12)
 kind("WebP, lossless", ".webp", pillow(SMOOTH, lossless=True), SMOOTH)
 kind("WebP, alpha", ".webp", pillow(CHANNELS[4], lossless=True), CHANNELS[4])
-kind("BMP, grey", ".bmp", pillow(GREY), GREY)
+kind("BMP, gray", ".bmp", pillow(GREY), GREY)
 kind("BMP", ".bmp", pillow(SMOOTH), SMOOTH)
 kind("BMP, fourth channel", ".bmp", pillow(CHANNELS[4]), SMOOTH)
 kind("WebP, frames", ".webp", film, "has 3 frames; extract one of them")

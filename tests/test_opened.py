@@ -100,7 +100,7 @@ class Odd(nn.Module):
         (nn.Conv2d(3, 1, 3, padding=1), 3, r"net.onnx makes \(1, 1, 48, 48\) of \(1, 3, 48, 48\), which is not"),
         (Odd(lambda x: x + x.mean((2, 3), keepdim=True)), 3, "reaches farther than .* only run on whole images"),
     ],
-    ids=["channels", "smaller", "colours", "not local"],
+    ids=["channels", "smaller", "colors", "not local"],
 )
 def test_files_that_enlarge_no_image(net, channels, match, tmp_path):
     export(net.eval(), tmp_path / "net.onnx", example=torch.rand(1, channels, 8, 9))

@@ -533,11 +533,11 @@ class TestWhereItIsOn:
         assert not (tmp_path / "plain.safetensors").exists()
 
     def test_an_exported_network_that_writes_into_its_input(self, tmp_path):
-        class Centred(nn.Sequential):
+        class Centered(nn.Sequential):
             def forward(self, x):
                 return super().forward(x.sub_(0.5))
 
-        net, x = Centred(ECB(3)).eval(), photo()
+        net, x = Centered(ECB(3)).eval(), photo()
         assert export(net, tmp_path / "net.pt2", example=x).error < 1e-5
         assert torch.equal(x, photo())
 

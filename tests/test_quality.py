@@ -32,10 +32,10 @@ def resized_rows(image: np.ndarray, factor: float) -> np.ndarray:
     length = image.shape[0]
     rows = []
     for out in range(math.ceil(length * factor)):
-        centre = (out + 0.5) / factor - 0.5
+        center = (out + 0.5) / factor - 0.5
         reach, stretch = (2 / factor, factor) if factor < 1 else (2, 1)
-        taps = range(math.floor(centre - reach), math.ceil(centre + reach) + 1)
-        weights = np.array([cubic((centre - tap) * stretch) for tap in taps])
+        taps = range(math.floor(center - reach), math.ceil(center + reach) + 1)
+        weights = np.array([cubic((center - tap) * stretch) for tap in taps])
         mirrored = [tap % (2 * length) for tap in taps]
         mirrored = [tap if tap < length else 2 * length - 1 - tap for tap in mirrored]
         rows.append(np.tensordot(weights / weights.sum(), image[mirrored], 1))
@@ -162,15 +162,15 @@ def test_evaluating_a_folder(tmp_path):
 
     for name, crop in {"b": photo()[:, :61, :50], "a": photo()[:, -40:, -44:]}.items():
         Image.fromarray(crop.transpose(1, 2, 0)).save(tmp_path / f"{name}.png")
-    Image.fromarray(photo()[0, :32, :32]).save(tmp_path / "grey.png")
+    Image.fromarray(photo()[0, :32, :32]).save(tmp_path / "gray.png")
     (tmp_path / "notes.txt").write_text("no image")
     net = create_model("plain_m1c4_x2_y").eval()
     rows = evaluate(net, tmp_path)
-    assert list(rows) == ["a", "b", "grey", "mean"]
+    assert list(rows) == ["a", "b", "gray", "mean"]
     low, high = shrink(photo()[:, :61, :50], 2)
     assert rows["b"][0] == quality(luma(bicubic(low, 2)), luma(high), 2)
     assert rows["b"][1] == validate(net, [(low, high)])
-    assert rows["mean"][1] == mean_quality([rows[name][1] for name in ("a", "b", "grey")])
+    assert rows["mean"][1] == mean_quality([rows[name][1] for name in ("a", "b", "gray")])
     assert [len(column._cells) for column in as_table(rows, "title").columns] == [4, 4, 4]
     export(net, tmp_path / "net.onnx")
     exported = evaluate(open_network(tmp_path / "net.onnx"), tmp_path)

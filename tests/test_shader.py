@@ -49,7 +49,7 @@ def blocks(text: str) -> list[tuple[dict[str, list[str]], str]]:
     return found
 
 
-# Passes, what they hook, and the scale. SESR and EDSR take a mean off the colours first, and pad with zeros then.
+# Passes, what they hook, and the scale. SESR and EDSR take a mean off the colors first, and pad with zeros then.
 NETWORKS = {
     "repsr_m4c16_x2": (6, "MAIN", 2),
     "repsr_m1c5_x3_y": (3, "LUMA", 3),
@@ -167,7 +167,7 @@ def passes_of(net: nn.Module, colors: int = 1):
     return shader_passes(net.eval(), torch.rand(1, colors, 8, 9))
 
 
-def test_only_neighbours_cost_a_pass():
+def test_only_neighbors_cost_a_pass():
     first, point, last = conv(1, 8), conv(8, 6, 1), conv(6, 1)
     net = Of(lambda x, a, b, c: c(torch.sigmoid(b(F.relu(a(x)))) * 2 - 1) + x, first, point, last)
     one, two = passes_of(net)
@@ -189,14 +189,14 @@ def test_a_pass_keeps_only_what_later_ones_take():
     assert two.textures == (1,) and three.textures == (2,) and len(two.writes) == 1
 
 
-def test_what_is_done_to_the_image_alone_is_kept_only_for_neighbours():
+def test_what_is_done_to_the_image_alone_is_kept_only_for_neighbors():
     net = Of(lambda x, a: a(x * 2 - 1) + x * 0.5, conv(1, 1))
     one, two = passes_of(net)
     assert {step.kind for step in one.steps} == {"affine"} and one.texels == 1
     assert [step.kind for step in two.steps].count("affine") == 1 and two.textures == (1,)
 
 
-def test_a_network_without_neighbours_is_one_pass():
+def test_a_network_without_neighbors_is_one_pass():
     (one,) = passes_of(nn.Sequential(conv(1, 4, 1), nn.PixelShuffle(2)))
     assert one.number == 1 and not one.textures
 
@@ -236,7 +236,7 @@ REFUSED = {
         "0 .*of the image|0 is a bilinear resize with align_corners=True",
     ),
     "one way": (nn.Sequential(nn.Upsample(scale_factor=(2, 1))), "0 is a resize by 2 and 1"),
-    "colours": (
+    "colors": (
         nn.Sequential(conv(1, 3)),
         "as many colors as they provide, 1, .* returns 3 colors and scales by 1 and 1",
     ),
@@ -251,7 +251,7 @@ def test_what_a_shader_cannot_say_is_refused_with_the_layer(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_two_colours_are_refused(tmp_path):
+def test_two_colors_are_refused(tmp_path):
     with pytest.raises(ExportError, match=r"1 color \(luma\) or 3 \(RGB\), but the network takes 2"):
         export(conv(2, 2).eval(), tmp_path / "net.glsl", example=torch.rand(1, 2, 8, 8))
 

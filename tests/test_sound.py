@@ -28,7 +28,7 @@ NAN, INF = float("nan"), float("inf")
 MODELS = {
     "ours": (lambda: nn.Sequential(RepVGGBlock(4)), "0.branches.0.conv.weight", "0.branches.1.norm.running_var"),
     "timm": (lambda: nn.Sequential(byobnet.RepVggBlock(4, 4)), "0.conv_kxk.conv.weight", "0.identity.running_var"),
-    "neighbours": (lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), "0.weight", "1.running_var"),
+    "neighbors": (lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), "0.weight", "1.running_var"),
 }
 VALUES = {"weight": [NAN, INF, -INF], "running_var": [NAN, INF, -1e-3, -1.0]}
 

@@ -87,7 +87,7 @@ def test_radius_of_lopsided_and_dilated_kernels():
 
 
 class OneColorWide(nn.Module):
-    """One colour is spread over 5 x 5 pixels, seen by NaN alone (times zero) or by numbers alone (NaN is swallowed)."""
+    """One color is spread over 5 x 5 pixels, seen by NaN alone (times zero) or by numbers alone (NaN is swallowed)."""
 
     def __init__(self, color, by_nan):
         super().__init__()
@@ -101,7 +101,7 @@ class OneColorWide(nn.Module):
 
 @pytest.mark.parametrize("color", [0, 1, 2])
 @pytest.mark.parametrize("by_nan", [True, False])
-def test_radius_is_that_of_the_farthest_colour(color, by_nan):
+def test_radius_is_that_of_the_farthest_color(color, by_nan):
     assert locality(OneColorWide(color, by_nan), 3) == (2, 1)
 
 
@@ -237,7 +237,7 @@ def test_what_spans_leave_out_is_a_multiple_of_the_period(rest, tile):
 
 
 class Sr(nn.Module):
-    """A body as a network of 1 or 3 colours."""
+    """A body as a network of 1 or 3 colors."""
 
     def __init__(self, *layers, scale=1, colors=3):
         super().__init__()
@@ -250,15 +250,15 @@ class Sr(nn.Module):
 class Windows(nn.Module):
     """Attention of one head in windows, each second time shifted by half; pads to whole windows, at the end."""
 
-    def __init__(self, channels, size, mode="reflect", centred=False):
+    def __init__(self, channels, size, mode="reflect", centered=False):
         super().__init__()
-        self.size, self.mode, self.centred = size, mode, centred
+        self.size, self.mode, self.centered = size, mode, centered
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
 
     def forward(self, x):
         height, width = x.shape[2:]
         down, right = (-size % self.size for size in (height, width))
-        up, left = (down // 2, right // 2) if self.centred else (0, 0)
+        up, left = (down // 2, right // 2) if self.centered else (0, 0)
         x = nn.functional.pad(x, (left, right - left, up, down - up), mode=self.mode)
         rows, columns = (size // self.size for size in x.shape[2:])
         parts = self.qkv(x).unflatten(2, (rows, self.size)).unflatten(4, (columns, self.size))
@@ -305,7 +305,7 @@ PERIODIC = {
     ),
     "windows of 8": (lambda: Sr(Windows(3, 8)), Locality(7, 8)),
     "windows of 7": (lambda: Sr(conv(), Windows(3, 7), conv()), Locality(8, 7)),
-    "windows of 8, padded on both sides": (lambda: Sr(Windows(3, 8, centred=True)), Locality(7, 8)),
+    "windows of 8, padded on both sides": (lambda: Sr(Windows(3, 8, centered=True)), Locality(7, 8)),
     "padding to 8": (lambda: Sr(PadTo(8, conv())), Locality(1, 8)),
     "padding to 16": (lambda: Sr(PadTo(16, nn.Sequential(conv(3, 8, 5), nn.ReLU(), conv(8)))), Locality(3, 16)),
     "where": (lambda: Sr(conv(3, 8), Where(), conv(8, 8), Where(), conv(8, 12), nn.PixelShuffle(2), scale=2), (3, 1)),
@@ -636,7 +636,7 @@ def test_numbers_of_either_byte_order(dtype, doubling):
 
 @pytest.mark.parametrize("colors", [1, 3])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_grey_that_is_stored_as_rgb_stays_grey(channels, colors, nets, tmp_path):
+def test_gray_that_is_stored_as_rgb_stays_gray(channels, colors, nets, tmp_path):
     upscaler = Upscaler(nets["repsr_m2c8_x2" if colors == 3 else "repsr_m2c8_x3_y"], engine="torch", tile=24)
     image = PHOTO[:, :, [0, 0, 0, 1][:channels]]
     planes = torch.from_numpy(image.transpose(2, 0, 1).copy())
@@ -647,12 +647,12 @@ def test_grey_that_is_stored_as_rgb_stays_grey(channels, colors, nets, tmp_path)
     upscaler.file(tmp_path / "a.png", tmp_path / "b.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), upscaler(image))
     image = image.copy()
-    image[-1, -1, 0] ^= 1  # one pixel is coloured: all are free to be
+    image[-1, -1, 0] ^= 1  # one pixel is colored: all are free to be
     large = upscaler(image)
     assert colors == 1 or not np.array_equal(large[..., 0], large[..., 1])
 
 
-def test_all_of_an_image_says_whether_it_is_grey(nets):
+def test_all_of_an_image_says_whether_it_is_gray(nets):
     upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch", tile=300)
     image = np.repeat(np.random.default_rng(0).random((600, 8, 1)), 3, axis=2)
     for last in (0.0, 0.5):
@@ -661,7 +661,7 @@ def test_all_of_an_image_says_whether_it_is_grey(nets):
         assert np.array_equal(large[..., 0], large[..., 1]) == (last == 0)
 
 
-def test_each_image_of_a_batch_is_grey_or_not_by_itself(nets):
+def test_each_image_of_a_batch_is_gray_or_not_by_itself(nets):
     upscaler = Upscaler(nets["repsr_m2c8_x2"], engine="torch")
     batch = torch.rand(3, 3, 20, 24)
     batch[1] = batch[1, :1]
@@ -706,7 +706,7 @@ def test_what_is_hidden_does_not_darken_what_is_shown(name, nets):
         assert large[..., :3][seen].min() >= flat.min() and large[..., :3][seen].max() <= flat.max()
 
 
-def test_hidden_colours_do_not_matter_in_any_tile():
+def test_hidden_colors_do_not_matter_in_any_tile():
     net = Sr(conv(kernel=9))  # which looks far, and at all alike
     rng, alpha = np.random.default_rng(0), np.zeros(PHOTO.shape[:2], np.float32)
     alpha[5:20, 7:30], alpha[30:48, 40:60] = 1, rng.uniform(0.1, 1, (18, 20))
@@ -722,7 +722,7 @@ def test_hidden_colours_do_not_matter_in_any_tile():
         assert np.array_equal(large[..., 3], wanted[..., 3]) and np.abs(large - wanted)[seen].max() < 1e-6
 
 
-def test_a_picture_that_shows_nothing_keeps_its_colours(doubling):
+def test_a_picture_that_shows_nothing_keeps_its_colors(doubling):
     image = np.dstack([PHOTO, np.zeros(PHOTO.shape[:2], np.uint8)])
     assert np.array_equal(doubling(image)[..., :3], doubling(PHOTO))
 
@@ -786,7 +786,7 @@ def test_images_of_pil(mode, doubling):
     assert large.mode == kept.get(mode, mode) and large.size == (2 * image.width, 2 * image.height)
 
 
-def test_a_colour_that_stands_for_transparency(doubling):
+def test_a_color_that_stands_for_transparency(doubling):
     image = Image.fromarray(PHOTO[:, :, 0] // 2 + 1)
     image.info["transparency"] = 200
     large = doubling(image)

@@ -134,7 +134,7 @@ async function through([cubic, net], { scale, radius }, wanted) {
   const context = brush(source.canvas);
   const across = [...spans(width, radius)];
   const tiles = [...spans(height, radius)].flatMap((rows) => across.map((columns) => [rows, columns]));
-  const grey = tiles.every(([rows, columns]) => isGrey(context, rows, columns));
+  const gray = tiles.every(([rows, columns]) => isGray(context, rows, columns));
   const seconds = [0, 0];
   for (const [index, [rows, columns]] of tiles.entries()) {
     const size = [columns.last - columns.first, rows.last - rows.first];
@@ -148,14 +148,14 @@ async function through([cubic, net], { scale, radius }, wanted) {
     seconds[1] += (performance.now() - middle) / 1000;
     if (!wanted()) return seconds;
     place(bicubic, smooth.output, rows, columns, scale);
-    if (grey) equal(sharp.output.data);
+    if (gray) equal(sharp.output.data);
     place(ours, sharp.output, rows, columns, scale);
     progress.value = (index + 1) / tiles.length;
   }
   return seconds;
 }
 
-function isGrey(context, rows, columns) {
+function isGray(context, rows, columns) {
   const size = [columns.stop - columns.start, rows.stop - rows.start];
   const { data } = context.getImageData(columns.start, rows.start, ...size);
   for (let index = 0; index < data.length; index += 4)

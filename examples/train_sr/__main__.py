@@ -77,7 +77,7 @@ def train(
     schedule: Annotated[Schedule, Option(help="How the learning rate falls.")] = Schedule.cosine,
     warmup: Annotated[int, Option(min=0, help="Steps over which the learning rate rises at the start.")] = 0,
     decay_every: Annotated[int, Option(min=1, help="With --schedule step: steps after which it is halved.")] = 25_000,
-    loss: Annotated[Loss, Option(help="What is minimised.")] = Loss.l1,
+    loss: Annotated[Loss, Option(help="What is minimized.")] = Loss.l1,
     ema: Annotated[
         float, Option(min=0, max=1, help="Decay of the average of weights and statistics, which is shipped; 0: none.")
     ] = 0.999,

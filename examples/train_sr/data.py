@@ -26,7 +26,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_pair(path: Path, scale: int) -> Pair:
-    """An image file, small and large, RGB; grey becomes RGB."""
+    """An image file, small and large, RGB; gray becomes RGB."""
     with Image.open(path) as image:
         rgb = np.array(image.convert("RGB"))
     return shrink(rgb.transpose(2, 0, 1), scale)

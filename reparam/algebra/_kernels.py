@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import SpecError
-from ._spec import centre, convolve
+from ._spec import center, convolve
 
 
 class Kernel(NamedTuple):
@@ -55,7 +55,7 @@ def embed(kernel: Kernel, size: tuple[int, ...]) -> Kernel:
         raise SpecError(f"a kernel of {kernel.size} taps does not fit into kernel_size={size}; pass a larger size")
     pads = []
     for small, big in zip(reversed(kernel.size), reversed(size)):
-        before = centre(big) - centre(small)
+        before = center(big) - center(small)
         pads += [before, big - small - before]
     return Kernel(F.pad(kernel.weight, pads), kernel.bias)
 

@@ -22,7 +22,7 @@ Pads = tuple[tuple[int, int], ...]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def centre(size: int) -> int:
+def center(size: int) -> int:
     """Index of the tap that an identity uses in a kernel of this size: the middle, or the one before it."""
     return (size - 1) // 2
 
@@ -235,7 +235,7 @@ class ConvSpec:
         """Pads for a smaller kernel with its center tap on this one's; negative if the input must be cropped."""
         pads = []
         for (low, high), big, small, d in zip(self.pads, self.kernel_size, kernel_size, self.dilation):
-            before = centre(big) - centre(small)
+            before = center(big) - center(small)
             pads.append((low - before * d, high - (big - small - before) * d))
         return tuple(pads)
 

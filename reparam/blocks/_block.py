@@ -28,7 +28,7 @@ from ..bn._norm import (
 )
 from ..branches import Branch
 from ..branches._base import ScaleShift
-from ..branches._chain import normalise
+from ..branches._chain import normalize
 from ..branches._expand_squeeze import ExpandSqueezeStack, stacked
 from ..branches._identity import is_plain, with_identities
 from ..branches._weight import refuse_to_set
@@ -142,7 +142,7 @@ class ReparamBlock(Branch):
                 return convolve(x, weight, bias if self.spec.bias else None)
             return self.spec.convolve(x, weight, bias)
         total = self._sum(x, live) if read else reduce(torch.add, (branch(x) for branch in self.branches))
-        return total if self.norm is None else normalise(self.norm, total)
+        return total if self.norm is None else normalize(self.norm, total)
 
     def _kernel_on(self, x: Tensor, live: Norms, moments: list[PatchMoments]) -> Kernel:
         """The kernel for x; patch moments, if needed, are appended to the list."""

@@ -16,7 +16,7 @@ from ..algebra._spec import ConvSpec
 from ..bn._norm import BatchNorm, NormChoice, make_norm, stored_scale_shift
 from ..branches import Branch
 from ..branches._base import ScaleShift
-from ..branches._chain import normalise, run
+from ..branches._chain import normalize, run
 from ..folding import cost
 from ..numerics._autocast import as_conv_input, no_autocast
 from ._block import BranchFactory
@@ -132,7 +132,7 @@ class SideBySide(Branch):
         used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None if self.spec.bias else {}
         parts = [self._run(conv, size, x) for conv, size in zip(self.convs, self.sizes)]
         bases = [self._run(conv, size, x) for conv, size in zip(self.norm_convs, self.sizes)] or parts
-        parts = parts + [normalise(bn, base, used=used) for bn, base in zip(self.norms, bases)]  # type: ignore[arg-type]  # likewise
+        parts = parts + [normalize(bn, base, used=used) for bn, base in zip(self.norms, bases)]  # type: ignore[arg-type]  # likewise
         y = self.out(self._concatenated(parts, 1))
         if used is None:
             return y

@@ -15,7 +15,7 @@ from ..algebra._axes import NORM
 from ..algebra._composition import fit, scaled, then
 from ..algebra._kernels import Kernel
 from ..algebra._linear import LinearOp, check_valid, identity_op, linear_op
-from ..algebra._spec import ConvSpec, Pads, centre, pad
+from ..algebra._spec import ConvSpec, Pads, center, pad
 from ..bn._norm import (
     BatchNorm,
     batch_moments,
@@ -67,7 +67,7 @@ class ChainBranch(Branch):
             self.cost += cost.BATCH_NORM * channels if is_bn else cost.convolution(channels, inputs, prod(size))
             self._of_run = self._of_run.and_then(_of_op(stage), cost.running())
             self._of_kernel = self._of_kernel.and_then(_of_op(stage))
-            reach.append([(centre(k) * d, (k - 1 - centre(k)) * d, s) for k, d, s in zip(size, apart, step.stride)])
+            reach.append([(center(k) * d, (k - 1 - center(k)) * d, s) for k, d, s in zip(size, apart, step.stride)])
             if is_bn and not index:
                 self._of_kernel = _made()  # for an identity that is scaled
             before, outline = outline, _then(outline, _outline(step))
@@ -156,7 +156,7 @@ class ChainBranch(Branch):
         for stage, ring in zip(self.stages(), self._rings):
             if is_norm(stage):
                 x = x if pads is None else pad(x, pads, self.spec.padding_mode)
-                x = normalise(stage, x, ring, used)
+                x = normalize(stage, x, ring, used)
             else:
                 x = run(stage, x, pads, self.spec.padding_mode)
             pads = None
@@ -270,7 +270,7 @@ def _fits(bn: BatchNorm, ndim: int) -> bool:
     return all(axes == ndim for axes, kind in NORM.items() if isinstance(bn, kind))
 
 
-def normalise(
+def normalize(
     bn: BatchNorm, x: Tensor, ring: Pads = (), used: dict[BatchNorm, tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
     """Apply `bn` to x; batch statistics leave out the ring of x."""

@@ -25,8 +25,8 @@ def laplacian_mask(ndim: int) -> Tensor:
     mask = torch.zeros((3,) * ndim)
     middle = (1,) * ndim
     for axis in range(ndim):
-        for neighbour in (0, 2):
-            place = (*middle[:axis], neighbour, *middle[axis + 1 :])
+        for neighbor in (0, 2):
+            place = (*middle[:axis], neighbor, *middle[axis + 1 :])
             mask[place] = 1.0
     mask[middle] = -2.0 * ndim
     return mask

@@ -33,7 +33,7 @@ def opened(file: Path, engine: str, threads: int, tile: int, scale: int | None, 
     """Opens a file of any program.
 
     What `export` and `quantize` wrote says all of itself. Of another file, scale, radius and period are measured, and
-    so are the colours, if its input says how many channels it has.
+    so are the colors, if its input says how many channels it has.
 
     Args:
         file: of one of the `FILE_ENGINES`.

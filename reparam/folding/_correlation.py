@@ -80,9 +80,9 @@ def together(x: Tensor) -> bool:
 
 
 def lay_out(
-    x: Tensor, reach: tuple[int, int], dtype: torch.dtype, together: bool, centre: Tensor | None = None
+    x: Tensor, reach: tuple[int, int], dtype: torch.dtype, together: bool, center: Tensor | None = None
 ) -> Line:
-    """Lay out x (N, C, H, W) in a line for distances up to `reach`, after subtracting a centre (C,), if given."""
+    """Lay out x (N, C, H, W) in a line for distances up to `reach`, after subtracting a center (C,), if given."""
     (images, channels, height, width), (down, right) = x.shape, reach
     row, before = width + right, down * (width + right) + right
     length = images * (height + down) * row
@@ -91,10 +91,10 @@ def lay_out(
     pixels = x.new_zeros(size, dtype=dtype) if together else x.new_zeros(size[::-1], dtype=dtype).t()
     rows = pixels.narrow(0, before, length).unflatten(0, (images, height + down, row)).permute(0, 3, 1, 2)
     pictures = rows[..., :height, :width]
-    if centre is None:
+    if center is None:
         pictures.copy_(x)
     else:
-        torch.sub(x, centre.to(dtype)[:, None, None], out=pictures)
+        torch.sub(x, center.to(dtype)[:, None, None], out=pictures)
     return Line(pixels, rows, row, before, pieces, together)
 
 

@@ -84,7 +84,7 @@ class PatchMoments:
 
     count: int
     """Number of patches: images times output positions."""
-    centre: Tensor
+    center: Tensor
     """The mean c, (C,), that was subtracted from the input."""
     mean: Tensor
     """Mean of the patches, (D,), float64."""
@@ -95,9 +95,9 @@ class PatchMoments:
 
     def of(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, both (out,), of the output of a kernel (out, C, *size) with all taps."""
-        centre = in_float64(self.centre)
-        mean, var = _OutputMoments.apply(kernel.weight, self.mean, self.covariance, self.rounded, centre)
-        return rounded_like(mean, self.centre) + kernel.bias.to(self.centre), rounded_like(var, self.centre)
+        center = in_float64(self.center)
+        mean, var = _OutputMoments.apply(kernel.weight, self.mean, self.covariance, self.rounded, center)
+        return rounded_like(mean, self.center) + kernel.bias.to(self.center), rounded_like(var, self.center)
 
 
 def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
@@ -105,9 +105,9 @@ def patch_moments(x: Tensor, kernel_size: tuple[int, int]) -> PatchMoments:
 
     Differentiable in x. For x in half precision, they are computed in float32.
     """
-    centre = x.detach().to(at_least_float32(x)).mean((0, 2, 3))
-    mean, covariance = _Moments.apply(x, centre, kernel_size)
-    return PatchMoments(x.numel() // x.shape[1], centre, mean, covariance, covariance.to(centre.dtype))
+    center = x.detach().to(at_least_float32(x)).mean((0, 2, 3))
+    mean, covariance = _Moments.apply(x, center, kernel_size)
+    return PatchMoments(x.numel() // x.shape[1], center, mean, covariance, covariance.to(center.dtype))
 
 
 class _Moments(torch.autograd.Function):
@@ -119,28 +119,28 @@ class _Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return _moments(x, centre, kernel_size)
+    def forward(x: Tensor, center: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return _moments(x, center, kernel_size)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, centre, ctx.kernel_size = inputs
-        ctx.save_for_backward(x, centre, output[0])
+        x, center, ctx.kernel_size = inputs
+        ctx.save_for_backward(x, center, output[0])
 
     @staticmethod
     def backward(ctx, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None, None]:
-        x, centre, mean = ctx.saved_tensors
-        gradient = _gradient(x, centre, mean, of_mean, of_covariance, ctx.kernel_size)
+        x, center, mean = ctx.saved_tensors
+        gradient = _gradient(x, center, mean, of_mean, of_covariance, ctx.kernel_size)
         return gradient.to(x.dtype), None, None
 
 
-@with_all_digits("(Tensor x, Tensor centre, int[] kernel_size) -> (Tensor, Tensor)")
-def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+@with_all_digits("(Tensor x, Tensor center, int[] kernel_size) -> (Tensor, Tensor)")
+def _moments(x: Tensor, center: Tensor, kernel_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """What `_Moments` computes, in float64."""
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps, size = images * height * width, high * wide, channels * high * wide
     grid = _grid_for(x, kernel_size)
-    line = lay_out(x, (high - 1, wide - 1), products_dtype(x), together(x), centre)
+    line = lay_out(x, (high - 1, wide - 1), products_dtype(x), together(x), center)
     # R of (3), over the distances marked o above.
     rows = [Distances(down, 1 - wide if down else 0, wide - 1) for down in range(high)]
     by_taps = _pairs(correlation(line, line, rows), grid.pairs)  # (2), its first term
@@ -158,7 +158,7 @@ def _moments(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> tuple[T
     by_axis = of_ones.unflatten(1, kernel_size).unflatten(0, (channels, high, wide))
     torch.div(_boxes(line.images, grid, kernel_size), count, out=by_axis)
     covariance[size:, :size] = of_ones.t()
-    # The mean of u follows from the boxes of the centre tap t', whose positions q + t' are all in the image.
+    # The mean of u follows from the boxes of the center tap t', whose positions q + t' are all in the image.
     mean = torch.cat([of_ones[:, taps // 2], grid.mean])
     covariance.addr_(mean, mean, alpha=-1)
     covariance[size:, size:] = grid.covariance
@@ -175,12 +175,12 @@ def _boxes(images: Tensor, grid: _Grid, kernel_size: tuple[int, int]) -> Tensor:
 
 
 @with_all_digits(
-    "(Tensor x, Tensor centre, Tensor mean, Tensor of_mean, Tensor of_covariance, int[] kernel_size) -> Tensor"
+    "(Tensor x, Tensor center, Tensor mean, Tensor of_mean, Tensor of_covariance, int[] kernel_size) -> Tensor"
 )
 def _gradient(
-    x: Tensor, centre: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, kernel_size: tuple[int, int]
+    x: Tensor, center: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, kernel_size: tuple[int, int]
 ) -> Tensor:
-    """The gradient to x from the gradients to its moments, in the dtype of the centre; itself differentiable."""
+    """The gradient to x from the gradients to its moments, in the dtype of the center; itself differentiable."""
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     (images, channels, height, width), (high, wide) = x.shape, kernel_size
     count, taps = images * height * width, high * wide
@@ -189,9 +189,9 @@ def _gradient(
     of_mean_u = torch.addmv(of_mean[:size], both[:size], mean, beta=1 / count, alpha=-1)
 
     # (6): a convolution with the gradients summed over pairs of taps of one distance, minus the ring, plus the boxes.
-    by_taps = centre.new_empty(taps, taps, channels, channels)  # (t, t', C, C)
+    by_taps = center.new_empty(taps, taps, channels, channels)  # (t, t', C, C)
     by_taps.copy_(both[:size, :size].unflatten(1, (channels, taps)).unflatten(0, (channels, taps)).permute(1, 3, 0, 2))
-    grid, room = _grid_for(x, kernel_size), _with_room(x, centre, kernel_size)
+    grid, room = _grid_for(x, kernel_size), _with_room(x, center, kernel_size)
     pairs = _folded_pairs(by_taps, grid.distances.to(x.device), kernel_size).to(memory_format=_layout(x))
     gradient = F.conv2d(room, pairs)
     for lines in grid.ring:
@@ -204,12 +204,12 @@ def _gradient(
     return gradient.contiguous(memory_format=layout)
 
 
-def _with_room(x: Tensor, centre: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """x minus its centre, with zeros around it as far as two taps are apart."""
+def _with_room(x: Tensor, center: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """x minus its center, with zeros around it as far as two taps are apart."""
     (images, channels, height, width), (down, right) = x.shape, (k - 1 for k in kernel_size)
     size = images, channels, height + 2 * down, width + 2 * right
-    room = torch.empty(size, dtype=centre.dtype, device=x.device, memory_format=_layout(x)).zero_()
-    room.narrow(2, down, height).narrow(3, right, width).copy_(x).sub_(centre[:, None, None])
+    room = torch.empty(size, dtype=center.dtype, device=x.device, memory_format=_layout(x)).zero_()
+    room.narrow(2, down, height).narrow(3, right, width).copy_(x).sub_(center[:, None, None])
     return room
 
 
@@ -265,32 +265,32 @@ class _OutputMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, mean: Tensor, covariance: Tensor, rounded: Tensor, centre: Tensor
+        weight: Tensor, mean: Tensor, covariance: Tensor, rounded: Tensor, center: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rows = _rows(weight, centre)
+        rows = _rows(weight, center)
         var = ((rows @ covariance).unsqueeze(1) @ rows.unsqueeze(2)).flatten()
         return rows @ mean, var.clamp_min_(0)  # only rounding makes it negative
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        weight, mean, _, rounded, centre = inputs
-        ctx.save_for_backward(weight, mean, rounded, centre)
+        weight, mean, _, rounded, center = inputs
+        ctx.save_for_backward(weight, mean, rounded, center)
 
     @staticmethod
     def backward(ctx, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        weight, mean, rounded, centre = ctx.saved_tensors
-        rows = _rows(weight, centre)
+        weight, mean, rounded, center = ctx.saved_tensors
+        rows = _rows(weight, center)
         weighted = rows * of_var[:, None]
         of_rows = torch.addmm(torch.outer(of_mean, mean), weighted, in_float64(rounded), alpha=2)
-        of_u, of_e = of_rows.unflatten(1, (len(centre) + 1, -1)).split([len(centre), 1], 1)
-        of_weight = rounded_like(torch.addcmul(of_u, centre[:, None], of_e).reshape(weight.shape), weight)
+        of_u, of_e = of_rows.unflatten(1, (len(center) + 1, -1)).split([len(center), 1], 1)
+        of_weight = rounded_like(torch.addcmul(of_u, center[:, None], of_e).reshape(weight.shape), weight)
         return of_weight, rows.t() @ of_mean, weighted.t() @ rows, None, None
 
 
-def _rows(weight: Tensor, centre: Tensor) -> Tensor:
+def _rows(weight: Tensor, center: Tensor) -> Tensor:
     """(W, W c) of (4): the rows that act on (u, e), (out, D), float64."""
     weight = in_float64(weight)
-    return torch.cat([weight.flatten(1), centre @ weight.flatten(2)], dim=1)
+    return torch.cat([weight.flatten(1), center @ weight.flatten(2)], dim=1)
 
 
 def _layout(x: Tensor) -> torch.memory_format:

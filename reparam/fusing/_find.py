@@ -12,7 +12,7 @@ from ..errors import FuseError
 from ..modules._match import Match, matcher
 from ..modules._walk import walk
 from ._foreign import ForeignBlock, Survey, has_form, survey
-from ._foreign.pairs import Neighbours
+from ._foreign.pairs import Neighbors
 from ._foreign.trace import is_any_norm
 
 WhatIsFused = tuple[dict[str, Branch], Survey]
@@ -60,8 +60,8 @@ def find_all(
 
     wanted = not swapped and foreign is not False
     taken = {name: block for name, block in others.items() if (outside if block.is_in_place else wanted)}
-    pairs, refused = _untouched(found.neighbours, stays), unasked(found.refused)
-    return blocks, replace(found, blocks=taken, neighbours=pairs, find_left=left, refused=refused)
+    pairs, refused = _untouched(found.neighbors, stays), unasked(found.refused)
+    return blocks, replace(found, blocks=taken, neighbors=pairs, find_left=left, refused=refused)
 
 
 def _skipped(model: nn.Module, skip: Match | None) -> set[int]:
@@ -85,7 +85,7 @@ def _foreign_touches(block: ForeignBlock, stays: Collection[int]) -> bool:
     return id(block.module) in stays or any(_touches(part, stays) for part in block.gone)
 
 
-def _untouched(pairs: Collection[Neighbours], stays: set[int]) -> tuple[Neighbours, ...]:
+def _untouched(pairs: Collection[Neighbors], stays: set[int]) -> tuple[Neighbors, ...]:
     """The pairs that share no layer with what stays, directly or through a layer that takes several norms."""
     groups = [{id(part) for part in (pair.norm, *pair.layers)} for pair in pairs]
     gone, before = set(stays), -1

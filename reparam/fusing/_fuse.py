@@ -24,7 +24,7 @@ from ..modules._sound import unsound_in
 from ..numerics._running import of_dtype
 from ._carry_out import fuse_in_place, fused_copy
 from ._find import WhatIsFused, find_all, find_blocks
-from ._foreign import Plan, Survey, add_foreign, add_neighbours, given
+from ._foreign import Plan, Survey, add_foreign, add_neighbors, given
 from ._inspect import problems_in
 from ._prove import CannotRunError, Spans, check_rounded, prove
 
@@ -175,9 +175,9 @@ def _prove(model: nn.Module, plain: nn.Module, example: Any, find: Callable[[nn.
 
 def _spans(found: Survey) -> Spans:
     """The spans in which values differ from the model's, because layers take over norms after or before them."""
-    last = {id(pair.layers[0]): pair.norm for pair in found.neighbours if not pair.before}
+    last = {id(pair.layers[0]): pair.norm for pair in found.neighbors if not pair.before}
     spans = {layer: {norm} for layer, norm in last.items()}
-    for pair in found.neighbours:
+    for pair in found.neighbors:
         if pair.before:
             spans[id(pair.norm)] = {last.get(id(layer), layer) for layer in pair.layers}
     named = {found.names[start]: {found.names[id(end)] for end in ends} for start, ends in spans.items()}
@@ -194,7 +194,7 @@ def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict:
     Raises:
         FuseError: if there is nothing to fuse, or something cannot be fused now.
     """
-    nothing = not (blocks or found.blocks or found.neighbours or found.refused)
+    nothing = not (blocks or found.blocks or found.neighbors or found.refused)
     nothing = nothing and not any("fused_from" in vars(module) for module in model.modules())
     left = found.left if nothing or strict else {}
     stays = "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in left.items())
@@ -210,7 +210,7 @@ def _plan(model: nn.Module, blocks: Mapping[str, Branch], found: Survey, strict:
         raise FuseError("cannot fuse the model:\n  " + "\n  ".join(problems))
     plan = Plan()
     add_foreign(plan, found.blocks.values())
-    add_neighbours(plan, found.neighbours)
+    add_neighbors(plan, found.neighbors)
     for block in blocks.values():
         if id(block) not in plan.makes():
             plan.instead[id(block)] = partial(given, block.to_conv())
@@ -251,7 +251,7 @@ def plain_copy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """
     inner = unwrap(model)
     blocks, found = find_all(inner)
-    if not (blocks or found.blocks or found.neighbours):
+    if not (blocks or found.blocks or found.neighbors):
         return copy_module(inner).eval()
     plain = fused_copy(inner, _plan(inner, blocks, found))
     if example is not None:

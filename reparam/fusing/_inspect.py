@@ -140,10 +140,10 @@ def inspect_model(model: nn.Module) -> ModelReport:
     reports = tuple(_inspect_all(blocks, found))
     total = sum(p.numel() for p in model.parameters())
     saved = sum(report.parameters - report.fused_parameters for report in reports)
-    saved += sum(p.numel() for pair in found.neighbours for p in pair.norm.parameters(recurse=False))
-    layers: dict[int, Any] = {id(layer): layer for pair in found.neighbours for layer in pair.layers}
+    saved += sum(p.numel() for pair in found.neighbors for p in pair.norm.parameters(recurse=False))
+    layers: dict[int, Any] = {id(layer): layer for pair in found.neighbors for layer in pair.layers}
     saved -= sum(_outputs(layer) for layer in layers.values() if layer.bias is None)
-    outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbours}
+    outside = {found.names[id(pair.norm)]: found.names[id(pair.layers[0])] for pair in found.neighbors}
     return ModelReport(reports, total, total - saved, outside, _outside_problems(found), found.left, found.apart)
 
 
@@ -169,8 +169,8 @@ def _foreign_problems(found: Survey, block: ForeignBlock, conv: str) -> dict[str
 
 
 def _outside_problems(found: Survey) -> dict[str, str]:
-    parts = {id(part): part for pair in found.neighbours for part in (pair.norm, *pair.layers)}
-    norms_of = _not_ready(found, (pair.norm for pair in found.neighbours))
+    parts = {id(part): part for pair in found.neighbors for part in (pair.norm, *pair.layers)}
+    norms_of = _not_ready(found, (pair.norm for pair in found.neighbors))
     return {**found.refused, **norms_of, **_unsound(found, parts.values())}
 
 

@@ -124,7 +124,7 @@ def _write(out: Path, plain: nn.Module, low: Tensor, high: Tensor, enlarged: dic
 
 def as_pair(photo: np.ndarray) -> tuple[Tensor, Tensor]:
     """Low- and high-resolution RGB of a photo, (3, H, W), values 0 to 1 in steps of 1/255."""
-    rgb = np.broadcast_to(np.atleast_3d(photo), (*photo.shape[:2], 3))  # grey becomes RGB
+    rgb = np.broadcast_to(np.atleast_3d(photo), (*photo.shape[:2], 3))  # gray becomes RGB
     height, width = (size - size % SCALE for size in rgb.shape[:2])
     high = torch.from_numpy(rgb[:height, :width].copy()).permute(2, 0, 1).float() / 255
     size = (height // SCALE, width // SCALE)

@@ -95,7 +95,7 @@ def test_every_network_for_rgb_can_be_chosen(page):
     assert page.locator("#live-network option").all_inner_texts() == NETWORKS
 
 
-def test_grey_images_and_images_of_one_pixel(page):
+def test_gray_images_and_images_of_one_pixel(page):
     choose(page, encoded(PHOTO[:, :, 0]))
     assert_equal(enlarged(page), python(PHOTO[:, :, :1].repeat(3, axis=2)))
     choose(page, encoded(PHOTO[:1, :1]))

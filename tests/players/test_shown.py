@@ -76,7 +76,7 @@ NETWORKS = {
         *(conv(1, 20), conv(5, 12), conv(3, 1)),
     ),
     "base of areas": lambda: made("plain_m1c4_x3_y", base="bilinear", act="softplus"),
-    "mean off the colours": lambda: made("edsr_m1c4_x2"),
+    "mean off the colors": lambda: made("edsr_m1c4_x2"),
     "two shuffles": lambda: made("sesr_m3_x4"),
     "no layer": lambda: Of(lambda x: 1 - x),
 }

@@ -122,5 +122,5 @@ def _kind_of_borders(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair =
     """TFLite's SAME pads more on the right and below, where needed to keep the number of steps; torch does not."""
     if padding == (0, 0):
         return _VALID
-    centred = all(2 * pad == (size - 1) * step for size, pad, step in zip(kernel, padding, dilation))
-    return _SAME if centred and stride == (1, 1) else None
+    centered = all(2 * pad == (size - 1) * step for size, pad, step in zip(kernel, padding, dilation))
+    return _SAME if centered and stride == (1, 1) else None

@@ -3,7 +3,7 @@
 from .blocks import ForeignBlock, find_foreign, foreign_block
 from .forms import has_form
 from .kernel_of import kernel_of
-from .plan import Plan, add_foreign, add_neighbours, given
+from .plan import Plan, add_foreign, add_neighbors, given
 from .source import readers
 from .survey import Survey, survey
 
@@ -12,7 +12,7 @@ __all__ = [
     "Plan",
     "Survey",
     "add_foreign",
-    "add_neighbours",
+    "add_neighbors",
     "find_foreign",
     "foreign_block",
     "given",

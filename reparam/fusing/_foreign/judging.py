@@ -93,7 +93,7 @@ _LAYER_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "matmu
 
 
 def is_worth_it(piece: Piece, forward: Forward) -> bool:
-    """Whether a piece has several layers. A norm next to its layer does not count; `neighbours` handles it."""
+    """Whether a piece has several layers. A norm next to its layer does not count; `neighbors` handles it."""
     layers = _layers(piece, forward)
     if any(module is not None and "fused_from" in vars(module) for module in layers):
         return False  # fusing a fused model changes nothing

@@ -23,7 +23,7 @@ from .turned import axes_of, turned_axes
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """A norm, and the layers that it is merged into."""
 
     norm: nn.Module
@@ -40,10 +40,10 @@ class Search:
     def __init__(self, calls: Counter[int], taken: Container[int]) -> None:
         self.calls, self.taken = calls, taken
         self.gone: set[int] = set()
-        self.found: list[Neighbours] = []
+        self.found: list[Neighbors] = []
         self.left: dict[int, str] = {}
 
-    def add(self, found: Neighbours) -> None:
+    def add(self, found: Neighbors) -> None:
         """Count a norm as gone."""
         self.gone.add(id(found.norm))
         self.found.append(found)
@@ -78,7 +78,7 @@ class Search:
             if why or not _makes_channels(layer, norm):
                 self.left[id(norm)] = why or "the layer before it makes other channels than it normalizes"
             else:
-                self.add(Neighbours(norm, (layer,), before=False))
+                self.add(Neighbors(norm, (layer,), before=False))
 
     def blame(self, root: nn.Module) -> None:
         """Record why norms outside every graph stay, with the module around them."""
@@ -108,7 +108,7 @@ class Search:
             return str(error)
         return ""
 
-    def _layer_before(self, node: Node, norm: nn.Module) -> Neighbours | str:
+    def _layer_before(self, node: Node, norm: nn.Module) -> Neighbors | str:
         source: Any = node.args[0]
         turned = None  # the axis that becomes the channel axis
         while isinstance(source, Node) and len(_readers(source)) == 1:
@@ -126,9 +126,9 @@ class Search:
         why = self._why_not(layer, layer._forward_hooks)
         if why or not _makes_channels(layer, norm, turned):
             return f"the layer before it, {self._words(source)}, {why or 'makes other channels than it normalizes'}"
-        return Neighbours(norm, (layer,), before=False)
+        return Neighbors(norm, (layer,), before=False)
 
-    def _layers_after(self, node: Node, norm: nn.Module) -> Neighbours | str:
+    def _layers_after(self, node: Node, norm: nn.Module) -> Neighbors | str:
         source = node.args[0]
         if any(not isinstance(part, nn.Identity) for part in norm.children()):
             return "its own activation runs before the next layer"
@@ -145,7 +145,7 @@ class Search:
             if why:
                 return f"the layer after it, {self._words(user)}, {why}"
             layers.append(layer)
-        return Neighbours(norm, tuple(layers), before=True) if layers else "nothing follows it"
+        return Neighbors(norm, tuple(layers), before=True) if layers else "nothing follows it"
 
     def _why_not(self, layer: nn.Module, hooks: Any) -> str:
         """Why a norm cannot be merged into a layer; empty if it can."""

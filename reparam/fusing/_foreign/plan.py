@@ -22,7 +22,7 @@ from .blocks import ForeignBlock
 from .exact import exact
 from .forms import InferenceForm, Row
 from .layers import norm_scale_shift
-from .pairs import Neighbours
+from .pairs import Neighbors
 from .rewriting import InPlace, Rewriting
 
 Keep = Callable[[nn.Module], nn.Module]
@@ -158,10 +158,10 @@ class _Layer:
 
 
 @torch.no_grad()
-def add_neighbours(plan: Plan, neighbours: Iterable[Neighbours]) -> None:
+def add_neighbors(plan: Plan, neighbors: Iterable[Neighbors]) -> None:
     """Add to a plan the layers that norms are merged into, and what remains of these norms."""
     layers: dict[int, _Layer] = {}
-    for found in neighbours:
+    for found in neighbors:
         scale, shift = norm_scale_shift(exact(found.norm))
         for module in found.layers:
             layer = layers.setdefault(id(module), _open(module))

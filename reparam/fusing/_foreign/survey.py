@@ -10,8 +10,8 @@ from torch import nn
 
 from .blocks import ForeignBlock, find_foreign
 from .exact import shared_eval
-from .neighbours import Found, find_neighbours
-from .pairs import Neighbours
+from .neighbors import Found, find_neighbors
+from .pairs import Neighbors
 from .trace import is_any_norm
 
 
@@ -20,7 +20,7 @@ class Survey:
     """Foreign blocks by dotted name, and norms that can be merged into neighboring layers."""
 
     blocks: Mapping[str, ForeignBlock]
-    neighbours: tuple[Neighbours, ...]
+    neighbors: tuple[Neighbors, ...]
     names: Mapping[int, str]
     """Dotted names by the ids of modules."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -53,19 +53,19 @@ def survey(model: nn.Module, batch_norms: bool, stays: Container[int] = ()) -> S
         return {**refused, **kept}
 
     outside = any(is_any_norm(module) and id(module) not in taken for module in model.modules())
-    neighbours = around().neighbours if batch_norms and outside else ()
+    neighbors = around().neighbors if batch_norms and outside else ()
     asked = {name: refusal.why for name, refusal in refusals.items() if refusal.asked}
-    return Survey(blocks, neighbours, names, asked, left, apart)
+    return Survey(blocks, neighbors, names, asked, left, apart)
 
 
 def _around(model: nn.Module, taken: Container[int]) -> Found:
     """Examine the norms outside blocks, in a copy in eval mode."""
     shadow = shared_eval(model)
     originals = {id(twin): module for twin, module in zip(shadow.modules(), model.modules())}
-    found = find_neighbours(shadow, {twin for twin, module in originals.items() if id(module) in taken})
-    neighbours = tuple(
-        Neighbours(originals[id(one.norm)], tuple(originals[id(layer)] for layer in one.layers), one.before)
-        for one in found.neighbours
+    found = find_neighbors(shadow, {twin for twin, module in originals.items() if id(module) in taken})
+    neighbors = tuple(
+        Neighbors(originals[id(one.norm)], tuple(originals[id(layer)] for layer in one.layers), one.before)
+        for one in found.neighbors
     )
     left = {id(originals[twin]): why for twin, why in found.left.items()}
-    return Found(neighbours, left, tuple((originals[id(root)], graph) for root, graph in found.graphs))
+    return Found(neighbors, left, tuple((originals[id(root)], graph) for root, graph in found.graphs))

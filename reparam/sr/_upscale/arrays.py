@@ -22,7 +22,7 @@ def of_pil(image: object) -> bool:
 
 
 def planes_of(image: Any) -> Tensor:
-    """The values of an image, or of a batch: grey, grey and alpha, RGB, or RGB and alpha; not copied if possible.
+    """The values of an image, or of a batch: gray, gray and alpha, RGB, or RGB and alpha; not copied if possible.
 
     Raises:
         SpecError: for another kind of image.

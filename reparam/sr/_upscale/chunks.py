@@ -43,7 +43,7 @@ def png_chunks(path: Path) -> Chunks:
 
 
 def kept_chunks(chunks: Chunks) -> Chunks:
-    """Texts, as they are; and what colours mean, if it is anything else than sRGB or a profile."""
+    """Texts, as they are; and what colors mean, if it is anything else than sRGB or a profile."""
     texts = [(name, content) for name, content in chunks if name in (b"tEXt", b"zTXt", b"iTXt") and _XMP not in content]
     found = dict(chunks)
     usual = b"sRGB" in found or b"iCCP" in found or found.get(b"gAMA", _SRGB) == _SRGB

@@ -32,12 +32,12 @@ def join(y: Tensor, x: Tensor, colors: int, scale: int, equal: Tensor | None = N
         scale: of the network.
         equal: (N, 1, 1, 1), which of the images are RGB with three equal channels, and stay so.
     """
-    grey, see_through = x.shape[1] < 3, x.shape[1] in (2, 4)
-    if colors == 1 and grey:
+    gray, see_through = x.shape[1] < 3, x.shape[1] in (2, 4)
+    if colors == 1 and gray:
         y = (y - _BLACK) / (_WHITE - _BLACK)
     elif colors == 1:
         y = _mix(_RGB, torch.cat([y - _BLACK, bicubic(_mix(_YCBCR[1:], _rgb(x)), scale)], 1))
-    if y.shape[1] == 3 and (grey or equal is not None):
+    if y.shape[1] == 3 and (gray or equal is not None):
         mean = (y[:, :1] + y[:, 1:2] + y[:, 2:]) / 3
         y = mean if equal is None else torch.where(equal.to(y.device), mean, y)
     return torch.cat([y, bicubic(x[:, -1:], scale)], 1) if see_through else y
@@ -48,7 +48,7 @@ def _rgb(x: Tensor) -> Tensor:
 
 
 def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
-    """The matrix times the colours of x (N, C, h, w), summed in one order wherever a pixel lies."""
+    """The matrix times the colors of x (N, C, h, w), summed in one order wherever a pixel lies."""
     return torch.stack([sum(weight * x[:, index] for index, weight in enumerate(row)) for row in matrix.tolist()], 1)
 
 
@@ -82,7 +82,7 @@ def bicubic(x: Tensor, scale: int) -> Tensor:
         padded = x.index_select(axis, near)
         phases = []
         for phase in range(scale):
-            position = (phase + 0.5) / scale - 0.5  # of the new pixel, from the centre of the old one
+            position = (phase + 0.5) / scale - 0.5  # of the new pixel, from the center of the old one
             first = math.floor(position) - 1
             taps = (_cubic(first + k - position) * padded.narrow(axis, first + k + 2, size) for k in range(4))
             phases.append(sum(taps, torch.zeros((), device=x.device)))

@@ -87,7 +87,7 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
             what = f"a file of {count} pages" if count > 1 else "an animated PNG"
             raise SpecError(f"{what} is not supported; extract one of them, or convert it to an animated WebP")
         planar, exif = tiff_says(path)
-        if image.bands == 2 and planar:  # which libvips takes for grey and alpha in turns
+        if image.bands == 2 and planar:  # which libvips takes for gray and alpha in turns
             raise SpecError(
                 f"a TIFF with gray and alpha in separate planes (PlanarConfiguration=2) is not supported; {_ADVICE}"
             )
@@ -118,7 +118,7 @@ def _check_size(width: int, height: int, count: int, max_pixels: int) -> None:
 
 
 def _plain(image: pyvips.Image) -> pyvips.Image:
-    """Upright, grey or RGB, of 8 or 16 bits, with one alpha at the most."""
+    """Upright, gray or RGB, of 8 or 16 bits, with one alpha at the most."""
     image = image.autorot()
     depth = 16 if image.format == "ushort" else 8
     if image.interpretation == "cmyk":

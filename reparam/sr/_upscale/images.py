@@ -18,8 +18,8 @@ def from_pil(image: Image.Image) -> tuple[np.ndarray, dict[Any, Any]]:
     """The pixels, turned upright, and the `info` of the image: profile, EXIF, dpi.
 
     Returns:
-        (H, W) or (H, W, C), uint8 or uint16: grey, grey and alpha, RGB, or RGB and alpha; palettes, CMYK and the like
-        as RGB, and a colour that stands for transparency as alpha.
+        (H, W) or (H, W, C), uint8 or uint16: gray, gray and alpha, RGB, or RGB and alpha; palettes, CMYK and the like
+        as RGB, and a color that stands for transparency as alpha.
 
     Raises:
         SpecError: for several frames, floats, more than 16 bits, or a profile of CMYK that cannot be used.
@@ -55,7 +55,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
             f"the image is {image.mode} with a profile that cannot be used ({error}); convert it to RGB"
         ) from error
     assert converted is not None  # which is of a conversion in place
-    converted.info.pop("icc_profile", None)  # of colours that it has no more
+    converted.info.pop("icc_profile", None)  # of colors that it has no more
     return converted
 
 

@@ -63,7 +63,7 @@ class Photo:
 
     path: Path
     image: pyvips.Image
-    """Upright, grey or RGB, perhaps with alpha, of 8 or 16 bits; frames below each other."""
+    """Upright, gray or RGB, perhaps with alpha, of 8 or 16 bits; frames below each other."""
     count: int
     """Of frames."""
     chunks: Chunks

@@ -20,7 +20,7 @@ Read = Callable[[slice], Tensor]
 _STRIP = 256
 """Rows that are looked at together."""
 _FAR = 64
-"""Pixels to which colours are spread where nobody knows how far one reaches."""
+"""Pixels to which colors are spread where nobody knows how far one reaches."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Tiled:
         return spans(size, self.tile or size, self._reach(channels), self.period, self.margin(channels))
 
     def _reach(self, channels: int) -> int:
-        """From a pixel to all that it depends on; hidden colours are told by those as far away again."""
+        """From a pixel to all that it depends on; hidden colors are told by those as far away again."""
         return self.overlap + (self._steps if channels in (2, 4) else 0)
 
     def _equal(self, shape: Shape, read: Read) -> Tensor | None:

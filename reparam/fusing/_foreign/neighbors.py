@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import Graph
 
-from .pairs import Neighbours, Search, is_same_conv
+from .pairs import Neighbors, Search, is_same_conv
 from .reading import is_leaf
 from .source import Used, used_modules
 from .trace import Leaf, called, graphs, is_any_norm
@@ -24,13 +24,13 @@ from .trace import Leaf, called, graphs, is_any_norm
 class Found:
     """Which norms of a model can be merged, and which cannot."""
 
-    neighbours: tuple[Neighbours, ...]
+    neighbors: tuple[Neighbors, ...]
     left: Mapping[int, str]
     """Why a norm stays, by its id."""
     graphs: tuple[tuple[nn.Module, Graph | None], ...]
 
 
-def find_neighbours(model: nn.Module, taken: Container[int]) -> Found:
+def find_neighbors(model: nn.Module, taken: Container[int]) -> Found:
     """Find the norms of a model in eval mode that can be merged, and why others cannot.
 
     Args:
@@ -99,7 +99,7 @@ def _count(whole: Iterable[tuple[nn.Module, Graph | None]], used: Iterable[int])
     return calls
 
 
-def attention_norms(model: nn.Module) -> Iterator[Neighbours]:
+def attention_norms(model: nn.Module) -> Iterator[Neighbors]:
     """The norms of timm's NextViT blocks, with heads, transposes and a mean between them and the linear layers."""
     for block in model.modules():
         norm, attention = block._modules.get("norm1"), block._modules.get("e_mhsa")
@@ -108,5 +108,5 @@ def attention_norms(model: nn.Module) -> Iterator[Neighbours]:
         if norm is None or not is_any_norm(norm) or len(layers) < 3 or not type(block).__module__.startswith("timm."):
             continue
         if inner is not None and is_any_norm(inner):
-            yield Neighbours(inner, tuple(layers[1:]), before=True)
-        yield Neighbours(norm, tuple(layers), before=True)
+            yield Neighbors(inner, tuple(layers[1:]), before=True)
+        yield Neighbors(norm, tuple(layers), before=True)
