@@ -39,8 +39,8 @@ class SRNet(nn.Module):
       f_i(z) = \mathrm{act}(\mathrm{conv}_i(z))$$
 
     $x^{\uparrow}$ is x enlarged by nearest neighbor or bilinearly.
-    Training starts near $x^{\uparrow}$: biases start at zero, the kernel of a layer without batch norm and identity
-    with rows of length one, and what the last layer adds is multiplied by 0.01.
+    Training starts near $x^{\uparrow}$: biases start at zero, layers without batch norm and identity at such a
+    scale that a fifth of the signal reaches the last one at any depth, and what that adds is multiplied by 0.01.
 
     After fusing, the state dict has the keys `body.0.weight`, `body.0.bias`, `body.1.weight`, ... of SRVGGNetCompact,
     Real-ESRGAN's compact network. It loads in every program that loads SRVGGNetCompact.

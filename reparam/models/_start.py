@@ -1,4 +1,4 @@
-"""How an `SRNet` starts: its layers keep the size of their input, and the last one adds almost nothing."""
+"""How an `SRNet` starts: some of the signal reaches the last layer, at any depth, and that adds almost nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ..blocks._block import ReparamBlock
 from ..bn._norm import is_norm
 from ..branches import IdentityBranch
 
+ARRIVES = 0.2
+"""Size of the signal before the last layer at the start, relative to the input."""
 LAST = 0.01
 """Factor on what the last layer gives at the start."""
 
@@ -20,25 +22,34 @@ def scale_start(body: Iterable[nn.Module], chosen: Container[nn.Module] | None =
     r"""Scale freshly initialized convolutions and blocks; modules of other kinds are left as they are.
 
     1. All biases become zero. They are as large as the signal otherwise, and hide it behind a few layers.
-    2. A layer without batch norm and identity gets a kernel whose rows have length 1:
-       $\mathrm{mean}_o \lVert K_o \rVert^2 = 1$, so that y is as large as x (Y. LeCun, L. Bottou, G. Orr, K.-R. Müller,
-       "Efficient BackProp", 1998, section 4.6). A batch norm or an identity sees to that by itself.
-    3. What the last layer gives is multiplied by `LAST`, so that the network starts as its enlarged input.
+    2. The kernel K of a layer without batch norm and identity gets rows of length $g\,d^{1/(L-1)}$:
+
+       $$\mathrm{mean}_o \lVert K_o \rVert^2 = g^2 d^{2/(L-1)}, \qquad g^2 = \frac{2}{1 + a^2},$$
+
+       where L is the number of layers and a the slope for negative values of the activation behind this one. With g
+       alone, that activation is as large as the input of the layer (K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into
+       Rectifiers", ICCV 2015, section 2.2). Behind the L - 1 layers before the last one, the share d = `ARRIVES` of the
+       signal is left, at any depth. A batch norm or an identity keeps the size by itself.
+    3. The last layer has no activation and gets rows of length 1. What it gives is multiplied by `LAST`, so that the
+       network starts as its enlarged input.
 
     Args:
-        body: the layers in their order.
+        body: the layers and activations in their order.
         chosen: the layers to scale; None means all.
     """
-    layers = [layer for layer in body if isinstance(layer, (nn.Conv2d, ReparamBlock))]
-    for layer in layers:
-        if chosen is None or layer in chosen:
+    modules = list(body)
+    layers = [module for module in modules if isinstance(module, (nn.Conv2d, ReparamBlock))]
+    share = ARRIVES ** (1 / max(len(layers) - 1, 1))
+    for layer, act in zip(modules, [*modules[1:], None]):
+        if isinstance(layer, (nn.Conv2d, ReparamBlock)) and (chosen is None or layer in chosen):
             for name, parameter in layer.named_parameters():
                 if name.endswith("bias"):
                     parameter.zero_()
             if not _keeps_the_size(layer):
                 kernel = layer.weight if isinstance(layer, nn.Conv2d) else layer.kernel().weight
                 length = kernel.flatten(1).square().sum(1).mean().sqrt()
-                scale(layer, torch.where(length > 0, 1 / length, 1.0))
+                wanted = 1.0 if layer is layers[-1] else _gain(act) * share
+                scale(layer, torch.where(length > 0, wanted / length, 1.0))
             if layer is layers[-1]:
                 scale(layer, LAST)
 
@@ -57,3 +68,15 @@ def scale(layer: nn.Module, factor: float | Tensor) -> None:
 
 def _keeps_the_size(layer: nn.Module) -> bool:
     return any(is_norm(module) or isinstance(module, IdentityBranch) for module in layer.modules())
+
+
+def _gain(act: nn.Module | None) -> float:
+    """g, the factor by which a layer must enlarge what the activation behind it makes smaller."""
+    slope = 0.0
+    if isinstance(act, nn.PReLU):
+        slope = act.init
+    elif isinstance(act, nn.LeakyReLU):
+        slope = act.negative_slope
+    elif isinstance(act, nn.Identity):
+        slope = 1.0
+    return nn.init.calculate_gain("leaky_relu", slope)
