@@ -2,12 +2,11 @@
 source "$(dirname "$0")/run.sh"
 
 more=(--warmup 200 --freeze-at 0)
-run repsr_m4c16_x3 --model repsr_m4c16_x3 --steps 20000 --lr 4e-3
-run repsr_m4c16_x4 --model repsr_m4c16_x4 --steps 8000 --lr 8e-3
-
 run repsr_m4c16_x2-begun --model repsr_m4c16_x2 --steps 20000 --lr 4e-3
 run repsr_m4c16_x2_y-begun --model repsr_m4c16_x2_y --steps 4000 --lr 1.6e-2 --warmup 200
-for name in repsr_m4c16_x2 repsr_m4c16_x2_y; do
+run repsr_m4c16_x3-begun --model repsr_m4c16_x3 --steps 20000 --lr 4e-3
+run repsr_m4c16_x4-begun --model repsr_m4c16_x4 --steps 8000 --lr 8e-3
+for name in repsr_m4c16_x{2,2_y,3,4}; do
     run $name --start "$runs/$name-begun/train.safetensors" --steps 10000 --lr 4e-3 "${more[@]}"
 done
 
@@ -17,4 +16,10 @@ for name in repsr_m6c32_x2 repsr_m6c32_x4; do
     run "$name-middle" --start "$runs/$name-begun/fused.safetensors" --swap RepSRBlock --steps 8000 --lr 4e-3 --freeze-at 0
     run $name --start "$runs/$name-middle/fused.safetensors" --swap RepSRBlock --steps 5000 --lr 2e-3 "${more[@]}"
 done
-summary repsr_m4c16_x{2,3,4} repsr_m4c16_x2_y repsr_m6c32_x{2,4}
+
+# These take all layers but the last from a network for scale 2.
+run repsr_m4c16_x4_y --model plain_m4c16_x4_y --body "$runs/repsr_m4c16_x2_y/fused.safetensors" --swap RepSRBlock \
+    --steps 10000 --lr 4e-3 "${more[@]}"
+run repsr_m6c32_x3 --model plain_m6c32_x3 --body "$runs/repsr_m6c32_x2/fused.safetensors" --swap RepSRBlock \
+    --steps 5000 --lr 4e-3 "${more[@]}"
+summary repsr_m4c16_x{2,3,4} repsr_m4c16_x{2,4}_y repsr_m6c32_x{2,3,4}
