@@ -6,7 +6,7 @@ way() { # NAME MODEL RATE
 }
 
 for seed in 0 1; do
-    way "plain$seed" plain 8e-3
+    way "plain$seed" plain 1.6e-2
     way "collapsible$seed" collapsiblesr 2e-3
     way "ecbsr$seed" ecbsr 4e-3
     way "repvgg$seed" repvggsr 1.6e-2

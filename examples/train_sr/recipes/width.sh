@@ -10,7 +10,7 @@ of_width() { # CHANNELS, and pairs of a network and its learning rate
     summary "${names[@]}"
 }
 
-of_width 16 plain=8e-3 collapsiblesr=2e-3 ecbsr=4e-3 repvggsr=1.6e-2 repsr=1.6e-2
+of_width 16 plain=8e-3 plain=1.6e-2 collapsiblesr=2e-3 ecbsr=4e-3 repvggsr=1.6e-2 repsr=1.6e-2
 of_width 32 plain=4e-3 plain=8e-3 collapsiblesr=1e-3 collapsiblesr=2e-3 ecbsr=2e-3 ecbsr=4e-3 \
     repvggsr=8e-3 repvggsr=1.6e-2 repsr=8e-3
 of_width 64 plain=2e-3 plain=4e-3 collapsiblesr=1e-3 repvggsr=8e-3 repsr=8e-3
