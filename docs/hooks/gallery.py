@@ -61,7 +61,7 @@ def before_and_after(source: str) -> str:
         module(x)  # a batch for the statistics
         module.eval()
         plain = reparam.fuse(module)
-        error = float((plain(x) - module(x)).abs().max())
+        error = float((plain(x) - module(x)).detach().abs().max())
         cells = (f"<pre>{escape(_held(module))}</pre>", f"<pre>{escape(_held(plain))}</pre>", f"{error:.0e}")
         rows.append(f"<tr><td>{escape(line)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{title}</th>" for title in ("", "before", "after", "largest difference, float64"))
