@@ -16,7 +16,7 @@ at_depth 4 1000 0 plain=8e-3 collapsiblesr=2e-3 ecbsr=4e-3 ecbsr+id=4e-3 repvggs
 at_depth 16 1000 0 plain=8e-3 collapsiblesr=2e-3 ecbsr=2e-3 ecbsr+id=2e-3 repvggsr=1.6e-2 repsr=8e-3
 at_depth 32 1000 0 plain=4e-3 collapsiblesr=1e-3 ecbsr+id=2e-3 repvggsr=1.6e-2 repsr=8e-3
 at_depth 16 2000 0 plain=8e-3 collapsiblesr=2e-3 ecbsr=2e-3 ecbsr+id=2e-3 repvggsr=1.6e-2 repsr=8e-3
-at_depth 16 2000 1 plain=8e-3 repvggsr=1.6e-2 repsr=8e-3
+at_depth 16 2000 1 plain=8e-3 collapsiblesr=2e-3 repvggsr=1.6e-2 repsr=8e-3
 
 # EDSR with about as many multiply-adds as 16 blocks
 for steps in 1000 2000; do
