@@ -90,7 +90,7 @@ def train(
         Path | None, Option(exists=True, dir_okay=False, help="Weights to go on from, in place of --model.")
     ] = None,
     body: Annotated[
-        Path | None, Option(exists=True, dir_okay=False, help="Weights for another scale; all layers but the last.")
+        Path | None, Option(exists=True, dir_okay=False, help="Weights to take all layers but the last from.")
     ] = None,
     swap: Annotated[Block | None, Option(help="Block that takes the place of every convolution first.")] = None,
     gain: Annotated[

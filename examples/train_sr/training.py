@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import reparam
 from reparam import BNFreezeSchedule, ConvBlock, bn_gap, fuse, inspect_model, swap_convs
 from reparam.errors import CheckpointError
-from reparam.sr import Network, create_model, load_checkpoint, save_checkpoint
+from reparam.sr import Network, SRNet, create_model, load_checkpoint, save_checkpoint
 
 from .data import Batches, image_files, read_pair, read_patches_of
 from .quality import Pair, validate
@@ -146,10 +146,16 @@ def fresh(recipe: Recipe, fabric: Fabric) -> tuple[Network, Batches]:
 def take_over_body(net: Any, path: str) -> None:
     """Copies all layers but the last, which is another one for every scale."""
     theirs: Any = load_checkpoint(path)
+    for one in (net, theirs):
+        if not isinstance(one, SRNet):  # whose body is the whole network
+            raise CheckpointError(f"layers are taken over between networks like RepSR, not with {type(one).__name__}")
     try:
         net.body[:-1].load_state_dict(theirs.body[:-1].state_dict())
     except RuntimeError as error:
-        raise CheckpointError(f"{path} is no {type(net).__name__} of this size, with another scale: {error}") from None
+        raise CheckpointError(
+            f"the layers of {path} do not fit into {type(net).__name__}: number of blocks, channels and colors must be "
+            "the same, and fused weights need a network named plain_..."
+        ) from error
 
 
 @torch.no_grad()
