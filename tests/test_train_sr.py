@@ -159,6 +159,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("as_users_get_it")  # as the other processes do
 def test_a_process_that_is_killed_goes_on_bit_for_bit(recipe, run, tmp_path):
     recipe = replace(recipe, steps=120)
     train(recipe, run)
@@ -194,6 +195,7 @@ def test_two_processes_under_torchrun_do_what_one_does(recipe, run, tmp_path, mo
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("as_users_get_it")  # as the other processes do
 def test_two_processes_with_batch_norm(recipe, run):
     """Fabric starts the second one by itself."""
     recipe = replace(recipe, freeze_at=0.1)  # after the first step
