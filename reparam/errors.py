@@ -4,6 +4,7 @@ __all__ = [
     "CheckpointError",
     "ExportError",
     "FuseError",
+    "NotAModelError",
     "NotLinearError",
     "OptionError",
     "ReparamError",
@@ -26,6 +27,10 @@ class OptionError(ReparamError, TypeError):
 
 class NotLinearError(ReparamError, TypeError):
     """A module without a kernel, because it is not an affine convolution."""
+
+
+class NotAModelError(ReparamError, TypeError):
+    """An argument that should be a `torch.nn.Module` and is something else."""
 
 
 class StatisticsError(ReparamError, RuntimeError):

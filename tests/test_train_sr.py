@@ -29,7 +29,15 @@ import examples.train_sr.training as training
 from examples.train_sr.__main__ import app
 from examples.train_sr.data import Batches, read_patches_of
 from examples.train_sr.training import Recipe, Run, loss_of, train
-from reparam import CheckpointError, IdentityBranch, RepSRBlock, SpecError, create_model, load_checkpoint
+from reparam import (
+    CheckpointError,
+    IdentityBranch,
+    RepSRBlock,
+    SpecError,
+    create_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -265,6 +273,23 @@ def test_a_network_for_another_scale_starts_from_the_body(recipe, run):
     for other in ("repsr_m2c4_x3_y", "repsr_m1c4_x3", "plain_m1c4_x3_y"):
         with pytest.raises(CheckpointError, match="train.safetensors do not fit into .*must be the same"):
             training.fresh(replace(recipe, model=other, body=str(path)), Fabric(accelerator="cpu"))
+
+
+def test_a_network_for_luma_starts_as_one_for_rgb_does_with_gray(recipe, tmp_path):
+    save_checkpoint(rgb := create_model("plain_m1c4_x2"), tmp_path / "rgb.safetensors")
+    changed = replace(recipe, model="plain_m1c4_x3_y", body=str(tmp_path / "rgb.safetensors"))
+    net, _ = training.fresh(changed, Fabric(accelerator="cpu"))
+    gray = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = rgb.body[:-1](gray.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(net.body[:-1](gray), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(CheckpointError, match="fused weights for RGB fit a network for luma"):
+        training.fresh(replace(changed, model="plain_m2c4_x3_y"), Fabric(accelerator="cpu"))
+    save_checkpoint(create_model("plain_m1c4_x2_y"), tmp_path / "luma.safetensors")
+    with pytest.raises(CheckpointError, match="colors must be the same"):
+        training.fresh(
+            replace(changed, model="plain_m1c4_x2", body=str(tmp_path / "luma.safetensors")), Fabric(accelerator="cpu")
+        )
 
 
 @pytest.mark.parametrize("family", ["plain", "repsr", "ecbsr", "repvggsr", "collapsiblesr"])

@@ -144,17 +144,20 @@ def fresh(recipe: Recipe, fabric: Fabric) -> tuple[Network, Batches]:
 
 
 def take_over_body(net: Any, path: str) -> None:
-    """Copies all layers but the last, which is another one for every scale."""
+    """Copies all layers but the last, which every scale has its own of; from RGB to luma, what they do with gray."""
     theirs: Any = load_checkpoint(path)
     for one in (net, theirs):
         if not isinstance(one, SRNet):  # whose body is the whole network
             raise CheckpointError(f"layers are taken over between networks like RepSR, not with {type(one).__name__}")
+    weights = theirs.body[:-1].state_dict()
+    if net.colors < theirs.colors and isinstance(theirs.body[0], nn.Conv2d):
+        weights["0.weight"] = weights["0.weight"].sum(1, keepdim=True)
     try:
-        net.body[:-1].load_state_dict(theirs.body[:-1].state_dict())
+        net.body[:-1].load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
             f"the layers of {path} do not fit into {type(net).__name__}: number of blocks, channels and colors must be "
-            "the same, and fused weights need a network named plain_..."
+            "the same (but fused weights for RGB fit a network for luma), and fused weights need one named plain_..."
         ) from error
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..branches import Branch
 from ..errors import ReparamError
+from ..modules._check import check_model
 from ..modules._start import fresh_start
 
 
@@ -37,6 +38,7 @@ def reset_parameters(model: nn.Module) -> list[str]:
         >>> round(net[0].branches[1].norm.weight.mean().item(), 3)
         0.1
     """
+    check_model(model)
     blocks = _outermost(model)
     starts = []
     for name, block in blocks.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..errors import SpecError
+from ..modules._check import check_model
 from ._at_once import compute_at_once
 from ._block import PHASES, Fold, ReparamBlock
 
@@ -34,6 +35,7 @@ def set_fold(model: nn.Module, fold: Fold | Mapping[str, Mapping[str, bool]]) ->
         >>> set_fold(nn.Sequential(RepSRBlock(8)), False)
         ['0']
     """
+    check_model(model)
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, ReparamBlock)}
     names = _choose(blocks, fold) if isinstance(fold, Mapping) else _set(blocks, fold)
     compute_at_once(model)

@@ -18,6 +18,7 @@ from .._timing import race
 from ..bn._norm import norms, uses_batch_stats
 from ..errors import SpecError
 from ..folding.moments import reaches_across
+from ..modules._check import check_model
 from ..modules._guard import all_read
 from ..modules._hooks import leave_hooks_out
 from ..modules._shards import why_not_whole
@@ -96,6 +97,7 @@ def tune_fold(model: nn.Module, example: Any, *, rounds: int = 5) -> FoldReport:
         >>> list(report.choices), set_fold(net, report.choices)
         (['0', '2'], ['0', '2'])
     """
+    check_model(model)
     if rounds < 1:
         raise SpecError(f"tune_fold needs at least one round, but got rounds={rounds}")
     if why_not_whole(model):

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..algebra._axes import NORM
 from ..errors import SpecError, StatisticsError
+from ..modules._check import check_model
 from ..numerics._precision import in_float64
 from ._frozen import FrozenStatsBN
 from ._known_norm import why_unknown
@@ -73,6 +74,7 @@ def is_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
 
 def norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
     """Iterate over the batch norms of a model with their dotted names, each once."""
+    check_model(model)
     for name, module in model.named_modules():
         if is_norm(module):
             yield name, module

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, ReparamError, SpecError
 from ..files._writing import check_targets, files_beside, written
 from ..fusing._fuse import plain_copy, unwrap
+from ..modules._check import check_model
 from ..modules._hooks import copy_module
 from ._formats import FORMATS, Dynamic, Format
 from ._half import held_in_half, smooth_pictures
@@ -158,6 +159,7 @@ def export(
         >>> report.engine, report.error < 1e-5
         ('torch', True)
     """
+    check_model(model)
     path = Path(path)
     kind = format_of(path)
     options = _chosen(kind, opset=opset, half=half, shuffle_as_conv=shuffle_as_conv)

@@ -18,6 +18,7 @@ from ..fusing._fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._net import SRNet
 from ..models._registry import Network
+from ..modules._check import check_model
 from ..modules._shards import why_not_whole
 from ._finder import Contents, read_file
 from ._fits import in_our_names
@@ -184,6 +185,7 @@ def save_checkpoint(model: nn.Module, path: Path, *, wrapper: str | None = None)
 
 def write_network(model: nn.Module, path: Path, keys: Sequence[str]) -> None:
     """`save_checkpoint` under several keys, each inside the one before."""
+    check_model(model)
     if why := why_not_whole(model):
         raise CheckpointError(f"cannot write {os.fspath(path)}: {why}")
     model = unwrap(model)

@@ -79,6 +79,10 @@ def fuse_state_dict(
         >>> sorted(fuse_state_dict(sd))
         ['rbr_reparam.bias', 'rbr_reparam.weight']
     """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(
+            f"expected a state dict, but got a {type(state_dict).__name__}: fuse takes models, fuse_file takes files"
+        )
     blocks = find_blocks_in(state_dict, Options(eps, identity, groups, dilations, bias, with_13, pool))
     if not blocks:
         raise CheckpointError(f"found no block to fuse; {looked_for(state_dict)}")

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..blocks._set_fold import set_fold
 from ..branches import Branch
 from ..errors import FuseError
+from ..modules._check import check_model
 from ..modules._hooks import copy_module, drop_shared_hooks
 from ..modules._like import tensor_like
 from ..modules._match import Match
@@ -37,6 +38,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         FuseError: for a sharded model, because this process does not have all parameters.
     """
+    check_model(model)
     if why := why_not_whole(model):
         raise FuseError(why)
     while True:

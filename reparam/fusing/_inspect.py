@@ -13,6 +13,7 @@ from ..algebra._spec import ConvSpec
 from ..bn._frozen import FrozenStatsBN
 from ..bn._norm import is_norm, norms, why_not_ready
 from ..branches import Branch
+from ..modules._check import check_model
 from ..modules._sound import unsound_in
 from ._find import find_all
 from ._foreign import ForeignBlock, Survey
@@ -136,6 +137,7 @@ def inspect_model(model: nn.Module) -> ModelReport:
         >>> report.blocks[0].name, report.ready
         ('0', False)
     """
+    check_model(model)
     blocks, found = find_all(model)
     reports = tuple(_inspect_all(blocks, found))
     total = sum(p.numel() for p in model.parameters())

@@ -22,6 +22,7 @@ from ..bn._frozen import freezes_as_saved
 from ..bn._norm import move_statistics, norms
 from ..branches import Branch
 from ..errors import ReparamError, SpecError
+from ..modules._check import check_model
 from ..modules._guard import why_replaced
 from ..modules._hooks import keep_hooks
 from ..modules._match import Match, matcher
@@ -80,8 +81,9 @@ def swap_convs(
         The names of the swapped convolutions, and of those that were not swapped, with the reasons.
 
     Raises:
-        SpecError: if nothing matches, if nothing can be swapped, if a module that `match` names without a pattern
-            cannot be swapped, or if the model is wrapped or is itself a convolution. Then nothing is changed.
+        SpecError: if `block` cannot be called, if nothing matches, if nothing can be swapped, if a module that `match`
+            names without a pattern cannot be swapped, or if the model is wrapped or is itself a convolution. Then
+            nothing is changed.
         StatisticsError: if `calibrate` has no batch or does not reach a block. Then the blocks are in place, with the
             statistics that they have without `calibrate`.
 
@@ -95,6 +97,9 @@ def swap_convs(
         >>> torch.allclose(net(x), before, atol=1e-5), list(fuse(net).state_dict()) == keys
         (True, True)
     """
+    check_model(model)
+    if not callable(block):
+        raise SpecError(f"block must be a class such as RepSRBlock, or a partial of one, but got {block!r}")
     found, skipped = _find(model, match), {}
     blocks: dict[int, nn.Module] = {}
     tied = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)

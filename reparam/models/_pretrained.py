@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import SpecError
 from ..fusing._swap import swap_convs
+from ..modules._check import check_model
 from ._net import PlainSR
 
 FOLDER = Path(__file__).parent / "weights"
@@ -51,7 +52,10 @@ def network_file(network: str | os.PathLike[str], *, fused: bool = False) -> Pat
 
     Raises:
         SpecError: if it is neither.
+        NotAModelError: if it is not even a path.
     """
+    if not isinstance(network, (str, os.PathLike)):
+        check_model(network)
     names = pretrained_names()
     if network in names:
         train = _train_file(str(network))

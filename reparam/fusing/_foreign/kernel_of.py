@@ -11,6 +11,7 @@ from ...algebra._affine import the_input
 from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp
 from ...errors import NotLinearError
+from ...modules._check import check_model
 from .blocks import read_block
 from .forms import form_of
 from .leaves import is_registered, like_of, register
@@ -64,6 +65,7 @@ def kernel_of(module: nn.Module) -> Kernel:
         >>> torch.allclose(torch.nn.functional.conv2d(x, *kernel_of(pair), padding=1), pair(x), atol=1e-6)
         True
     """
+    check_model(module)
     values = linear_parts(module, like_of(module))
     if len(values) > 1:
         names = ", ".join(values)
