@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -389,6 +390,8 @@ def test_a_region_costs_no_more_than_its_layers():
     assert "one convolution would take 1,764 multiply-adds per pixel of its input" in report.apart["0"]
     assert "0 is cheaper unfused" in str(report)
     square = nn.Conv2d(6, 6, 7, padding=3)
-    (block,) = inspect_model(ready(nn.Sequential(Net(square, wide)))).blocks
+    report = inspect_model(ready(nn.Sequential(Net(square, wide))))
+    assert re.search(r"fused  multiply-adds  .*\n.*  2,022 -> 1,764 ", str(report))
+    (block,) = report.blocks
     assert (block.multiply_adds, block.fused_multiply_adds) == (49 * 36 + 7 * 36 + 6, 49 * 36)
     assert block.replaces == ("0.first", "0.second")

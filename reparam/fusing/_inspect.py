@@ -88,12 +88,13 @@ class ModelReport:
         return "\n".join(lines)
 
 
-def _table(blocks: Iterable[BlockReport]) -> str:
-    titles = {"block": "", "kind": "", "convolution": "", "parameters": ",", "fused": ",", "multiply-adds": ""}
-    titles |= {"norms": "", "": ""}
+def _table(blocks: Sequence[BlockReport]) -> str:
     states = {True: "frozen", False: "not frozen", None: "none"}
+    counted = any(block.multiply_adds is not None for block in blocks)
+    titles = {"block": "", "kind": "", "convolution": "", "parameters": ",", "fused": ","}
+    titles |= {"multiply-adds": ""} if counted else {}
     return table(
-        titles,
+        titles | {"norms": "", "": ""},
         (
             (
                 block.name or "(model)",
@@ -101,7 +102,7 @@ def _table(blocks: Iterable[BlockReport]) -> str:
                 str(block.spec),
                 block.parameters,
                 block.fused_parameters,
-                _multiply_adds(block),
+                *([_multiply_adds(block)] if counted else []),
                 states[block.frozen],
                 "ready" if block.ready else "NOT READY",
             )
