@@ -338,6 +338,15 @@ def test_sums_that_stay_are_listed_with_the_reason(tmp_path):
     assert operations(tmp_path / "fused.onnx") == ["Conv", "Relu", "Pad", "Conv", "Conv", "Add", "Relu", "Conv", "Conv"]
 
 
+def test_branches_that_only_their_borders_keep_apart_are_listed(tmp_path):
+    s, y = of_branches()
+    z = s.node("Relu", [y])
+    padded = s.conv(s.conv(z, 8, 8, 1, 1), 8, 8)
+    report = fuse_onnx(save(s.model(s.node("Add", [z, padded])), tmp_path / "model.onnx"), tmp_path / "fused.onnx")
+    assert [region.name for region in report.regions] == [y]
+    assert [why for _, why in report.left if why.startswith("zero padding follows a bias, so the border would differ")]
+
+
 def test_numbers_that_the_type_does_not_hold(tmp_path):
     s, y = of_branches(kind=TensorProto.FLOAT16)
     z = s.node("Relu", [y])

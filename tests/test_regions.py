@@ -395,3 +395,48 @@ def test_a_region_costs_no_more_than_its_layers():
     (block,) = report.blocks
     assert (block.multiply_adds, block.fused_multiply_adds) == (49 * 36 + 7 * 36 + 6, 49 * 36)
     assert block.replaces == ("0.first", "0.second")
+
+
+class Padded(nn.Module):
+    """A branch that widens its input and then pads, beside a 3x3."""
+
+    def __init__(self, forward, wide=12, bias=True):
+        super().__init__()
+        self.expand, self.squeeze = nn.Conv2d(6, wide, 1, bias=bias), nn.Conv2d(wide, 6, 3, padding=1)
+        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(wide)
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+BORDERS = {
+    "identity": lambda m, x: (x + 0.1 * m.squeeze(m.expand(x))).relu(),
+    "convolution": lambda m, x: (m.conv(x) + m.squeeze(m.expand(x)) + x).relu(),
+    "norm": lambda m, x: (m.conv(x) + m.squeeze(m.norm(m.expand(x)))).relu(),
+    "stack": lambda m, x: torch.stack([m.conv(x), m.squeeze(m.expand(x))]).sum(0).relu(),
+}
+
+
+@pytest.mark.parametrize("name", BORDERS)
+@torch.no_grad()
+def test_branches_that_only_their_borders_keep_apart_are_named(name):
+    """W * pad(V x + v) is a convolution of x inside, but not at the border, where zeros take the place of v."""
+    model = ready(nn.Sequential(nn.Conv2d(3, 6, 3), Padded(BORDERS[name])))
+    left = inspect_model(model).left
+    assert "zero padding follows a bias, so the border would differ; pad before the first of them" in left["1"]
+    with pytest.raises(FuseError):
+        fuse(model, strict=True)
+
+
+@torch.no_grad()
+def test_branches_whose_borders_agree_or_that_pay_not_are_not_named():
+    agree = ready(nn.Sequential(nn.Conv2d(3, 6, 3), Padded(BORDERS["convolution"], bias=False)))
+    assert not inspect_model(agree).left and convs_in(fuse(agree, strict=True)) == 2
+    for function in (
+        lambda m, x: (x + m.conv(m.conv(x))).relu(),  # 5x5
+        lambda m, x: (m.conv(x) + m.squeeze(m.expand(x).relu())).relu(),
+    ):
+        assert not inspect_model(ready(nn.Sequential(nn.Conv2d(3, 6, 3), Padded(function)))).left
+    few = ready(nn.Sequential(nn.Conv2d(3, 6, 3), Padded(BORDERS["identity"], wide=1)))
+    assert not inspect_model(few).left

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..algebra._affine import balanced, the_input
+from ..algebra._affine import BorderError, balanced, borders_ignored, the_input
 from ..algebra._linear import LinearOp
 from ..errors import NotLinearError, ReparamError
 
@@ -133,6 +133,8 @@ class _Finder:
                 self.readers.setdefault(key, []).append(step.key)
         self.needed: set[Key] = set(outputs)
         self._from: dict[Key, dict[Key, Any]] = {}
+        self.borders: dict[Key, dict[Key, str]] = {}
+        """Steps that are affine in a source but for their borders, and why these differ."""
         self._best: dict[tuple[Key, Key], tuple[Fraction, tuple[Piece, ...]]] = {}
         self.source = self._sources()
 
@@ -160,6 +162,8 @@ class _Finder:
                 continue
             if step.apply and len(of) == 1 and len(set(step.inputs)) > 1:
                 self._refuse(step, of[0])
+            if step.apply and len(of) > 1 and of[0] in self.borders:
+                self._refuse_borders(step, of[0])
             if (one := self._earliest(step)) is not None:
                 source[step.key] = one
             self.needed |= {one} if one is not None else {key for key in step.inputs if source.get(key, key) != key}
@@ -175,6 +179,19 @@ class _Finder:
             except NotLinearError as error:
                 if type(error) is NotLinearError:  # not a product of values, which is not meant to be a sum
                     self.refused[step.key] = str(error)
+
+    def _refuse_borders(self, step: Step, source: Key) -> None:
+        """Record why values of one source do not become one, if only their borders differ and it would pay."""
+        before = self.between(source, step.key)
+        why = next((why for one in before if (why := self.borders[source].get(one.key))), None)
+        if why is None:
+            return
+        inside = {one.key for one in before}
+        read = {key for key in inside if key in self.needed or not inside.issuperset(self.readers.get(key, ()))}
+        with borders_ignored():
+            nearly = _Finder(before, read | {step.key}, self.widths, self.even).merged(source, step.key)
+        if nearly is not None:
+            self.refused[step.key] = f"{why}; pad before the first of them, as ExpandSqueezeBranch does"
 
     def _earliest(self, step: Step) -> Key | None:
         """The earliest value before a step that the step is affine in."""
@@ -202,7 +219,9 @@ class _Finder:
                 if step.apply is not None and all(one in known for one in step.inputs):
                     try:
                         known[key] = applied(step, known)
-                    except NotLinearError:
+                    except NotLinearError as error:
+                        if isinstance(error, BorderError):
+                            self.borders.setdefault(source, {})[key] = str(error)
                         continue
                     waiting.update(self.readers.get(key, ()))
             self._from[source] = known
