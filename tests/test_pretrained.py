@@ -24,8 +24,7 @@ def photo(net) -> torch.Tensor:
 
 
 def test_what_there_is():
-    sizes = ("m4c16_x2", "m4c16_x3", "m4c16_x4", "m4c16_x2_y", "m4c16_x4_y", "m6c32_x2", "m6c32_x3", "m6c32_x4")
-    assert set(NAMES) == {f"repsr_{size}" for size in sizes}
+    assert set(NAMES) == {f"repsr_{size}_x{n}{y}" for size in ("m4c16", "m6c32") for n in (2, 3, 4) for y in ("", "_y")}
     assert set(NAMES) <= set(list_models()), "a name that list_models does not show is not found"
     assert list_models("repsr_m4c16_x2", pretrained=True) == ["repsr_m4c16_x2"]
     assert list_models("plain*", pretrained=True) == []

@@ -17,9 +17,13 @@ for name in repsr_m6c32_x2 repsr_m6c32_x4; do
     run $name --start "$runs/$name-middle/fused.safetensors" --swap RepSRBlock --steps 5000 --lr 2e-3 "${more[@]}"
 done
 
-# These take all layers but the last from a network for scale 2.
-run repsr_m4c16_x4_y --model plain_m4c16_x4_y --body "$runs/repsr_m4c16_x2_y/fused.safetensors" --swap RepSRBlock \
-    --steps 10000 --lr 4e-3 "${more[@]}"
-run repsr_m6c32_x3 --model plain_m6c32_x3 --body "$runs/repsr_m6c32_x2/fused.safetensors" --swap RepSRBlock \
-    --steps 5000 --lr 4e-3 "${more[@]}"
-summary repsr_m4c16_x{2,3,4} repsr_m4c16_x{2,4}_y repsr_m6c32_x{2,3,4}
+from() { # NAME OTHER STEPS RATE: takes all layers but the last from the other network, which has scale 2
+    run "$1" --model "${1/repsr/plain}" --body "$runs/$2/fused.safetensors" --swap RepSRBlock --steps "$3" --lr "$4" "${more[@]}"
+}
+from repsr_m4c16_x3_y repsr_m4c16_x2_y 10000 2e-3
+from repsr_m4c16_x4_y repsr_m4c16_x2_y 10000 4e-3
+from repsr_m6c32_x3 repsr_m6c32_x2 5000 4e-3
+from repsr_m6c32_x2_y repsr_m6c32_x2 8000 2e-3
+from repsr_m6c32_x3_y repsr_m6c32_x2_y 5000 2e-3
+from repsr_m6c32_x4_y repsr_m6c32_x2 8000 2e-3
+summary repsr_m{4c16,6c32}_x{2,3,4}{,_y}
