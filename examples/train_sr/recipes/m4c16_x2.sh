@@ -13,3 +13,10 @@ for seed in 0 1; do
     way "repsr$seed" repsr 1.6e-2
 done
 summary {plain,collapsible,ecbsr,repvgg,repsr}{0,1}
+
+# Networks whose first and last layer are plain, for the table of networks in 8 bits
+ends=(--options '{"plain_ends": true}' --steps 4000 --warmup 200)
+run repvgg_ends --model repvggsr_m4c16_x2_y "${ends[@]}" --lr 1.6e-2
+run qarepvgg_ends-8e-3 --model qarepvggsr_m4c16_x2_y "${ends[@]}" --lr 8e-3
+run qarepvgg_ends --model qarepvggsr_m4c16_x2_y "${ends[@]}" --lr 1.6e-2
+summary repvgg_ends qarepvgg_ends{-8e-3,}
