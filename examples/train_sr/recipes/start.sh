@@ -21,7 +21,13 @@ summary one_m{16,32}
 
 repsr=(--model repsr_m4c16_x2_y "${four[@]}" --lr 1.6e-2 --warmup 200)
 run large "${repsr[@]}" --options '{"bn_weight": 1, "gain": 1}'
-for share in 0.1 0.5 1; do
+for share in 0.1 0.5 0.8 0.95 1; do
     run "frozen_at_$share" "${repsr[@]}" --freeze-at "$share"
 done
-summary large frozen_at_{0.1,0.5,1}
+summary large frozen_at_{0.1,0.5,0.8,0.95,1}
+for share in 0.8 0.9 0.95 1; do
+    run "constant_$share" "${repsr[@]}" --lr 4e-3 --schedule constant --ema 0 --freeze-at "$share"
+done
+summary constant_{0.8,0.9,0.95,1}
+run never_m16 --model repsr_m16c16_x2_y --steps 1000 --warmup 200 --lr 8e-3 --freeze-at 1
+summary never_m16
