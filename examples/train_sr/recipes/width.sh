@@ -21,7 +21,7 @@ run repsr_c64_seed1 --model repsr_m4c64_x2_y --steps 1000 --warmup 200 --lr 8e-3
 summary {repvggsr,repsr}_c64_seed1
 
 names=()
-for pair in plain=8e-3 plain=1.6e-2 collapsiblesr=2e-3 ecbsr=4e-3 repvggsr=1.6e-2 repsr=1.6e-2; do
+for pair in plain=8e-3 plain=1.6e-2 collapsiblesr=1e-3 collapsiblesr=2e-3 ecbsr=4e-3 repvggsr=1.6e-2 repsr=1.6e-2; do
     names+=("${pair%=*}_x4_${pair#*=}")
     run "${names[-1]}" --model "${pair%=*}_m4c16_x4_y" --steps 2000 --warmup 200 --lr "${pair#*=}"
 done
