@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..branches import Branch
-from ..errors import ReparamError
-from ..modules._check import check_model
+from ..errors import ReparamError, check_model
 from ..modules._start import fresh_start
 
 

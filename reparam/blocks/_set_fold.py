@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..errors import SpecError
-from ..modules._check import check_model
+from ..errors import SpecError, check_model
 from ._at_once import compute_at_once
 from ._block import PHASES, Fold, ReparamBlock
 

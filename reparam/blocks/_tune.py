@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from .._tables import table
 from .._timing import race
 from ..bn._norm import norms, uses_batch_stats
-from ..errors import SpecError
+from ..errors import SpecError, check_model
 from ..folding.moments import reaches_across
-from ..modules._check import check_model
 from ..modules._guard import all_read
 from ..modules._hooks import leave_hooks_out
 from ..modules._shards import why_not_whole

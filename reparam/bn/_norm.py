@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..algebra._axes import NORM
-from ..errors import SpecError, StatisticsError
-from ..modules._check import check_model
+from ..errors import SpecError, StatisticsError, check_model
 from ..numerics._precision import in_float64
 from ._frozen import FrozenStatsBN
 from ._known_norm import why_unknown

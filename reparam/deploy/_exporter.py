@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError, ReparamError, SpecError
+from ..errors import ExportError, ReparamError, SpecError, check_model
 from ..files._writing import check_targets, files_beside, written
 from ..fusing._fuse import plain_copy, unwrap
-from ..modules._check import check_model
 from ..modules._hooks import copy_module
 from ._formats import FORMATS, Dynamic, Format
 from ._half import held_in_half, smooth_pictures

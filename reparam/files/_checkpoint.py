@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from ..bn._norm import norms
 from ..branches import Branch
-from ..errors import CheckpointError
+from ..errors import CheckpointError, check_model
 from ..fusing._fuse import unwrap
 from ..models import ECBSR, EDSR, SESR, CollapsibleSR, PlainSR, QARepVGGSR, RepSR, RepVGGSR
 from ..models._net import SRNet
 from ..models._registry import Network
-from ..modules._check import check_model
 from ..modules._shards import why_not_whole
 from ._finder import Contents, read_file
 from ._fits import in_our_names

@@ -15,8 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..blocks._set_fold import set_fold
 from ..branches import Branch
-from ..errors import FuseError
-from ..modules._check import check_model
+from ..errors import FuseError, check_model
 from ..modules._hooks import copy_module, drop_shared_hooks
 from ..modules._like import tensor_like
 from ..modules._match import Match

@@ -13,7 +13,7 @@ from ..algebra._spec import ConvSpec
 from ..bn._frozen import FrozenStatsBN
 from ..bn._norm import is_norm, norms, why_not_ready
 from ..branches import Branch
-from ..modules._check import check_model
+from ..errors import check_model
 from ..modules._sound import unsound_in
 from ._find import find_all
 from ._foreign import ForeignBlock, Survey

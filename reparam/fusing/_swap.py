@@ -21,8 +21,7 @@ from ..bn._freeze import collect_bn_stats, refuse_few
 from ..bn._frozen import freezes_as_saved
 from ..bn._norm import move_statistics, norms
 from ..branches import Branch
-from ..errors import ReparamError, SpecError
-from ..modules._check import check_model
+from ..errors import ReparamError, SpecError, check_model
 from ..modules._guard import why_replaced
 from ..modules._hooks import keep_hooks
 from ..modules._match import Match, matcher

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import SpecError
+from ..errors import SpecError, check_model
 from ..fusing._swap import swap_convs
-from ..modules._check import check_model
 from ._net import PlainSR
 
 FOLDER = Path(__file__).parent / "weights"

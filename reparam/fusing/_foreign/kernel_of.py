@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ...algebra._affine import the_input
 from ...algebra._kernels import Kernel
 from ...algebra._linear import LinearOp
-from ...errors import NotLinearError
-from ...modules._check import check_model
+from ...errors import NotLinearError, check_model
 from .blocks import read_block
 from .forms import form_of
 from .leaves import is_registered, like_of, register
