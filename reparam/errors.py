@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 __all__ = [
     "CheckpointError",
     "ExportError",
@@ -63,6 +61,8 @@ def check_model(model: Any) -> None:
     Raises:
         NotAModelError: it is a path, a state dict, a class or anything else; the message says how to get the model.
     """
+    from torch import nn  # not above: the help of the command line does not wait for torch
+
     if isinstance(model, nn.Module):
         return
     got, advice = f"{type(model).__name__} object", "pass the network itself"
