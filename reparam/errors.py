@@ -36,7 +36,7 @@ class NotLinearError(ReparamError, TypeError):
 
 
 class NotAModelError(ReparamError, TypeError):
-    """An argument that should be a `torch.nn.Module` and is something else."""
+    """What every function that takes a model raises if it gets anything but a `torch.nn.Module`."""
 
 
 class StatisticsError(ReparamError, RuntimeError):

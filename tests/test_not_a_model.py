@@ -1,6 +1,8 @@
 """What functions that take a model say of a path, a state dict, a class and anything else."""
 
 import inspect
+import pkgutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,6 @@ import torch
 from torch import nn
 
 import reparam
-import reparam.bn
-import reparam.fusing
 import reparam.sr
 from reparam import CheckpointError, RepSRBlock, SpecError
 from reparam.errors import NotAModelError
@@ -31,13 +31,16 @@ AFTER = {
 }
 """The arguments after the model."""
 
+LEFT_OUT = {"draw", "linear_op", "fused"}
+"""They take blocks and layers and refuse models as well; the last is deprecated."""
+
 FUNCTIONS = {
     name: function
-    for package in (reparam, reparam.sr, reparam.bn, reparam.fusing)
-    for name in package.__all__
+    for package in (import_module(f"reparam.{one.name}") for one in pkgutil.iter_modules(reparam.__path__))
+    for name in getattr(package, "__all__", ())
     if (callable(function := getattr(package, name)) and not inspect.isclass(function)) or name == "BNFreezeSchedule"
     for first in list(inspect.signature(function).parameters.values())[:1]
-    if "nn.Module" in str(first.annotation) and name not in ("draw", "fused")  # takes blocks; is deprecated
+    if "nn.Module" in str(first.annotation) and name not in LEFT_OUT
 }
 
 

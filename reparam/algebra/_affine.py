@@ -5,9 +5,7 @@ Each result is exact, borders included, or the operation is refused: y = conv(pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from functools import reduce
 from math import gcd
 
@@ -17,27 +15,11 @@ from torch import Tensor
 
 from ..errors import NotLinearError
 from . import _kernels as kernels
+from ._borders import check_borders
 from ._composition import then
 from ._kernels import Kernel
 from ._linear import LinearOp
 from ._spec import Pads
-
-
-class BorderError(NotLinearError):
-    """Two operations that are one but for their borders."""
-
-
-_BORDERS: ContextVar[bool] = ContextVar("borders", default=True)
-
-
-@contextmanager
-def borders_ignored() -> Iterator[None]:
-    """Inside, operations are composed whatever they pad with: right but for the borders, to see what these prevent."""
-    token = _BORDERS.set(False)
-    try:
-        yield
-    finally:
-        _BORDERS.reset(token)
 
 
 def pointwise(scale: Tensor, shift: Tensor | None = None) -> LinearOp:
@@ -72,8 +54,7 @@ def after(first: LinearOp, second: LinearOp) -> LinearOp:
     """
     second = _like(second, first)
     if second.is_padded:
-        if _BORDERS.get():
-            _check_padding(first, second)
+        check_borders(first, second)
         if first.tiles:
             pads = tuple((low * s, high * s) for (low, high), s in zip(second.pads, first.stride))
             second = second._replace(pads=pads)
@@ -132,29 +113,6 @@ def _like(value: LinearOp, other: LinearOp) -> LinearOp:
     """`value` in the dtype and on the device of `other`."""
     weight = other.kernel.weight
     return value._replace(kernel=Kernel(*(tensor.to(weight.device, weight.dtype) for tensor in value.kernel)))
-
-
-def _check_padding(first: LinearOp, second: LinearOp) -> None:
-    """Refuse padding that cannot be moved before `first`.
-
-    Along an axis, it can if `first` reads one pixel there and maps padding to padding.
-
-    Raises:
-        BorderError: if it cannot.
-    """
-    zeros = second.padding_mode == "zeros" and any(p > 0 for pair in second.pads for p in pair)
-    if first.is_padded and first.padding_mode != second.padding_mode:
-        raise BorderError("a padded operation follows one with another padding mode, so the border would differ")
-    for axis, after_it in enumerate(second.pads):
-        if not any(after_it):
-            continue
-        before = first.pads[axis] if first.pads else (0, 0)
-        if first.ndim and not first.tiles and (first.kernel.size[axis] > 1 or first.stride[axis] > 1):
-            raise BorderError("a padded operation follows one with taps or a stride, so the border would differ")
-        if any(before) and (min(*before, *after_it) < 0 or second.padding_mode != "zeros"):
-            raise BorderError("padding follows cropping, so the border would differ")
-    if zeros and first.shifts:
-        raise BorderError("zero padding follows a bias, so the border would differ")
 
 
 def _then(first: LinearOp, second: LinearOp) -> LinearOp:

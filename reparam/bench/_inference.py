@@ -20,7 +20,7 @@ from ..blocks._set_fold import set_fold
 from ..deploy._engines import FILE_ENGINES, installed_engines, make_engine, open_engine
 from ..deploy._sizes import FileSize, file_size
 from ..deploy._threads import torch_threads
-from ..errors import ExportError, SpecError
+from ..errors import ExportError, SpecError, check_model
 from ..fusing._fuse import plain_copy
 from ..fusing._inspect import inspect_model
 from ..fusing._macs import multiply_adds
@@ -135,6 +135,7 @@ def bench_inference(
         >>> [row.graph for row in report.rows]
         ['branches', 'folded', 'fused', 'fused']
     """
+    check_model(net)
     colors: Any = getattr(net, "colors", None)
     if not isinstance(colors, int):
         raise SpecError(f"{type(net).__name__} does not say what its input is: set its attribute colors to 1 or 3")

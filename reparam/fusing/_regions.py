@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..algebra._affine import BorderError, balanced, borders_ignored, the_input
+from ..algebra._affine import balanced, the_input
+from ..algebra._borders import BorderError, borders_ignored
 from ..algebra._linear import LinearOp
 from ..errors import NotLinearError, ReparamError
 
@@ -131,7 +132,8 @@ class _Finder:
         for step in steps:
             for key in step.inputs:
                 self.readers.setdefault(key, []).append(step.key)
-        self.needed: set[Key] = set(outputs)
+        self.outputs = set(outputs)
+        self.needed: set[Key] = set(self.outputs)
         self._from: dict[Key, dict[Key, Any]] = {}
         self.borders: dict[Key, dict[Key, str]] = {}
         """Steps that are affine in a source but for their borders, and why these differ."""
@@ -187,7 +189,7 @@ class _Finder:
         if why is None:
             return
         inside = {one.key for one in before}
-        read = {key for key in inside if key in self.needed or not inside.issuperset(self.readers.get(key, ()))}
+        read = {key for key in inside if key in self.outputs or not inside.issuperset(self.readers.get(key, ()))}
         with borders_ignored():
             nearly = _Finder(before, read | {step.key}, self.widths, self.even).merged(source, step.key)
         if nearly is not None:

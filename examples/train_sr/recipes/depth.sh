@@ -17,6 +17,7 @@ at_depth 16 1000 0 plain=8e-3 collapsiblesr=2e-3 ecbsr=2e-3 ecbsr+id=2e-3 repvgg
 at_depth 32 1000 0 plain=4e-3 collapsiblesr=1e-3 ecbsr+id=2e-3 repvggsr=1.6e-2 repsr=8e-3
 at_depth 32 1000 1 plain=4e-3 collapsiblesr=1e-3 ecbsr+id=2e-3 repvggsr=1.6e-2 repsr=8e-3
 run plain_m32_1000_slower --model plain_m32c16_x2_y --steps 1000 --warmup 200 --lr 2e-3 --seed 1
+summary plain_m32_1000_slower
 at_depth 16 2000 0 plain=8e-3 collapsiblesr=2e-3 ecbsr=2e-3 ecbsr+id=2e-3 repvggsr=1.6e-2 repsr=8e-3
 at_depth 16 2000 1 plain=8e-3 collapsiblesr=2e-3 repvggsr=1.6e-2 repsr=8e-3
 

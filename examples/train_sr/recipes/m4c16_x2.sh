@@ -14,6 +14,12 @@ for seed in 0 1; do
 done
 summary {plain,collapsible,ecbsr,repvgg,repsr}{0,1}
 
+for seed in 0 1; do
+    way "plain$seed-8e-3" plain 8e-3
+    way "ecbsr$seed-8e-3" ecbsr 8e-3
+done
+summary {plain,ecbsr}{0,1}-8e-3
+
 # Networks whose first and last layer are plain, for the table of networks in 8 bits
 ends=(--options '{"plain_ends": true}' --steps 4000 --warmup 200)
 run repvgg_ends --model repvggsr_m4c16_x2_y "${ends[@]}" --lr 1.6e-2
